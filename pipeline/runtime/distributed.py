@@ -1,0 +1,94 @@
+"""The process group: which rank this is, on which device, and the few collectives that the stages use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers; world_size 1 needs no process group."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 writes what is shared."""
+        return self.rank == 0
+
+    def reduce_sum(self, x: Tensor) -> Tensor:
+        """Sum of a float64 tensor over all ranks, on every rank (all ranks take part); no gradient flows through it."""
+        x = x.detach().to(torch.float64, copy=True)
+        if self.world_size > 1:
+            dist.all_reduce(x)
+        return x
+
+    def gather_rows(self, x: Tensor) -> Tensor:
+        """Rows of all ranks in rank order, on every rank (all ranks take part); row counts may differ, also be 0."""
+        if self.world_size == 1:
+            return x
+        counts = torch.zeros(self.world_size, dtype=torch.int64, device=x.device)
+        counts[self.rank] = len(x)
+        dist.all_reduce(counts)
+        longest = int(counts.max())
+        padded = x.new_zeros((longest, *x.shape[1:]))
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:n] for part, n in zip(parts, counts.tolist(), strict=True)])
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def share(total: int, rank: int, world_size: int) -> range:
+    """The positions [floor(r T/W), floor((r+1) T/W)) of `total` items that belong to `rank`; may be empty."""
+    return range(rank * total // world_size, (rank + 1) * total // world_size)
+
+
+def _env(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not value.isdigit():
+        raise UserError(f"environment variable {name}: got {value!r}, expected a whole number (set by torchrun)")
+    return int(value)
+
+
+@contextmanager
+def process_group(timeout_s: int, threads: int = 0) -> Iterator[Ranks]:
+    """Join the group described by RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; leave it at the end.
+
+    nccl on GPUs, gloo on CPUs. `threads`: CPU threads of this rank, 0 for an even share of the node's cores.
+    """
+    rank, world_size, local_rank = _env("RANK", 0), _env("WORLD_SIZE", 1), _env("LOCAL_RANK", 0)
+    local_world = _env("LOCAL_WORLD_SIZE", world_size)
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // max(1, local_world)))
+    if torch.cuda.is_available():
+        # A job that sees one GPU per rank numbers it 0; one that sees the whole node picks by local rank.
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    if world_size > 1:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        device_id = device if device.type == "cuda" else None
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device_id)
+    try:
+        yield Ranks(rank, world_size, local_rank, device)
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()

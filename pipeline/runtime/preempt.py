@@ -1,0 +1,35 @@
+"""Stop requests from the scheduler: a signal sets a flag, the stage decides at a step boundary."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+
+class Stopped(Exception):
+    """Raised by a stage on every rank after it saved its state because it was asked to stop."""
+
+
+class StopFlag:
+    """`requested` turns true once a stop signal arrived on this rank; other ranks may not know yet."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.signum: int | None = None
+        self.previous: dict[int, Any] = {}  # handlers that were there before, e.g. submitit's
+
+    def install(self, signals: tuple[signal.Signals, ...] = (signal.SIGUSR2, signal.SIGTERM)) -> StopFlag:
+        """Listen to `signals`; main thread only."""
+        for number in signals:
+            self.previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def uninstall(self) -> None:
+        """Put the previous handlers back."""
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous.clear()
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.requested, self.signum = True, signum

@@ -1,0 +1,58 @@
+"""The stages of the chain. A new stage is a file beside this one and its line in STAGES; nothing here imports torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import layout
+from pipeline.config import RunConfig
+
+if TYPE_CHECKING:
+    from pipeline.runtime.context import Context
+
+
+def _shards_complete(config: RunConfig, run_dir: Path) -> bool:
+    return (layout.shards_dir(config) / "manifest.json").exists()
+
+
+def _train_complete(config: RunConfig, run_dir: Path) -> bool:
+    done = layout.train_dir(run_dir) / "done.json"
+    return done.exists() and json.loads(done.read_text())["images"] >= config.train.images
+
+
+def _classifier_complete(config: RunConfig, run_dir: Path) -> bool:
+    return (layout.classifier_dir(config) / "metrics.json").exists()
+
+
+def _never_complete(config: RunConfig, run_dir: Path) -> bool:
+    return False  # an evaluation is asked for by name or by a chain; a rerun gets a new number
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One job of the chain: `run(config, context)` of `module`, on every rank, after the stages named in `after`."""
+
+    name: str
+    module: str
+    after: tuple[str, ...]
+    complete: Callable[[RunConfig, Path], bool]  # outputs are there and belong to this configuration
+
+    def run(self, config: RunConfig, context: Context) -> None:
+        """Run the stage in this process (all ranks call it)."""
+        import_module(self.module).run(config, context)
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("shard", "pipeline.stages.shard", (), _shards_complete),
+        Stage("train", "pipeline.stages.train", ("shard",), _train_complete),
+        Stage("classifier", "pipeline.stages.classifier", ("shard",), _classifier_complete),
+        Stage("eval", "pipeline.stages.eval", ("train", "classifier"), _never_complete),
+    )
+}
