@@ -260,23 +260,23 @@ def _nearest_file(file: Path) -> str:
 
 
 def _nearest_key(key: str) -> str:
-    near = difflib.get_close_matches(key, list(_leaves(dataclasses.asdict(RunConfig()))), 1, 0.4)
+    near = difflib.get_close_matches(key, list(leaves(dataclasses.asdict(RunConfig()))), 1, 0.4)
     return f"; did you mean '{near[0]}'?" if near else "; `launch.py --dry-run` prints all keys"
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested dictionaries to {'a.b': value}, sections included as keys of their own."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat[prefix + key] = value
         if isinstance(value, dict):
-            flat |= _leaves(value, f"{prefix}{key}.")
+            flat |= leaves(value, f"{prefix}{key}.")
     return flat
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
     """Every leaf of the configuration as {'train.batch_size': 128, ...}."""
-    return {k: v for k, v in _leaves(to_dict(config)).items() if not isinstance(v, dict)}
+    return {k: v for k, v in leaves(to_dict(config)).items() if not isinstance(v, dict)}
 
 
 def _check(config: RunConfig) -> None:

@@ -1,0 +1,88 @@
+"""Conditional priors p(z|y): each maps e(y) [B, E] to a distribution of z [B, D]."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from cvae.config import ModelConfig
+from cvae.distributions import DiagonalGaussian, FlowDistribution
+from cvae.flow import Flow
+from cvae.layers import full_precision, mlp, soft_floor
+
+
+class AttributeConv(nn.Module):
+    """The paper's encoder p: two 1-d convolutions along the attributes' embeddings, then a linear layer."""
+
+    def __init__(self, n_condition: int, width: int, hidden: int, n_out: int) -> None:
+        super().__init__()
+        self.width = width
+        self.convs = nn.Sequential(
+            nn.Conv1d(width, hidden, 3, padding=1), nn.ReLU(), nn.Conv1d(hidden, width, 3, padding=1), nn.ReLU(), nn.Flatten()
+        )
+        self.out = nn.Linear(n_condition, n_out)
+
+    def forward(self, e: Tensor) -> Tensor:
+        """e [B, A * width] -> [B, n_out]."""
+        return self.out(self.convs(e.unflatten(1, (-1, self.width)).transpose(1, 2)))
+
+
+def prior_net(config: ModelConfig, n_condition: int) -> nn.Module:
+    """Network of mu_p(y) and ln sigma_p(y): e [B, E] -> [B, 2D], zero at the start, i.e. N(0, I)."""
+    if config.prior.net == "mlp":
+        net = mlp(n_condition, config.prior.hidden, 2 * config.z_dim)
+        last = net[-1]
+    else:
+        if config.conditioner.name != "embedding":
+            raise ValueError("model.prior.net=conv1d runs along attribute embeddings: set model.conditioner.name=embedding")
+        net = AttributeConv(n_condition, config.conditioner.width, config.prior.hidden, 2 * config.z_dim)
+        last = net.out
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return net
+
+
+class StandardPrior(nn.Module):
+    """p(z|y) = N(0, I), whatever y."""
+
+    def __init__(self, config: ModelConfig, n_condition: int) -> None:
+        super().__init__()
+        self.z_dim = config.z_dim
+
+    def forward(self, e: Tensor) -> DiagonalGaussian:
+        """e [B, E] -> distribution of z [B, D]."""
+        zeros = full_precision(e).new_zeros(len(e), self.z_dim)
+        return DiagonalGaussian(zeros, zeros)
+
+
+class GaussianPrior(nn.Module):
+    """p(z|y) = N(mu_p(y), sigma_p(y)^2)."""
+
+    def __init__(self, config: ModelConfig, n_condition: int) -> None:
+        super().__init__()
+        self.net, self.log_sigma_min = prior_net(config, n_condition), config.log_sigma_min
+
+    def forward(self, e: Tensor) -> DiagonalGaussian:
+        """e [B, E] -> distribution of z [B, D]."""
+        mean, log_std = self.net(full_precision(e)).chunk(2, dim=1)
+        return DiagonalGaussian(mean, soft_floor(log_std, self.log_sigma_min))
+
+
+class FlowPrior(nn.Module):
+    """log p(z|y) = log N(f(z); mu_p(y), sigma_p(y)^2) + log|det df/dz|."""
+
+    def __init__(self, config: ModelConfig, n_condition: int) -> None:
+        super().__init__()
+        self.base = GaussianPrior(config, n_condition)
+        self.flow = Flow(config.z_dim, n_condition, config.prior.flow)
+
+    def forward(self, e: Tensor) -> FlowDistribution:
+        """e [B, E] -> distribution of z [B, D]."""
+        # The log-determinant is off by 0.05 nats in bfloat16, hence at least float32 throughout.
+        return FlowDistribution(self.base(e), self.flow, full_precision(e))
+
+
+PRIORS: dict[str, type[StandardPrior] | type[GaussianPrior] | type[FlowPrior]] = {
+    "standard": StandardPrior,
+    "gaussian": GaussianPrior,
+    "flow": FlowPrior,
+}
