@@ -200,14 +200,15 @@ AT_LEAST_ONE = (
 )  # fmt: skip
 
 
-def load(files: list[Path], overrides: list[str] | None = None) -> RunConfig:
-    """Merge YAML `files` in order, then `a.b=value` overrides, over the defaults.
+def load(files: list[Path], overrides: list[str] | None = None, base: RunConfig | None = None) -> RunConfig:
+    """Merge YAML `files` in order, then `a.b=value` overrides, over `base` (the defaults).
 
     Raises ConfigError that names the file or override, the key, and the nearest valid key or the wanted type.
     """
-    config = OmegaConf.structured(RunConfig)
+    config = OmegaConf.structured(base or RunConfig)
     for file in files:
-        config = _merge(config, _read_yaml(file), str(file))
+        for origin, delta in _with_bases(file):
+            config = _merge(config, delta, str(origin))
     for override in overrides or []:
         key, equals, _ = override.partition("=")
         if not equals or not key:
@@ -223,6 +224,17 @@ def load(files: list[Path], overrides: list[str] | None = None) -> RunConfig:
         raise ConfigError(_first_line(error)) from None
     _check(resolved)
     return resolved
+
+
+def _with_bases(file: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, DictConfig]]:
+    """A file after those that its `base: NAME` names (NAME.yaml beside it), each with its content."""
+    delta = _read_yaml(file)
+    base = delta.pop("base", None)
+    if base is None:
+        return [(file, delta)]
+    if file in seen:
+        raise ConfigError(f"{file}: its `base:` leads back to itself")
+    return [*_with_bases(file.parent / f"{base}.yaml", (*seen, file)), (file, delta)]
 
 
 def _read_yaml(file: Path) -> DictConfig:

@@ -60,12 +60,14 @@ TRAIN_FREE = {  # may change on resume: length, intervals, logging, precision; e
 
 
 def trained_sections(config: RunConfig) -> dict[str, Any]:
-    """What must stay the same for a checkpoint to be continued: model, data, seed, global batch, optimizer."""
+    """What must stay the same for a checkpoint to be continued: model, data, seed, global batch, optimizer.
+
+    The shards' content belongs to it too; the train stage adds its digest, for a path may move.
+    """
     train = {k: v for k, v in to_dict(config.train).items() if k not in TRAIN_FREE}
     data = {k: v for k, v in to_dict(config.data).items() if k != "verify"}
     return {
         "seed": config.seed,
-        "shards": shards_digest(config),
         "data": data,
         "model": to_dict(config.model),
         "optim": to_dict(config.optim),

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
 from pipeline import config as configuration
 from pipeline.errors import ConfigError, exit_code
+from pipeline.runtime.preempt import Stopped, StopFlag
 from pipeline.stages import STAGES
 
 
-def run_stage(run_dir: Path, stage: str) -> None:
+def run_stage(run_dir: Path, stage: str, stop: StopFlag | None = None) -> None:
     """Run `stage` of the run in `run_dir` on this rank (all ranks call it).
 
     Reads run_dir/config.yaml and the variables RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
+    `stop`: a flag that listens already, for a caller that wants to know afterwards which signals came.
     Raises ConfigError where the run or the stage is unknown, Stopped after a stop signal was honoured.
     """
+    if stop is None:
+        with StopFlag() as stop:  # before torch is imported, which takes seconds
+            return run_stage(run_dir, stage, stop)
     if stage not in STAGES:
         raise ConfigError(f"unknown stage {stage!r}, expected one of {', '.join(STAGES)}")
     file = run_dir / "config.yaml"
@@ -27,15 +33,10 @@ def run_stage(run_dir: Path, stage: str) -> None:
     from pipeline.runtime.context import Context
     from pipeline.runtime.distributed import process_group
     from pipeline.runtime.logs import stage_logger
-    from pipeline.runtime.preempt import StopFlag
 
-    stop = StopFlag().install()
-    try:
-        with process_group(config.train.timeout_s, config.train.threads) as ranks:
-            context = Context(run_dir, ranks, stop, stage_logger(stage, run_dir, ranks.rank))
-            STAGES[stage].run(config, context)
-    finally:
-        stop.uninstall()
+    with process_group(config.train.timeout_s, config.train.threads) as ranks:
+        context = Context(run_dir, ranks, stop, stage_logger(stage, run_dir, ranks.rank))
+        STAGES[stage].run(config, context)
 
 
 def main() -> None:
@@ -44,7 +45,10 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path, help="run directory that holds config.yaml")
     parser.add_argument("stage", help=f"one of {', '.join(STAGES)}")
     args = parser.parse_args()
-    run_stage(args.run_dir.absolute(), args.stage)
+    try:
+        run_stage(args.run_dir.absolute(), args.stage)
+    except Stopped:
+        sys.exit(128 + signal.SIGTERM)  # neither done nor failed: the same command continues it
 
 
 if __name__ == "__main__":

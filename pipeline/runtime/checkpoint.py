@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ class Checkpoints:
     def _note_best(self, step: int, meta: dict[str, Any]) -> None:
         loss = (meta.get("validation") or {}).get("val_ema/loss")
         best = self.best()
-        if loss is not None and (best is None or not loss >= best["loss"]):
+        if loss is not None and math.isfinite(loss) and (best is None or loss < best["loss"]):
             write_json(self.folder / "best.json", {"step": step, "loss": loss})
 
     def best(self) -> dict[str, Any] | None:
@@ -177,7 +178,7 @@ def load_model(run_dir: Path, which: str, weights: str, device: torch.device) ->
     if not meta["validation"]:
         raise CheckpointError(f"{checkpoint.file}: saved on a stop signal, without its variance; resume training, or use 'best'")
     config = configuration.load([run_dir / "config.yaml"])
-    require_same(meta["sections"], layout.trained_sections(config), run_dir)
+    require_same({"model": meta["sections"]["model"]}, {"model": configuration.to_dict(config.model)}, run_dir)
     model = CVAE(config.model, meta["size"], len(meta["attributes"]))
     model.load_state_dict(checkpoint.tensors("ema." if weights == "ema" else "model."))
     values = meta["validation"]

@@ -15,12 +15,12 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write `text` so that under the final name there is the old content or the new one, never half of it."""
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write `content` so that under the final name there is the old content or the new one, never half of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as opened:
-        opened.write(text)
+    with open(temporary, "wb") as opened:
+        opened.write(content)
         opened.flush()
         os.fsync(opened.fileno())
     os.replace(temporary, file)
@@ -29,6 +29,11 @@ def write_text(file: Path, text: str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_text(file: Path, text: str) -> None:
+    """`write_bytes` of UTF-8."""
+    write_bytes(file, text.encode())
 
 
 def write_json(file: Path, content: Any) -> None:

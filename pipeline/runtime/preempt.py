@@ -12,11 +12,14 @@ class Stopped(Exception):
 
 
 class StopFlag:
-    """`requested` turns true once a stop signal arrived on this rank; other ranks may not know yet."""
+    """`requested` turns true once a stop signal arrived on this rank; other ranks may not know yet.
+
+    Listens between `install` and `uninstall`, or inside a `with`; `received` remembers the signals afterwards.
+    """
 
     def __init__(self) -> None:
         self.requested = False
-        self.signum: int | None = None
+        self.received: set[int] = set()
         self.previous: dict[int, Any] = {}  # handlers that were there before, e.g. submitit's
 
     def install(self, signals: tuple[signal.Signals, ...] = (signal.SIGUSR2, signal.SIGTERM)) -> StopFlag:
@@ -31,5 +34,12 @@ class StopFlag:
             signal.signal(number, handler)
         self.previous.clear()
 
+    def __enter__(self) -> StopFlag:
+        return self.install()
+
+    def __exit__(self, *_: object) -> None:
+        self.uninstall()
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self.requested, self.signum = True, signum
+        self.requested = True
+        self.received.add(signum)

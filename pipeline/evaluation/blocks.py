@@ -1,0 +1,30 @@
+"""Work on many images, cut so that no result depends on the number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.runtime.distributed import Ranks, share
+
+
+@torch.no_grad()
+def map_blocks(function: Callable[[np.ndarray], dict[str, Tensor]], n: int, block: int, ranks: Ranks) -> dict[str, np.ndarray]:
+    """`function` on the indices 0 .. n - 1, `block` at a time: its named rows [b, ...] put together to [n, ...], on every rank.
+
+    All ranks take part; each does an even share of the blocks. A block never depends on its rank, so neither do the rows.
+    """
+    mine = list(share(-(-n // block), ranks.rank, ranks.world_size))
+    results = [function(np.arange(i * block, min(n, (i + 1) * block))) for i in mine or [0]]
+    rows = {name: torch.cat([result[name] for result in results]) for name in results[0]}
+    if not mine:  # a rank without a block did the first one, to know the shapes, and contributes nothing
+        rows = {name: x[:0] for name, x in rows.items()}
+    return {name: ranks.gather_rows(x).cpu().numpy() for name, x in rows.items()}
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Images [B, 3, S, S] in [-1, 1] -> [B, S, S, 3] as they would be stored: the nearest of 256 levels; the inverse of `to_float`."""
+    return x.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -1,0 +1,104 @@
+"""A run directory from the launcher's side: may this configuration continue it, and what changed since last time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline import config as configuration
+from pipeline import layout
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.runtime.files import write_text
+
+ROOT = Path(__file__).resolve().parents[1]  # of the code
+
+
+def absolute_paths(config: RunConfig) -> RunConfig:
+    """The configuration with every path absolute, so that a job may start anywhere."""
+
+    def full(path: str) -> str:
+        return str(Path(path).expanduser().absolute()) if path else ""
+
+    return replace(
+        config,
+        runs_dir=full(config.runs_dir),
+        shard=replace(config.shard, source=full(config.shard.source)),
+        train=replace(config.train, init_from=full(config.train.init_from)),
+        eval=replace(config.eval, inception_weights=full(config.eval.inception_weights)),
+    )
+
+
+def recorded(run_dir: Path) -> RunConfig | None:
+    """The configuration that the run was last launched with."""
+    file = run_dir / "config.yaml"
+    return configuration.load([file]) if file.exists() else None
+
+
+def changes(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """{'train.images': (old, new), ...} of every key that differs; None stands for a key that is not there."""
+    before, after = configuration.flatten(old), configuration.flatten(new)
+    keys = [*after, *(key for key in before if key not in after)]
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def require_continuable(run_dir: Path, config: RunConfig) -> None:
+    """Raise ConfigError that names the keys where `config` cannot continue the checkpoints in `run_dir`."""
+    old = recorded(run_dir)
+    if old is None or _newest_step(run_dir) is None:
+        return
+    then, now = layout.trained_sections(old), layout.trained_sections(config)
+    if then == now:
+        return
+    data_changed = then["shards"] != now["shards"]
+    fixed = {
+        key: values
+        for key, values in changes(old, config).items()
+        if _has(now, key) or (data_changed and key.startswith(("shard.", "toy.")))
+    }
+    listed = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in fixed.items()) or "the format of shards"
+    raise ConfigError(
+        f"{run_dir}: its checkpoints were trained with other settings ({listed}). "
+        f"Use another name=... or --run-dir, or train.init_from={run_dir} to start a new run from its weights"
+    )
+
+
+def prepare(run_dir: Path, config: RunConfig, stages: list[str]) -> None:
+    """Write config.yaml and append to config_history.jsonl what this launch changes."""
+    old = recorded(run_dir)
+    line = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "step": _newest_step(run_dir) or 0,
+        "stages": stages,
+        "changed": changes(old, config) if old else {},
+    }
+    write_text(run_dir / "config.yaml", configuration.dump(config))
+    with open(run_dir / "config_history.jsonl", "a", encoding="utf-8") as history:
+        history.write(json.dumps(line) + "\n")
+
+
+def _has(tree: dict[str, Any], key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
+
+
+def _newest_step(run_dir: Path) -> int | None:
+    steps = [p.stem.removeprefix("step_") for p in layout.checkpoints_dir(run_dir).glob("step_*.json")]
+    return max((int(step) for step in steps if step.isdigit()), default=None)
+
+
+def _commit() -> str | None:
+    """Commit of the code, with `-dirty` where files differ from it; None outside a git checkout."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,215 @@
+"""Bring an MLflow store up to what a run directory holds; running it again changes nothing."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import layout
+from pipeline.config import RunConfig, flatten
+from pipeline.errors import UserError
+from pipeline.runtime import record
+from pipeline.runtime.files import write_json
+from pipeline.runtime.metrics_log import read_metrics
+from pipeline.runtime.mlflow_store import (
+    TrackingError,
+    as_text,
+    clean_name,
+    database_lock,
+    locked,
+    log_metrics,
+    log_params,
+    open_client,
+    redact,
+    runs_dir,
+    set_tags,
+    store_errors,
+    tracking_uri,
+)  # fmt: skip
+from pipeline.runtime.record import Evaluation, read_json
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+
+@dataclass
+class Feeder:
+    """Feeds one run directory to its store; remembers between calls what the store holds, so that a live feed stays cheap."""
+
+    run_dir: Path
+    known: dict[str, set[int]] = field(default_factory=dict)  # metric name -> steps in the store
+
+    def push(self) -> None:
+        """One complete pass; raises TrackingError where the store cannot be reached or refuses."""
+        config = record.run_config(self.run_dir)
+        if not config.tracking.enabled:
+            return
+        uri = tracking_uri(config)
+        try:
+            with locked(self.run_dir / ".mlflow.lock"), database_lock(uri):
+                self._push(config, uri)
+        except UserError:
+            raise
+        except store_errors() as error:
+            self.known.clear()  # how much of the last batch arrived is not known
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise TrackingError(
+                f"MLflow store {redact(uri)} was not updated: {redact(first)[:300]}; nothing is lost, "
+                f"`python tools/sync_mlflow.py {self.run_dir}` sends it later"
+            ) from None
+
+    def _push(self, config: RunConfig, uri: str) -> None:
+        client = open_client(uri)
+        run = _find_or_create(client, config, self.run_dir, uri)
+        run_id = run.info.run_id
+        _send_config(client, run, config, self.run_dir)
+        self._send_training(client, run_id)
+        evaluations = record.evaluations(self.run_dir)
+        for evaluation in evaluations:
+            _send_evaluation(client, run, config.name, evaluation)
+        if evaluations:
+            _send_headline(client, run_id, evaluations[-1])
+        self._send_artifacts(client, run_id, evaluations)
+        _send_status(client, run, record.status(self.run_dir, config), self.run_dir)
+
+    def _send_training(self, client: MlflowClient, run_id: str) -> None:
+        """Every (name, step) of metrics.jsonl that the store lacks."""
+        from mlflow.entities import Metric
+
+        records = read_metrics(layout.train_dir(self.run_dir) / "metrics.jsonl")
+        new = []
+        for line in records:
+            for name, value in line["values"].items():
+                if name not in self.known:
+                    self.known[name] = {m.step for m in client.get_metric_history(run_id, name)}
+                if math.isfinite(value) and line["step"] not in self.known[name]:
+                    new.append(Metric(name, value, int(line["time"] * 1000), line["step"]))
+        log_metrics(client, run_id, new)
+        for metric in new:
+            self.known[metric.key].add(metric.step)
+
+    def _send_artifacts(self, client: MlflowClient, run_id: str, evaluations: list[Evaluation]) -> None:
+        """config.yaml, report.html and the pictures of each evaluation, where they changed since they were sent."""
+        wanted = {self.run_dir / name: "" for name in ("config.yaml", "report.html")}
+        wanted |= {picture: f"eval_{e.number}" for e in evaluations for picture in e.pictures}
+        note = read_json(self.run_dir / "mlflow.json")
+        for file, folder in wanted.items():
+            if not file.exists():
+                continue
+            stat = f"{file.stat().st_size} {file.stat().st_mtime_ns}"
+            name = str(file.relative_to(self.run_dir))
+            if note["sent"].get(name) == stat:
+                continue
+            if name == "config.yaml":
+                client.log_text(run_id, redact(file.read_text()), name)
+            else:
+                client.log_artifact(run_id, str(file), folder or None)
+            note["sent"][name] = stat
+            write_json(self.run_dir / "mlflow.json", note)
+
+
+def _find_or_create(client: MlflowClient, config: RunConfig, run_dir: Path, uri: str) -> Run:
+    """The store's run of this directory; its identity is noted on disk first, so a crash in between cannot double it."""
+    name = config.tracking.experiment
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        location = (runs_dir(config) / "mlartifacts" / name).as_uri() if uri.startswith("sqlite:") else None
+        experiment_id = client.create_experiment(name, artifact_location=location)
+    else:
+        experiment_id = experiment.experiment_id
+    note = read_json(run_dir / "mlflow.json", {})
+    if "run_dir_id" not in note:
+        note = {"run_dir_id": uuid.uuid4().hex}
+        write_json(run_dir / "mlflow.json", note)
+    found = client.search_runs([experiment_id], f"tags.run_dir_id = '{note['run_dir_id']}'", max_results=1)
+    tags = {"run_dir_id": note["run_dir_id"]}
+    run = found[0] if found else client.create_run(experiment_id, int(record.started(run_dir) * 1000), tags, run_dir.name)
+    here = {"uri": redact(uri), "experiment": name, "run_id": run.info.run_id}
+    if any(note.get(key) != value for key, value in here.items()):
+        write_json(run_dir / "mlflow.json", {"run_dir_id": note["run_dir_id"], **here, "sent": {}})
+    return run
+
+
+def _send_config(client: MlflowClient, run: Run, config: RunConfig, run_dir: Path) -> None:
+    """Parameters, and tags. A parameter cannot change in MLflow: what was changed on resume becomes the tag `changed.<key>`."""
+    params = {key: as_text(value) for key, value in flatten(config).items() if not key.startswith(("cluster.", "tracking.", "runs_dir"))}
+    held, tags = run.data.params, run.data.tags
+    log_params(client, run.info.run_id, {key: value for key, value in params.items() if key not in held})
+    wanted = {f"changed.{key}": value for key, value in params.items() if held.get(key, value) != value}
+    wanted |= {key: params[key[8:]] for key in tags if key.startswith("changed.") and key[8:] in params}  # also when changed back
+    wanted |= {"variant": config.name, "seed": str(config.seed), "run_dir": str(run_dir)}
+    if record.commit(run_dir):
+        wanted["mlflow.source.git.commit"] = record.commit(run_dir)
+    for job in record.jobs(run_dir):
+        stage, number = job.get("stage", ""), str(job.get("id", ""))
+        wanted[f"stage.{stage}"] = str(job.get("state", ""))
+        ids = wanted.get(f"jobs.{stage}", "").split()
+        wanted[f"jobs.{stage}"] = " ".join(ids if number in ids else [*ids, number])
+    set_tags(client, run, wanted)
+
+
+def _send_evaluation(client: MlflowClient, parent: Run, variant: str, evaluation: Evaluation) -> None:
+    """One evaluation as a finished child run; one that an earlier pass left half done is completed."""
+    from mlflow.entities import Metric
+
+    experiment_id, name = parent.info.experiment_id, f"eval_{evaluation.number}"
+    mark = {"mlflow.parentRunId": parent.info.run_id, "eval_number": str(evaluation.number)}
+    where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in mark.items())
+    found = client.search_runs([experiment_id], where, max_results=1)
+    now, took = int(_written(evaluation) * 1000), int(sum(evaluation.seconds.values()) * 1000)
+    child = found[0] if found else client.create_run(experiment_id, now - took, mark, name)
+    if child.info.status == "FINISHED":
+        return
+    run_id = child.info.run_id
+    protocol = {clean_name(key): as_text(value) for key, value in evaluation.protocol.items()}
+    log_params(client, run_id, {key: value for key, value in protocol.items() if key not in child.data.params})
+    step = int(evaluation.protocol.get("step", 0))
+    values = dict(_child_values(evaluation))
+    new = [Metric(key, value, now, step) for key, value in values.items() if key not in child.data.metrics]
+    log_metrics(client, run_id, new)
+    set_tags(client, child, {"variant": variant, "split": str(evaluation.protocol.get("split", ""))})
+    client.log_artifacts(run_id, str(evaluation.folder))
+    client.set_terminated(run_id, "FINISHED", now)
+
+
+def _child_values(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
+    named: list[tuple[str, Any]] = list(evaluation.metrics.items())
+    for name, (low, high) in evaluation.intervals.items():
+        named += [(f"{name}_low", low), (f"{name}_high", high)]
+    named += [(f"ceiling.{name}", value) for name, value in evaluation.ceilings.items()]
+    named += [(f"floor.{name}", value) for name, value in evaluation.floors.items()]
+    yield from ((clean_name(name), float(value)) for name, value in named if value is not None and math.isfinite(value))
+
+
+def _send_headline(client: MlflowClient, run_id: str, newest: Evaluation) -> None:
+    """The newest evaluation's metrics on the parent, at the checkpoint's step, unless that step already shows them."""
+    from mlflow.entities import Metric
+
+    split, step = newest.protocol.get("split", "test"), int(newest.protocol.get("step", 0))
+    new = []
+    for name, value in newest.metrics.items():
+        key = clean_name(f"{split}/{name}")
+        there = [m for m in client.get_metric_history(run_id, key) if m.step == step]
+        shown = max(there, key=lambda m: m.timestamp).value if there else None
+        if value is not None and math.isfinite(value) and shown != value:
+            new.append(Metric(key, float(value), int(_written(newest) * 1000), step))
+    log_metrics(client, run_id, new)
+
+
+def _send_status(client: MlflowClient, run: Run, status: str, run_dir: Path) -> None:
+    """Say it explicitly: a killed process would leave RUNNING for ever, a resumed run must be open again."""
+    if run.info.status == status:
+        return
+    if status == "RUNNING":
+        client.update_run(run.info.run_id, status="RUNNING")
+    else:
+        client.set_terminated(run.info.run_id, status, int(record.ended(run_dir) * 1000))
+
+
+def _written(evaluation: Evaluation) -> float:
+    return (evaluation.folder / "metrics.json").stat().st_mtime

@@ -1,0 +1,64 @@
+"""Tracking: metrics.jsonl is the truth, MLflow is fed from it and can neither slow nor stop a training."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+from pipeline.runtime.metrics_log import MetricsLog, read_metrics
+from pipeline.runtime.mlflow_store import TrackingError, redact, tracking_uri
+from pipeline.runtime.mlflow_sync import Feeder
+from pipeline.runtime.record import run_config
+
+__all__ = ["Feeder", "LiveSync", "MetricsLog", "TrackingError", "read_metrics", "redact", "sync_run", "tracking_uri"]
+
+LOG = logging.getLogger("cvae.tracking")
+
+
+def sync_run(run_dir: Path, log: logging.Logger = LOG) -> None:
+    """Make the MLflow store hold everything that `run_dir` holds (one process, any number of times).
+
+    A store that is absent, locked or refuses is one warning, which names the command that sends it later; nothing is raised.
+    """
+    try:
+        Feeder(run_dir.absolute()).push()
+    except Exception as error:  # noqa: BLE001  (tracking never ends a run)
+        log.warning("%s", redact(str(error)))
+
+
+class LiveSync:
+    """A thread of rank 0 of the train stage that feeds an MLflow server while training runs.
+
+    Does nothing for other stores: jobs on several nodes never open one SQLite file.
+    """
+
+    def __init__(self, run_dir: Path, interval_s: float = 20.0, log: logging.Logger = LOG) -> None:
+        """Start feeding `run_dir` every `interval_s` seconds."""
+        self._feeder, self._interval_s, self._log = Feeder(run_dir.absolute()), interval_s, log
+        self._stop, self._failing = threading.Event(), False
+        config = run_config(run_dir)
+        self._thread: threading.Thread | None = None
+        if config.tracking.enabled and tracking_uri(config).startswith(("http://", "https://")):
+            self._thread = threading.Thread(target=self._feed, name="mlflow", daemon=True)
+            self._thread.start()
+
+    def stop(self, timeout_s: float = 30.0) -> None:
+        """Send what is left and end the thread; after `timeout_s` the rest is left to the next `sync_run`."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                self._log.warning("MLflow is slow to answer; `python tools/sync_mlflow.py %s` sends the rest", self._feeder.run_dir)
+
+    def _feed(self) -> None:
+        last = False
+        while not last:
+            last = self._stop.wait(self._interval_s)
+            try:
+                self._feeder.push()
+                self._failing = False
+            except Exception as error:  # noqa: BLE001  (the thread must live on, whatever the server does)
+                if not self._failing:  # one warning per outage
+                    self._log.warning("%s", redact(str(error)))
+                self._failing = True

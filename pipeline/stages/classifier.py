@@ -1,0 +1,107 @@
+"""The classifier stage: train the attribute classifier, fix its decisions on the validation split, measure it on the test split."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline import layout
+from pipeline.config import ClassifierConfig, DataConfig, OptimConfig, RunConfig
+from pipeline.data.loader import Batch, Prefetcher, TrainBatches, to_float
+from pipeline.data.shards import Shards
+from pipeline.errors import ConfigError
+from pipeline.evaluation import classifier
+from pipeline.evaluation.blocks import map_blocks
+from pipeline.evaluation.statistics import best_threshold
+from pipeline.runtime.context import Context
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.files import write_json
+from pipeline.runtime.optim import Precision, learning_rate, make_optimizer
+from pipeline.runtime.preempt import Stopped
+
+BLOCK = 100  # images per forward pass when measuring
+WARMUP = 0.1  # share of the training over which the learning rate rises
+
+
+def run(config: RunConfig, context: Context) -> None:
+    """Train on every attribute, then write model.safetensors, model.json and, last, metrics.json (all ranks call it).
+
+    An interrupted training starts again: it takes minutes. Raises Stopped on every rank after a stop signal.
+    """
+    ranks, folder = context.ranks, layout.classifier_dir(config)
+    splits = {name: Shards(layout.shards_dir(config), name, config.data.verify) for name in ("train", "val", "test")}
+    start = time.monotonic()
+    net = train(config.classifier, splits["train"], splits["val"], context)
+    logits = {name: predict(net, splits[name], ranks) for name in ("val", "test")}
+    if ranks.is_main:
+        attributes = splits["train"].attribute_names
+        labels = {name: splits[name].attributes().astype(bool) for name in logits}
+        # Thresholds come from the validation split alone; the test split only ever measures.
+        thresholds = np.array([best_threshold(*columns) for columns in zip(logits["val"].T, labels["val"].T, strict=True)])
+        scores: dict[str, Any] = {name: classifier.scores(logits[name], labels[name], thresholds, attributes) for name in logits}
+        classifier.save(folder, net, attributes, splits["train"].size)
+        write_json(folder / "metrics.json", {**scores, "seconds": round(time.monotonic() - start, 1)})
+        for name, values in scores.items():
+            context.log.info("%s: %s", name, ", ".join(f"{k} {v:.4f}" for k, v in values.items() if isinstance(v, float)))
+    ranks.barrier()  # no rank goes on before the files are there
+
+
+def train(settings: ClassifierConfig, shards: Shards, val: Shards, context: Context) -> classifier.AttributeNet:
+    """AdamW with a cosine over `epochs` passes of the stream; the same trajectory on any number of ranks (all ranks call it)."""
+    ranks, size = context.ranks, settings.batch_size
+    if size < ranks.world_size:
+        raise ConfigError(f"key 'classifier.batch_size': got {size}, expected at least one image for each of {ranks.world_size} ranks")
+    torch.manual_seed(settings.seed)
+    net = classifier.AttributeNet(len(shards.attribute_names)).to(ranks.device, memory_format=torch.channels_last)
+    model: nn.Module = DistributedDataParallel(net) if ranks.world_size > 1 else net
+    images = settings.epochs * len(shards)
+    optim = OptimConfig(lr=settings.lr, weight_decay=settings.weight_decay, warmup_images=int(WARMUP * images), final_lr_fraction=0.0)
+    optimizer, precision = make_optimizer(net, optim), Precision(settings.precision, ranks.device)
+    source = TrainBatches(shards, DataConfig(), settings.seed, size, 0, ranks.rank, ranks.world_size)
+    batches = Prefetcher(source.at, 0, -(-images // size))
+    try:
+        for step, batch in enumerate(batches):
+            optimizer.param_groups[0]["lr"] = learning_rate(step * size, images, optim)
+            loss = train_step(model, optimizer, precision, source, batch, ranks)
+            total = ranks.reduce_sum(torch.tensor([loss, context.stop.requested], dtype=torch.float64, device=ranks.device)).tolist()
+            if total[1]:
+                raise Stopped(f"classifier: stopped at step {step}; it starts again")
+            if (step + 1) * size // len(shards) > step * size // len(shards):
+                accuracy = ((predict(net, val, ranks) > 0) == val.attributes()).mean()
+                epoch = (step + 1) * size / len(shards)
+                context.log.info("epoch %.1f of %d: loss %.3f nats, val accuracy %.4f", epoch, settings.epochs, total[0] / size, accuracy)
+    finally:
+        batches.close()
+    return net
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision, source: TrainBatches, batch: Batch, ranks: Ranks
+) -> float:
+    """One step on this rank's share; returns its part of the global batch's summed loss, nats."""
+    x, y, _ = source.to_device(batch, ranks.device, torch.float32)
+    with precision.autocast():
+        logits = model(x)
+    loss = F.binary_cross_entropy_with_logits(logits.float(), y, reduction="sum")
+    optimizer.zero_grad(set_to_none=True)
+    # Shares may be unequal: W / N per image makes DDP's mean over W ranks the exact mean over the global batch of N.
+    precision.scaler.scale(loss * (ranks.world_size / source.batch_size)).backward()
+    precision.scaler.step(optimizer)
+    precision.scaler.update()
+    return float(loss)
+
+
+def predict(net: classifier.AttributeNet, shards: Shards, ranks: Ranks) -> np.ndarray:
+    """Logits [N, A] of a whole split in float32, on every rank (all ranks take part)."""
+
+    def logits(indices: np.ndarray) -> dict[str, Tensor]:
+        images, _ = shards.gather(indices)
+        return {"logits": net(to_float(torch.from_numpy(images).to(ranks.device)))}
+
+    return map_blocks(logits, len(shards), BLOCK, ranks)["logits"]

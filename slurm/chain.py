@@ -1,0 +1,100 @@
+"""Which jobs a launch consists of and in which order; knows neither submitit nor torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import layout
+from pipeline.config import ClusterConfig, RunConfig, resources
+from pipeline.errors import ConfigError
+from pipeline.stages import STAGES
+
+SHARED = {"shard": layout.shards_dir, "classifier": layout.classifier_dir}  # outputs that several runs use
+SINGLE_TASK = ("shard",)  # parallel by processes of its own
+
+
+@dataclass(frozen=True)
+class Run:
+    """A resolved configuration and where it runs."""
+
+    config: RunConfig
+    run_dir: Path
+
+
+@dataclass(frozen=True)
+class Step:
+    """One job: a stage of a run, after the steps whose outputs are `after`."""
+
+    run: Run
+    stage: str
+    output: Path  # names the step: two runs with one output share one job
+    after: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        """As the job is called on the cluster."""
+        return f"{self.run.config.name}-{self.stage}"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The jobs of a launch in an order in which each comes after what it needs, and a word on those left out."""
+
+    steps: list[Step]
+    notes: list[str]
+
+
+def parse_stages(text: str | None) -> list[str]:
+    """Names of 'shard,train' in the order of STAGES, all of them for None; raises ConfigError with the nearest name."""
+    names = [name.strip() for name in text.split(",")] if text is not None else list(STAGES)
+    for name in names:
+        _require_stage(name, "--stages")
+    return [name for name in STAGES if name in names]
+
+
+def _require_stage(name: str, where: str) -> None:
+    if name not in STAGES:
+        near = difflib.get_close_matches(name, STAGES, 1, 0.4)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ConfigError(f"{where}: unknown stage {name!r}, expected one of {', '.join(STAGES)}{hint}")
+
+
+def stage_resources(config: RunConfig, stage: str) -> ClusterConfig:
+    """What one stage asks for. Raises ConfigError that names the key that the executor cannot fulfil."""
+    for name in config.cluster.stages:
+        _require_stage(name, "key 'cluster.stages'")
+    wanted = resources(config.cluster, stage)
+    if stage in SINGLE_TASK:
+        wanted = dataclasses.replace(wanted, nodes=1, tasks_per_node=1, gpus_per_node=0)
+    for key in ("nodes", "tasks_per_node", "cpus_per_task", "timeout_min"):
+        if getattr(wanted, key) < 1:
+            raise ConfigError(f"key 'cluster.{key}' for stage {stage}: got {getattr(wanted, key)}, expected at least 1")
+    if wanted.nodes > 1 and wanted.executor != "slurm":
+        raise ConfigError(f"key 'cluster.nodes' for stage {stage}: got {wanted.nodes}, but executor '{wanted.executor}' has one node")
+    return wanted
+
+
+def plan(runs: Iterable[Run], stages: list[str], explicit: bool) -> Chain:
+    """Every requested stage of every run once; complete stages are left out unless the user named them (`explicit`)."""
+    steps: dict[Path, Step] = {}
+    notes: list[str] = []
+    for run in runs:
+        outputs = {stage: _output(run, stage) for stage in STAGES}
+        for stage in stages:
+            stage_resources(run.config, stage)
+            if outputs[stage] in steps:
+                notes.append(f"{run.config.name}: {stage}: shared with {steps[outputs[stage]].name}")
+            elif not explicit and STAGES[stage].complete(run.config, run.run_dir):
+                notes.append(f"{run.config.name}: {stage}: complete, not submitted")
+            else:
+                after = tuple(outputs[needed] for needed in STAGES[stage].after if outputs[needed] in steps)
+                steps[outputs[stage]] = Step(run, stage, outputs[stage], after)
+    return Chain(list(steps.values()), notes)
+
+
+def _output(run: Run, stage: str) -> Path:
+    return SHARED[stage](run.config) if stage in SHARED else run.run_dir / stage

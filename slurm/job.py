@@ -1,0 +1,96 @@
+"""What submitit pickles: a run directory and a stage. All state is on disk, so an old pickle is as good as a new one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from submitit import JobEnvironment
+from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
+
+from pipeline.errors import UserError
+from pipeline.run import run_stage
+from pipeline.runtime.preempt import Stopped, StopFlag
+from slurm import ledger
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """One stage of one run, as a job of any executor; called on every rank."""
+
+    run_dir: str
+    stage: str
+
+    def __call__(self) -> None:
+        """Run the stage, note how it ended, and give a stopped job back to submitit.
+
+        Exits with 2 after a UserError, which is in logs/<stage>/error.json then.
+        """
+        run_dir, stop = Path(self.run_dir), StopFlag()
+        environment = JobEnvironment()
+        rank = environment.global_rank
+        try:
+            with stop:  # before the slow imports: from here on a signal loses nothing
+                export_ranks(environment)
+                if rank == 0:
+                    ledger.forget_failure(run_dir, self.stage)
+                    ledger.started(run_dir, self.stage, environment.job_id, list(environment.hostnames))
+                self.run(stop)
+            self._end(environment, "COMPLETED")
+        except Stopped:
+            self._hand_back(environment, stop)
+        except Exception as error:
+            if stop.requested and rank != 0:
+                sys.exit(0)  # rank 0 was quicker to leave for the requeue; an error here would count as the job's result
+            self._fail(environment, error)
+            raise
+
+    def run(self, stop: StopFlag) -> None:
+        """The stage itself (all ranks)."""
+        run_stage(Path(self.run_dir), self.stage, stop)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit requeues: the same again, since the stage finds its newest checkpoint by itself."""
+        return DelayedSubmission(self)
+
+    def _hand_back(self, environment: JobEnvironment, stop: StopFlag) -> None:
+        """Requeue after submitit's signal (rank 0, by submitit's own handler), end after SIGTERM; the others leave quietly.
+
+        SIGTERM alone means scancel, Ctrl-C, or a requeue that Slurm does by itself: requeuing then would undo the wish.
+        """
+        if environment.global_rank != 0:
+            sys.exit(0)  # not non-zero: srun --kill-on-bad-exit would kill rank 0 before it has requeued the job
+        handler = signal.getsignal(signal.SIGUSR2)
+        if stop.received != {signal.SIGTERM} and callable(handler):
+            self._end(environment, "REQUEUED")
+            try:
+                handler(signal.SIGUSR2, None)  # exits, or raises where the job was stopped too many times
+            except Exception as error:
+                self._fail(environment, error)
+                raise
+        self._end(environment, "CANCELLED")
+        sys.exit(128 + signal.SIGTERM)
+
+    def _fail(self, environment: JobEnvironment, error: Exception) -> None:
+        ledger.note_failure(Path(self.run_dir), self.stage, environment.global_rank, error)
+        self._end(environment, "FAILED")
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    def _end(self, environment: JobEnvironment, state: str) -> None:
+        if environment.global_rank == 0:
+            ledger.ended(Path(self.run_dir), self.stage, environment.job_id, state)
+
+
+def export_ranks(environment: JobEnvironment) -> None:
+    """Set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, all that the pipeline reads.
+
+    CUDA_VISIBLE_DEVICES stays as it is: a rank picks its GPU by LOCAL_RANK.
+    """
+    TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+    if environment.num_nodes == 1:
+        os.environ["MASTER_ADDR"] = "127.0.0.1"  # a host's own name need not resolve
