@@ -15,6 +15,7 @@ from pipeline.stages import STAGES
 
 SHARED = {"shard": layout.shards_dir, "classifier": layout.classifier_dir}  # outputs that several runs use
 SINGLE_TASK = ("shard",)  # parallel by processes of its own
+SLURM_ONLY = ("partition", "account", "qos", "constraint", "setup", "extra_sbatch")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ def plan(runs: Iterable[Run], stages: list[str], explicit: bool) -> Chain:
     steps: dict[Path, Step] = {}
     notes: list[str] = []
     for run in runs:
+        if ignored := _ignored(run.config.cluster):
+            notes.append(f"{run.config.name}: executor '{run.config.cluster.executor}' makes no use of {', '.join(ignored)}")
         outputs = {stage: _output(run, stage) for stage in STAGES}
         for stage in stages:
             stage_resources(run.config, stage)
@@ -94,6 +97,11 @@ def plan(runs: Iterable[Run], stages: list[str], explicit: bool) -> Chain:
                 after = tuple(outputs[needed] for needed in STAGES[stage].after if outputs[needed] in steps)
                 steps[outputs[stage]] = Step(run, stage, outputs[stage], after)
     return Chain(list(steps.values()), notes)
+
+
+def _ignored(cluster: ClusterConfig) -> list[str]:
+    given = [key for key in SLURM_ONLY if getattr(cluster, key)]
+    return [] if cluster.executor == "slurm" else [f"cluster.{key}" for key in given]
 
 
 def _output(run: Run, stage: str) -> Path:

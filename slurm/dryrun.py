@@ -5,14 +5,13 @@ from __future__ import annotations
 from unittest import mock
 
 from pipeline import config as configuration
-from pipeline.rundir import absolute_paths
 from slurm.chain import Chain, Run, Step, stage_resources
 from slurm.launcher import make_executor, submission_folder
 
 
 def describe(runs: list[Run], chain: Chain) -> str:
     """The resolved configurations and, in order, the jobs: for Slurm the very scripts that sbatch would get."""
-    parts = [f"# {run.run_dir / 'config.yaml'}\n{configuration.dump(absolute_paths(run.config))}" for run in runs]
+    parts = [f"# {run.run_dir / 'config.yaml'}\n{configuration.dump(run.config)}" for run in runs]
     parts += [f"# {note}\n" for note in chain.notes]
     names = {step.output: step.name for step in chain.steps}
     for step in chain.steps:

@@ -50,31 +50,28 @@ def _finish(job: Job[None], step: Step) -> None:
 
 
 def _follow(job: Job[None], step: Step) -> None:
-    """Print rank 0's log as it grows until all ranks have left."""
-    log, failed_at = LogTail(_logs(step) / "rank0.log"), 0.0
-
-    def watch() -> None:
-        nonlocal failed_at
-        while not job.done():
-            log.show()
-            if not failed_at and ledger.failure(step.run.run_dir, step.stage):
-                failed_at = time.monotonic()
-            if failed_at and time.monotonic() - failed_at > PEERS_LEAVE_S:
-                _kill_ranks(job)
-            time.sleep(POLL_S)
-        log.show()
-
+    """Print rank 0's log as it grows until all ranks have left; Ctrl-C asks them to stop, a second one kills them."""
+    log = LogTail(_logs(step) / "rank0.log")
     try:
-        watch()
+        _watch(job, step, log)
     except KeyboardInterrupt:
         print(f"{step.name}: stopping; work in flight is finished and saved (again: kill)", file=sys.stderr, flush=True)
         os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller passes it on to the ranks
         try:
-            watch()
+            _watch(job, step, log)
         except KeyboardInterrupt:
             _kill_ranks(job)
-            watch()
+            _watch(job, step, log)
         raise
+
+
+def _watch(job: Job[None], step: Step, log: LogTail) -> None:
+    while not job.done():
+        log.show()
+        if ledger.failed_for_s(step.run.run_dir, step.stage) > PEERS_LEAVE_S:
+            _kill_ranks(job)
+        time.sleep(POLL_S)
+    log.show()
 
 
 def _require_success(job: Job[None], step: Step) -> None:

@@ -36,7 +36,6 @@ class StageJob:
             with stop:  # before the slow imports: from here on a signal loses nothing
                 export_ranks(environment)
                 if rank == 0:
-                    ledger.forget_failure(run_dir, self.stage)
                     ledger.started(run_dir, self.stage, environment.job_id, list(environment.hostnames))
                 self.run(stop)
             self._end(environment, "COMPLETED")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -51,22 +52,19 @@ def sbatch_parameters(config: RunConfig, stage: str, dependencies: list[str]) ->
     }
 
 
+def require_slurm() -> None:
+    """Raise ConfigError where this machine cannot submit."""
+    if not (shutil.which("sbatch") and shutil.which("srun")):
+        raise ConfigError("key 'cluster.executor': got 'slurm', but there is no sbatch and srun here: use a login node, or --dry-run")
+
+
 def make_executor(config: RunConfig, stage: str, folder: Path, dependencies: list[str]) -> AutoExecutor:
-    """The executor of one job; raises ConfigError where this machine has no Slurm."""
+    """The executor of one job, not yet used."""
     from submitit import AutoExecutor
 
     name, python, timeouts = config.cluster.executor, config.cluster.python, config.cluster.max_timeouts
-    try:
-        executor = AutoExecutor(
-            folder,
-            cluster=name,
-            slurm_python=python,
-            slurm_max_num_timeout=timeouts,
-            local_python=python,
-            local_max_num_timeout=timeouts,
-        )
-    except RuntimeError:
-        raise ConfigError("key 'cluster.executor': got 'slurm', but there is no srun here; submit from a login node, or --dry-run") from None
+    limits = {"slurm_max_num_timeout": timeouts, "local_max_num_timeout": timeouts}
+    executor = AutoExecutor(folder, cluster=name, slurm_python=python, local_python=python, **limits)
     executor.update_parameters(**sbatch_parameters(config, stage, dependencies))
     return executor
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.files import write_json
+from pipeline.runtime.record import read_json
 
 # How an error looks on a rank whose peer died first: the least telling of a job's errors.
 PEER_LOST = ("closed by peer", "reset by peer", "Broken pipe", "NCCL", "Timed out waiting", "Connection refused")
@@ -46,6 +47,8 @@ def submitted(run_dir: Path, stage: str, job_id: str, executor: str, after: list
 def started(run_dir: Path, stage: str, job_id: str, hosts: list[str]) -> None:
     """Note an attempt: the first start, or one after a requeue (rank 0)."""
     with _entry(run_dir, stage, job_id) as entry:
+        if entry["attempts"]:  # not on the first start: the launcher did, and a quick peer may have failed by now
+            forget_failure(run_dir, stage)
         entry["state"] = "RUNNING"
         entry["attempts"].append({"hosts": hosts, "started": time.time(), "ended": None, "state": "RUNNING"})
 
@@ -69,7 +72,7 @@ def _error_file(run_dir: Path, stage: str) -> Path:
 
 
 def forget_failure(run_dir: Path, stage: str) -> None:
-    """Remove the error of an earlier attempt (launcher, and rank 0 after a requeue)."""
+    """Remove the error of an earlier job or attempt."""
     _error_file(run_dir, stage).unlink(missing_ok=True)
 
 
@@ -77,6 +80,13 @@ def failure(run_dir: Path, stage: str) -> dict[str, Any] | None:
     """The error that tells most: {"kind", "message", "user", "rank", "weight"}."""
     found: dict[str, Any] | None = read_json(_error_file(run_dir, stage))
     return found
+
+
+def failed_for_s(run_dir: Path, stage: str) -> float:
+    """Seconds since a rank failed; 0 where none has."""
+    with suppress(FileNotFoundError):
+        return time.time() - _error_file(run_dir, stage).stat().st_mtime
+    return 0.0
 
 
 def note_failure(run_dir: Path, stage: str, rank: int, error: Exception) -> None:

@@ -27,6 +27,7 @@ SPLITS = ("train", "val", "test")  # partition 0, 1, 2
 LAYOUT = "img_align_celeba/ or img_align_celeba.zip, list_attr_celeba.txt (or .csv) and list_eval_partition.txt (or .csv)"
 MAX_JPEG_BYTES = 1 << 22  # an aligned image has about 7 kB
 _FOLDER = "img_align_celeba"
+_MINUS = b"\xff"  # stands for -1 while rows are parsed; never in a file, which must be ASCII
 _IMAGE = re.compile(KEY.pattern + r"\.jpg")
 
 
@@ -50,6 +51,8 @@ def read_celeba(source: Path, allow_subset: bool = False) -> Celeba:
     if not source.is_dir():
         raise DataError(f"{source}: no such folder; shard.source must name one that holds {LAYOUT}")
     images = _find(source, (_FOLDER, f"{_FOLDER}.zip"))
+    if (images / _FOLDER).is_dir():  # Kaggle's archive unpacks to a folder within the folder
+        images /= _FOLDER
     attributes_file = _find(source, ("list_attr_celeba.txt", "list_attr_celeba.csv"))
     partition_file = _find(source, ("list_eval_partition.txt", "list_eval_partition.csv"))
     names, attributes, attributes_sha256 = read_attributes(attributes_file)
@@ -79,13 +82,17 @@ def _find(source: Path, choices: tuple[str, str]) -> Path:
 def _explain_difference(file: Path, names: list[str], other: Path, other_names: list[str]) -> None:
     for here, there, missing in ((file, other, set(names) - set(other_names)), (other, file, set(other_names) - set(names))):
         if missing:
-            raise DataError(f"{there}: {len(missing)} images of {here.name} are not listed, the first is {min(missing)}; take both of one release")
+            raise DataError(
+                f"{there}: {len(missing)} images of {here.name} are not listed, the first is {min(missing)}; take both of one release"
+            )
 
 
 def _check_images(images: Path, names: list[str], present: np.ndarray, bytes_of: dict[str, int], allow_subset: bool) -> None:
     unknown = bytes_of.keys() - set(names)
     if unknown:
-        raise DataError(f"{images}: {len(unknown)} of {len(bytes_of)} images have no annotation, the first is {min(unknown)}; annotate or remove them")
+        raise DataError(
+            f"{images}: {len(unknown)} of {len(bytes_of)} images have no annotation, the first is {min(unknown)}; annotate or remove them"
+        )
     missing = len(names) - int(present.sum())
     if missing and not allow_subset:
         raise DataError(
@@ -103,8 +110,10 @@ def read_attributes(file: Path) -> tuple[list[str], np.ndarray, str]:
     names_at = 0 if file.suffix == ".csv" else 1  # the official text begins with the number of rows
     header = lines[names_at].replace(b",", b" ").split() if len(lines) > names_at else []
     expected = (["image_id"] if file.suffix == ".csv" else []) + list(CELEBA_ATTRIBUTES)
-    if [name.decode("ascii", "replace") for name in header] != expected:
-        raise DataError(f"{file}:{names_at + 1}: expected the header '{' '.join(expected[:3])} ...' of 40 attribute names in the official order")
+    if [name.decode() for name in header] != expected:
+        raise DataError(
+            f"{file}:{names_at + 1}: expected the header '{' '.join(expected[:3])} ...' of 40 attribute names in the official order"
+        )
     names, values = _parse(file, lines, names_at + 1, CELEBA_ATTRIBUTES, {b"-1": 0, b"1": 1})
     if names_at and lines[0].split() != [str(len(names)).encode()]:
         raise DataError(f"{file}:1: announces {lines[0].decode('ascii', 'replace').strip()!r} rows, found {len(names)}; download it again")
@@ -121,9 +130,15 @@ def read_partition(file: Path) -> tuple[list[str], np.ndarray, str]:
 
 
 def _read_lines(file: Path) -> tuple[list[bytes], str]:
-    content = file.read_bytes()
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
     _refuse_html(file, content[:512], "an annotation file")
-    return content.removeprefix(b"\xef\xbb\xbf").rstrip().split(b"\n"), hashlib.sha256(content).hexdigest()
+    text = content.removeprefix(b"\xef\xbb\xbf")
+    if not text.isascii():
+        raise DataError(f"{file}: is not plain ASCII text, as CelebA's annotations are; download it again")
+    return text.rstrip().split(b"\n"), hashlib.sha256(content).hexdigest()
 
 
 def _refuse_html(file: Path, start: bytes, wanted: str) -> None:
@@ -133,17 +148,18 @@ def _refuse_html(file: Path, start: bytes, wanted: str) -> None:
 
 def _parse(file: Path, lines: list[bytes], first: int, columns: tuple[str, ...], values: dict[bytes, int]) -> tuple[list[str], np.ndarray]:
     """Rows `name value ...` from line `first` (0-based) on -> names and uint8 [N, columns]; blanks and commas separate."""
-    names, texts = [], []
+    names: list[str] = []
+    texts: list[bytes] = []
     for line in lines[first:]:
         name, *fields = line.replace(b",", b" ").split() or [b""]
-        text = b"".join(fields).replace(b"-1", b"-")  # one byte per value, wherever all values are valid
+        text = b"".join(fields).replace(b"-1", _MINUS)  # one byte per value where all are valid
         if len(fields) != len(columns) or len(text) != len(columns):
             raise _bad_row(file, first + len(names), name, fields, columns, values)
-        names.append(name.decode("ascii", "replace"))
+        names.append(name.decode())
         texts.append(text)
     table = np.full(256, 255, np.uint8)
     for value, code in values.items():
-        table[value[0]] = code
+        table[value.replace(b"-1", _MINUS)[0]] = code
     parsed = table[np.frombuffer(b"".join(texts), np.uint8)].reshape(len(names), len(columns))
     bad = np.flatnonzero((parsed == 255).any(axis=1))
     if len(bad):
@@ -179,8 +195,9 @@ def list_images(images: Path) -> dict[str, int]:
     """Names and sizes in bytes of the JPEGs of the folder or zip `images`; other files are left alone. Raises DataError."""
     if images.is_dir():
         with os.scandir(images) as entries:
-            found = {entry.name: entry.stat().st_size for entry in entries if _IMAGE.fullmatch(entry.name)}
+            found = {entry.name: entry.stat().st_size for entry in entries if _IMAGE.fullmatch(entry.name) and entry.is_file()}
     else:
+        _archive.cache_clear()  # the file may have been replaced
         prefix = f"{_FOLDER}/"
         members = ((info.filename.removeprefix(prefix), info) for info in _archive(images).infolist() if info.filename.startswith(prefix))
         found = {name: info.file_size for name, info in members if _IMAGE.fullmatch(name)}
@@ -214,4 +231,6 @@ def _archive(file: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(file)
     except (zipfile.BadZipFile, EOFError, ValueError) as error:
         size = file.stat().st_size
-        raise DataError(f"{file}: is no complete zip archive ({error}; {size} bytes); the download was cut short: download it again") from None
+        raise DataError(
+            f"{file}: is no complete zip archive ({error}; {size} bytes); the download was cut short: download it again"
+        ) from None

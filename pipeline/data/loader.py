@@ -88,7 +88,7 @@ class TrainBatches:
         """Batch -> x [b, 3, S, S] in [-1, 1], flipped and rotated; y [b, A]; noise [b, D], all of `dtype` on `device`."""
         images, attributes, flip, angle, noise = (t.to(device, non_blocking=True) for t in batch[1:])
         x = to_float(flip_images(images, flip) if self.config.flip else images, dtype)
-        if self.config.rotation_degrees:
+        if self.config.rotation_degrees and len(x):  # a rank may have no share
             x = rotate_images(x, angle)
         return x, attributes.to(dtype), noise.to(dtype)
 

@@ -34,8 +34,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text())
         form = manifest["format"]
-        entries = [entry for split in manifest["splits"].values() for entry in split["shards"]]
-        sound = all(_FILE.fullmatch(e["file"]) for e in entries) and content_digest(entries) == manifest["content_digest"]
+        if form == SHARD_FORMAT:
+            entries = [entry for split in manifest["splits"].values() for entry in split["shards"]]
+            sound = all(_FILE.fullmatch(e["file"]) and e["samples"] > 0 and e["bytes"] > 0 for e in entries) and manifest["size"] > 0
+            sound = sound and bool(manifest["attributes"]) and content_digest(entries) == manifest["content_digest"]
     except OSError:
         raise DataError(f"{file}: cannot be read; run the shard stage, which writes it last") from None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -43,7 +45,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if form != SHARD_FORMAT:
         raise DataError(f"{file}: shards of format {form}, expected {SHARD_FORMAT}; delete {folder} and run the shard stage again")
     if not sound:
-        raise DataError(f"{file}: its content_digest does not fit its list of shards; delete it and run the shard stage again")
+        raise DataError(f"{file}: is damaged (its content_digest does not fit its list of shards); delete it and run the shard stage again")
     for stranger in sorted({tar.name for tar in folder.glob("*.tar")} - {entry["file"] for entry in entries}):
         raise DataError(f"{folder / stranger}: is not listed in {MANIFEST}; remove it")
     return manifest

@@ -1,10 +1,8 @@
-"""Write shards: who goes where, one tar per task in parallel processes, and a journal from which an interrupted run goes on."""
+"""Write shards: which sample goes where, one tar per task in parallel processes, and the manifest of all."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -22,28 +20,17 @@ import torch
 
 from pipeline.config import ShardConfig
 from pipeline.data.celeba import CELEBA_ATTRIBUTES, SPLITS, Celeba, read_image
+from pipeline.data.journal import ShardReport
 from pipeline.data.pixels import crop_centre, decode, resize
 from pipeline.data.records import TAIL, RecordFormat
 from pipeline.data.shards import content_digest
 from pipeline.errors import DataError
 from pipeline.layout import SHARD_FORMAT
-from pipeline.runtime.files import sha256, write_text
+from pipeline.runtime.files import sha256
 from pipeline.runtime.preempt import StopFlag, Stopped
 
 CHUNK = 128  # images in memory at a time
 LISTED_SKIPS = 100  # damaged images named in the manifest; the others are only counted
-
-
-@dataclass(frozen=True)
-class ShardReport:
-    """One finished shard: its manifest entry, and what the manifest sums up."""
-
-    file: str
-    samples: int
-    bytes: int
-    sha256: str
-    label_counts: list[int]  # samples that have each attribute
-    skipped: list[list[str]]  # [name, reason] of damaged images
 
 
 @dataclass(frozen=True)
@@ -94,7 +81,9 @@ def write_shard(task: ShardTask) -> ShardReport:
     if task.done and task.file.exists() and sha256(task.file) == task.done.sha256:
         return task.done
     record = RecordFormat(task.config.size, task.attributes.shape[1])
-    digest, kept, skipped = hashlib.sha256(), [], []  # type: ignore[var-annotated]
+    digest = hashlib.sha256()
+    kept: list[int] = []
+    skipped: list[list[str]] = []
     temporary = task.file.with_name(f".{task.file.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -127,10 +116,12 @@ def _load_images(task: ShardTask, rows: range, skipped: list[list[str]]) -> tupl
             crops[len(kept)] = crop_centre(decode(read_image(task.images, name)), task.config.crop)
             kept.append(row)
         except (ValueError, OSError) as error:
+            reason = str(error) if isinstance(error, ValueError) else f"cannot be read ({error.strerror})"
             if not task.config.skip_damaged:
-                where = f"{task.images / name}: {error}"
-                raise DataError(f"{where}; replace it, or set shard.skip_damaged=true to leave out such images") from None
-            skipped.append([name, str(error)])
+                raise DataError(
+                    f"{task.images / name}: {reason}; replace it, or set shard.skip_damaged=true to leave out such images"
+                ) from None
+            skipped.append([name, reason])
     return kept, resize(crops[: len(kept)], task.config.size)
 
 
@@ -149,15 +140,21 @@ def write_shards(tasks: list[ShardTask], processes: int, stop: StopFlag) -> Iter
         return
     context = multiprocessing.get_context("spawn")  # fork is not safe beside threads (torch, the log, tracking)
     pool = ProcessPoolExecutor(min(processes, len(tasks)), context, _start_worker)
+    futures = [pool.submit(write_shard, task) for task in tasks]
     try:
-        for future in as_completed([pool.submit(write_shard, task) for task in tasks]):
-            yield future.result()
-            _honour(stop)
+        for future in as_completed(futures):
+            if stop.requested:
+                for waiting in futures:
+                    waiting.cancel()  # no effect on those in flight
+            if not future.cancelled():
+                yield future.result()
     except BrokenProcessPool:
         _honour(stop)  # a signal to the whole job reached a worker that was still starting
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+    if any(future.cancelled() for future in futures):
+        _honour(stop)
 
 
 def _honour(stop: StopFlag) -> None:
@@ -180,43 +177,7 @@ def _leave_with_parent() -> None:
     os._exit(1)
 
 
-# ---- journal and manifest
-
-
-def resume(journal: Path, sources: dict[str, str], tasks: list[ShardTask]) -> list[ShardTask]:
-    """Tasks with the reports of an interrupted run on the same sources; clears the folder of everything that is not of this run.
-
-    The journal's first line holds the digests of the sources, each further line one report.
-    """
-    done = _read_journal(journal, sources)
-    wanted = {task.file.name for task in tasks} & done.keys()
-    for file in [*journal.parent.glob("*.tar"), *journal.parent.glob(".*.tmp")]:
-        if file.name not in wanted:
-            file.unlink()
-    lines = [sources, *(dataclasses.asdict(done[name]) for name in sorted(wanted))]
-    write_text(journal, "".join(json.dumps(line) + "\n" for line in lines))
-    return [dataclasses.replace(task, done=done.get(task.file.name)) for task in tasks]
-
-
-def _read_journal(journal: Path, sources: dict[str, str]) -> dict[str, ShardReport]:
-    done: dict[str, ShardReport] = {}
-    try:
-        first, *rest = journal.read_text().splitlines()
-        if json.loads(first) == sources:
-            for line in rest:
-                report = ShardReport(**json.loads(line))
-                done[report.file] = report
-    except (OSError, ValueError, TypeError):
-        pass  # no journal yet, or a last line that was cut off: what it lacks is written again
-    return done
-
-
-def note(journal: Path, report: ShardReport) -> None:
-    """Append the report of a finished shard."""
-    with journal.open("a") as file:
-        file.write(json.dumps(dataclasses.asdict(report)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+# ---- manifest
 
 
 def build_manifest(celeba: Celeba, config: ShardConfig, reports: list[ShardReport]) -> dict[str, Any]:
@@ -226,7 +187,11 @@ def build_manifest(celeba: Celeba, config: ShardConfig, reports: list[ShardRepor
     for split in SPLITS:
         own = [report for report in reports if report.file.startswith(f"{split}-")]
         entries = [{"file": r.file, "samples": r.samples, "bytes": r.bytes, "sha256": r.sha256} for r in own]
-        splits[split] = {"samples": sum(r.samples for r in own), "label_counts": np.sum([r.label_counts for r in own], 0).tolist(), "shards": entries}
+        splits[split] = {
+            "samples": sum(r.samples for r in own),
+            "label_counts": np.sum([r.label_counts for r in own], 0).tolist(),
+            "shards": entries,
+        }
     skipped = sorted(skip for report in reports for skip in report.skipped)
     return {
         "format": SHARD_FORMAT,

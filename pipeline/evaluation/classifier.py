@@ -27,6 +27,7 @@ class AttributeNet(nn.Module):
     """
 
     def __init__(self, n_attributes: int) -> None:
+        """Random weights; `n_attributes` logits."""
         super().__init__()
         self.body = vision.resnet18(norm_layer=partial(nn.GroupNorm, 32))
         self.head = nn.Linear(512, n_attributes)

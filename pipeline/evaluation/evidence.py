@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cvae.distributions import DiagonalGaussian
 from cvae.losses import importance_weighted_bound, squared_error
 from cvae.model import CVAE
 from pipeline.config import EvalConfig
@@ -46,43 +48,124 @@ class Evidence:
     crop: int
 
     @property
-    def shards(self) -> Shards:
-        """The split that is evaluated."""
-        return self.splits[self.settings.split]
+    def n(self) -> int:
+        """Images measured: the first ones of the split, a random part of it, since shards are filled in random order."""
+        return min(self.settings.n, len(self.splits[self.settings.split]))
 
     @property
-    def n(self) -> int:
-        """Images measured: the first ones of the split, which are a random part of it (the shards are shuffled)."""
-        return min(self.settings.n, len(self.shards))
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """Attributes of the first n images that the model reads, uint8 [n, A]."""
-        return self._read_by_model("labels", self.settings.split)[: self.n]
-
-    def columns(self) -> list[int]:
+    def read_columns(self) -> list[int]:
         """Where the attributes that the model reads stand among those of the classifier."""
         return columns(self.classifier.attributes, self.info.attributes)
 
-    def _read_by_model(self, what: str, split: str) -> np.ndarray:
+    def labels(self, split: str) -> np.ndarray:
+        """The attributes of a whole split that the model reads, uint8 [N, A]."""
         shards = self.splits[split]
         return shards.attributes()[:, columns(shards.attribute_names, self.info.attributes)]
 
-    def noise(self, purpose: str, indices: np.ndarray, *shape: int) -> Tensor:
-        """Standard normal [b, *shape, D], each image's own."""
+    @cached_property
+    def requested(self) -> np.ndarray:
+        """The attributes of the n images, which are also asked of the n samples, uint8 [n, A]."""
+        return self.labels(self.settings.split)[: self.n]
+
+    @cached_property
+    def real(self) -> Rows:
+        """Features of the n real images."""
+        return self._reference(self.settings.split)
+
+    @cached_property
+    def train(self) -> Rows:
+        """Features of as many training images: the distance that another draw of real faces would have."""
+        return self._reference("train")
+
+    def reference_keys(self, split: str) -> list[dict[str, Any]]:
+        """What the cached features of a split depend on, one for each extractor."""
+        shards = self.splits[split]
+        return [reference_key(shards, split, min(self.n, len(shards)), self.settings.block, e, self.crop) for e in self.extractors]
+
+    def _reference(self, split: str) -> Rows:
+        return {
+            extractor.metric: reference_features(self.reference_dir, self.splits[split], key, extractor, self.ranks)
+            for extractor, key in zip(self.extractors, self.reference_keys(split), strict=True)
+        }
+
+    @cached_property
+    def mean_image(self) -> Rows:
+        """The mean of those training images: its features [1, F] and its "mse" [n] on the [0, 1] scale, what knowing nothing reaches."""
+        shards = self.splits["train"]
+        n, block = min(self.n, len(shards)), self.settings.block
+        total = sum(shards.gather(np.arange(i, min(n, i + block)))[0].sum(0, dtype=np.float64) for i in range(0, n, block))
+        mean = to_float(torch.from_numpy(total[None] / n).to(self.ranks.device))
+
+        def rows(indices: np.ndarray) -> dict[str, Tensor]:
+            return {"mse": self._mse(self._images(indices), mean)}
+
+        features = {name: x.cpu().numpy() for name, x in self._features(mean).items()}
+        return features | map_blocks(rows, self.n, block, self.ranks)
+
+    @cached_property
+    def reconstructions(self) -> Rows:
+        """Of the posterior's mean: features, "mse" [n] on the [0, 1] scale, and q(z|x,y): "mean", "variance" [n, D]."""
+
+        def rows(indices: np.ndarray) -> dict[str, Tensor]:
+            x, decoded, q = self.reconstruct(indices)
+            return self._features(decoded) | {"mse": self._mse(x, decoded), "mean": q.mean, "variance": (2 * q.log_std).exp()}
+
+        return map_blocks(rows, self.n, self.settings.block, self.ranks)
+
+    @cached_property
+    def samples(self) -> Rows:
+        """Features of one sample for each row of `requested`."""
+        return self._sample("samples", self.requested)
+
+    @cached_property
+    def rare(self) -> list[tuple[Pair, Rows]]:
+        """Features of `rare_samples` samples for each rare pair of attributes."""
+        names, held_out = self.info.attributes, np.concatenate([self.labels("val"), self.labels("test")])
+        wanted = [
+            (pair, requests(self.labels(self.settings.split), names, pair.attributes, self.settings.rare_samples, self.settings.seed))
+            for pair in rare_pairs(self.labels("train"), held_out, names)
+        ]
+        return [(pair, self._sample("rare/" + "+".join(pair.attributes), labels)) for pair, labels in wanted if len(labels)]
+
+    @cached_property
+    def log_likelihood(self) -> np.ndarray:
+        """Importance-weighted bound on log p(x|y) for the first `iw_images` images, nats [m]."""
+
+        def rows(indices: np.ndarray) -> dict[str, Tensor]:
+            y, noise = self._condition(self.requested[indices]), self._noise("importance", indices, self.settings.iw_samples)
+            return {"nats": importance_weighted_bound(self.model, self._images(indices), y, noise.transpose(0, 1), self.info.s2)}
+
+        return map_blocks(rows, min(self.n, self.settings.iw_images), self.settings.block, self.ranks)["nats"]
+
+    def reconstruct(self, indices: np.ndarray) -> tuple[Tensor, Tensor, DiagonalGaussian]:
+        """Real images [b, 3, S, S], what the decoder makes of their posterior's mean, and the posterior."""
+        x, y = self._images(indices), self._condition(self.requested[indices])
+        q = self.model.encode(x, y)
+        return x, self.model.decode(q.mean, y), q
+
+    def draw(self, purpose: str, indices: np.ndarray, labels: np.ndarray) -> Tensor:
+        """Samples [b, 3, S, S] of p(x|y) for attributes [b, A], each with the noise of its index."""
+        y = self._condition(labels)
+        return self.model.decode(self.model.prior(y).sample(self._noise(purpose, indices)), y)
+
+    def _sample(self, purpose: str, labels: np.ndarray) -> Rows:
+        def rows(indices: np.ndarray) -> dict[str, Tensor]:
+            return self._features(self.draw(purpose, indices, labels[indices]))
+
+        return map_blocks(rows, len(labels), self.settings.block, self.ranks)
+
+    def _noise(self, purpose: str, indices: np.ndarray, *shape: int) -> Tensor:
         return keyed_normal(self.settings.seed, purpose, indices, (*shape, self.model.z_dim)).to(self.ranks.device)
 
-    def request(self, labels: np.ndarray) -> Tensor:
-        """Attributes [b, A] as the model reads them."""
+    def _condition(self, labels: np.ndarray) -> Tensor:
         return torch.from_numpy(labels).to(self.ranks.device, torch.float32)
 
-    def images(self, indices: np.ndarray) -> Tensor:
-        """Real images [b, 3, S, S] in [-1, 1]."""
-        return to_float(torch.from_numpy(self.shards.gather(indices)[0]).to(self.ranks.device))
+    def _images(self, indices: np.ndarray) -> Tensor:
+        return to_float(torch.from_numpy(self.splits[self.settings.split].gather(indices)[0]).to(self.ranks.device))
 
-    def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Features of uint8 images [b, S, S, 3] by the names of their metrics."""
+    def _features(self, x: Tensor) -> dict[str, Tensor]:
+        images = to_uint8(x)  # as real images come: no feature may see what rounding would have removed
         return {extractor.metric: extractor(images) for extractor in self.extractors}
 
-    def _map(self, function, n: int, block: int | None = None) -> Rows:  # type: ignore[no-untyped-def]
-        return map_blocks(function, n, block or self.settings.block, self.ranks)
+    def _mse(self, x: Tensor, decoded: Tensor) -> Tensor:
+        return squared_error(x, decoded).double() / (4 * self.model.pixels)  # [-1, 1] -> [0, 1] halves an error

@@ -34,6 +34,7 @@ class ClassifierFeatures:
     metric = "fd_classifier"
 
     def __init__(self, classifier: Classifier, weights: str, device: torch.device) -> None:
+        """`classifier` is all it needs."""
         self.classifier, self.digest, self.device = classifier, classifier.digest, device
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class InceptionFeatures:
         try:
             content = Path(weights).expanduser().read_bytes()
         except OSError as error:
-            raise ConfigError(f"key 'eval.inception_weights': {weights}: {error.strerror}; leave it empty for fd_classifier alone") from None
+            raise ConfigError(f"key 'eval.inception_weights': {weights}: {error.strerror}; leave it empty to go without") from None
         self.digest, self.device = hashlib.sha256(content).hexdigest(), device
         if not self.digest.startswith(INCEPTION_SHA256):
             raise DataError(

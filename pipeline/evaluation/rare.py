@@ -26,7 +26,7 @@ def rare_pairs(train: np.ndarray, held_out: np.ndarray, names: list[str], most: 
     together, held_out_together = (labels.astype(np.float64).T @ labels for labels in (train, held_out))
     alone = together.diagonal()
     pairs = [
-        Pair((names[a], names[b]), int(together[a, b]), int(held_out_together[a, b]), float(together[a, b] * len(train) / alone[a] / alone[b]))
+        Pair((names[a], names[b]), int(together[a, b]), int(held_out_together[a, b]), together[a, b] * len(train) / (alone[a] * alone[b]))
         for a, b in combinations(range(len(names)), 2)
         if together[a, b] >= MIN_TRAIN and held_out_together[a, b] >= MIN_HELD_OUT
     ]

@@ -33,7 +33,7 @@ from pipeline.runtime.mlflow_store import (
 from pipeline.runtime.record import Evaluation, read_json
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
     from mlflow.tracking import MlflowClient
 
 
@@ -68,16 +68,16 @@ class Feeder:
         run = _find_or_create(client, config, self.run_dir, uri)
         run_id = run.info.run_id
         _send_config(client, run, config, self.run_dir)
-        self._send_training(client, run_id)
+        self._send_training(client, run)
         evaluations = record.evaluations(self.run_dir)
         for evaluation in evaluations:
             _send_evaluation(client, run, config.name, evaluation)
         if evaluations:
-            _send_headline(client, run_id, evaluations[-1])
+            _send_headline(client, run, evaluations[-1])
         self._send_artifacts(client, run_id, evaluations)
         _send_status(client, run, record.status(self.run_dir, config), self.run_dir)
 
-    def _send_training(self, client: MlflowClient, run_id: str) -> None:
+    def _send_training(self, client: MlflowClient, run: Run) -> None:
         """Every (name, step) of metrics.jsonl that the store lacks."""
         from mlflow.entities import Metric
 
@@ -86,10 +86,10 @@ class Feeder:
         for line in records:
             for name, value in line["values"].items():
                 if name not in self.known:
-                    self.known[name] = {m.step for m in client.get_metric_history(run_id, name)}
+                    self.known[name] = {m.step for m in _held(client, run, name)}
                 if math.isfinite(value) and line["step"] not in self.known[name]:
                     new.append(Metric(name, value, int(line["time"] * 1000), line["step"]))
-        log_metrics(client, run_id, new)
+        log_metrics(client, run.info.run_id, new)
         for metric in new:
             self.known[metric.key].add(metric.step)
 
@@ -186,7 +186,7 @@ def _child_values(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
     yield from ((clean_name(name), float(value)) for name, value in named if value is not None and math.isfinite(value))
 
 
-def _send_headline(client: MlflowClient, run_id: str, newest: Evaluation) -> None:
+def _send_headline(client: MlflowClient, run: Run, newest: Evaluation) -> None:
     """The newest evaluation's metrics on the parent, at the checkpoint's step, unless that step already shows them."""
     from mlflow.entities import Metric
 
@@ -194,11 +194,16 @@ def _send_headline(client: MlflowClient, run_id: str, newest: Evaluation) -> Non
     new = []
     for name, value in newest.metrics.items():
         key = clean_name(f"{split}/{name}")
-        there = [m for m in client.get_metric_history(run_id, key) if m.step == step]
+        there = [m for m in _held(client, run, key) if m.step == step]
         shown = max(there, key=lambda m: m.timestamp).value if there else None
         if value is not None and math.isfinite(value) and shown != value:
             new.append(Metric(key, float(value), int(_written(newest) * 1000), step))
-    log_metrics(client, run_id, new)
+    log_metrics(client, run.info.run_id, new)
+
+
+def _held(client: MlflowClient, run: Run, name: str) -> list[Metric]:
+    """What the store holds of one metric; no request for one that it has never seen."""
+    return client.get_metric_history(run.info.run_id, name) if name in run.data.metrics else []
 
 
 def _send_status(client: MlflowClient, run: Run, status: str, run_dir: Path) -> None:

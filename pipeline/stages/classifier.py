@@ -22,6 +22,7 @@ from pipeline.evaluation.statistics import best_threshold
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.files import write_json
+from pipeline.runtime.logs import progress
 from pipeline.runtime.optim import Precision, learning_rate, make_optimizer
 from pipeline.runtime.preempt import Stopped
 
@@ -58,7 +59,7 @@ def train(settings: ClassifierConfig, shards: Shards, val: Shards, context: Cont
     if size < ranks.world_size:
         raise ConfigError(f"key 'classifier.batch_size': got {size}, expected at least one image for each of {ranks.world_size} ranks")
     torch.manual_seed(settings.seed)
-    net = classifier.AttributeNet(len(shards.attribute_names)).to(ranks.device, memory_format=torch.channels_last)
+    net = classifier.AttributeNet(len(shards.attribute_names)).to(ranks.device)
     model: nn.Module = DistributedDataParallel(net) if ranks.world_size > 1 else net
     images = settings.epochs * len(shards)
     optim = OptimConfig(lr=settings.lr, weight_decay=settings.weight_decay, warmup_images=int(WARMUP * images), final_lr_fraction=0.0)
@@ -66,7 +67,7 @@ def train(settings: ClassifierConfig, shards: Shards, val: Shards, context: Cont
     source = TrainBatches(shards, DataConfig(), settings.seed, size, 0, ranks.rank, ranks.world_size)
     batches = Prefetcher(source.at, 0, -(-images // size))
     try:
-        for step, batch in enumerate(batches):
+        for step, batch in enumerate(progress(batches, -(-images // size), "training", context.log)):
             optimizer.param_groups[0]["lr"] = learning_rate(step * size, images, optim)
             loss = train_step(model, optimizer, precision, source, batch, ranks)
             total = ranks.reduce_sum(torch.tensor([loss, context.stop.requested], dtype=torch.float64, device=ranks.device)).tolist()
@@ -94,7 +95,7 @@ def train_step(
     precision.scaler.scale(loss * (ranks.world_size / source.batch_size)).backward()
     precision.scaler.step(optimizer)
     precision.scaler.update()
-    return float(loss)
+    return float(loss.detach())
 
 
 def predict(net: classifier.AttributeNet, shards: Shards, ranks: Ranks) -> np.ndarray:

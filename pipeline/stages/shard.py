@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,9 +15,11 @@ import torch
 from pipeline import layout
 from pipeline.config import RunConfig
 from pipeline.data.celeba import read_celeba
+from pipeline.data.journal import Journal
 from pipeline.data.pixels import HEIGHT, WIDTH
 from pipeline.data.shards import MANIFEST
-from pipeline.data.writer import build_manifest, check_space, note, plan_shards, resume, write_shards
+from pipeline.data.toy.dataset import make_toy_celeba
+from pipeline.data.writer import build_manifest, check_space, plan_shards, write_shards
 from pipeline.errors import ConfigError
 from pipeline.runtime.context import Context
 from pipeline.runtime.files import write_json
@@ -31,7 +33,9 @@ def run(config: RunConfig, context: Context) -> None:
     Raises ConfigError, DataError (what is wrong with the source), Stopped (finished shards are kept for the next start).
     """
     if config.shard.crop > min(WIDTH, HEIGHT):
-        raise ConfigError(f"key 'shard.crop': got {config.shard.crop}, expected at most {WIDTH}: an aligned image is {WIDTH}x{HEIGHT} pixels")
+        raise ConfigError(
+            f"key 'shard.crop': got {config.shard.crop}, expected at most {WIDTH}: an aligned image is {WIDTH}x{HEIGHT} pixels"
+        )
     stopped = torch.zeros(1, device=context.ranks.device)
     if context.ranks.is_main:
         try:
@@ -53,34 +57,24 @@ def make_shards(config: RunConfig, context: Context) -> None:
             return
         source = layout.source_path(config)
         if not config.shard.source:
-            draw_toy_faces(config, source, processes, context)
+            make_toy_celeba(source, config.toy.n, config.toy.seed, processes, log)
         celeba = read_celeba(source, config.shard.allow_subset)
         log.info("%s: %d images of %d annotated", celeba.images, len(celeba.names), celeba.annotated)
         folder.mkdir(parents=True, exist_ok=True)
-        journal = folder / "journal.jsonl"
-        tasks = resume(journal, celeba.digests, plan_shards(celeba, config.shard, folder))
+        tasks = plan_shards(celeba, config.shard, folder)
+        journal = Journal(folder / "journal.jsonl")
+        done = journal.resume(celeba.digests, {task.file.name for task in tasks})
+        tasks = [replace(task, done=done.get(task.file.name)) for task in tasks]
         check_space(tasks, folder)
         start, reports = time.monotonic(), []
         for report in progress(write_shards(tasks, processes, context.stop), len(tasks), "shards", log):
-            note(journal, report)
+            if done.get(report.file) != report:
+                journal.add(report)
             reports.append(report)
         manifest = build_manifest(celeba, config.shard, reports)
         write_json(folder / MANIFEST, manifest)
     written, seconds = sum(report.samples for report in reports), time.monotonic() - start
     log.info("%d images in %d shards, %.0f images/s; %d damaged", written, len(reports), written / seconds, manifest["counts"]["skipped"])
-
-
-def draw_toy_faces(config: RunConfig, folder: Path, processes: int, context: Context) -> None:
-    """Faces drawn by the project itself, in CelebA's layout, where there are none yet."""
-    from pipeline.data.toy.dataset import make_toy_celeba
-
-    with exclusive(folder.with_suffix(".lock"), context.stop):
-        if not folder.exists():
-            context.log.info("drawing %d toy faces in %s", config.toy.n, folder)
-            unfinished = folder.with_suffix(".unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            make_toy_celeba(unfinished, config.toy.n, config.toy.seed, processes)
-            os.replace(unfinished, folder)
 
 
 @contextmanager

@@ -361,9 +361,9 @@ def healthy(address: str) -> bool:
 
 def test_live_feed_of_a_real_server(server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with_password = server.replace("://", "://ada:secret@")
-    run = make_run(tmp_path, overrides=(f"tracking.uri={with_password}", "tracking.experiment=live"), steps=20)
+    run = make_run(tmp_path, overrides=(f"tracking.uri={with_password}", "tracking.experiment=live"), steps=9)
     live = LiveSync(run, interval_s=0.05)
-    add_metrics(run, range(21, 41))
+    add_metrics(run, range(11, 20))
     live.stop(timeout_s=120)
     store = mlflow_store.open_client(server)
     parent = parent_of(store, "live")

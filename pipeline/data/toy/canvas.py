@@ -46,9 +46,8 @@ def curve(*xy: float) -> np.ndarray:
 def smooth(knots: np.ndarray) -> np.ndarray:
     """Smooth open curve through `knots` [N, 2] (Catmull-Rom): [6 (N - 1) + 1, 2]."""
     padded = np.concatenate([2 * knots[:1] - knots[1:2], knots, 2 * knots[-1:] - knots[-2:-1]])
-    windows = np.stack([padded[i : i + len(knots) - 1] for i in range(4)])  # [4, N - 1, 2]
-    inner = np.tensordot(windows, _CATMULL_ROM, axes=(0, 1))  # [N - 1, 2, 6]
-    return np.concatenate([inner.transpose(0, 2, 1).reshape(-1, 2), knots[-1:]])
+    windows = np.stack([padded[i : i + len(knots) - 1] for i in range(4)], axis=1)  # [N - 1, 4, 2]
+    return np.concatenate([(_CATMULL_ROM @ windows).reshape(-1, 2), knots[-1:]])
 
 
 _ANGLES = np.linspace(0, 2 * np.pi, 28, endpoint=False)
@@ -83,20 +82,17 @@ class Canvas:
         if alpha == 1.0 and blur == 0.0:
             self.draw.polygon(placed.ravel().tolist(), fill=colour)
             return
-        small = SOFT if blur else 1
-        radius = blur * self.unit
+        small, radius = SOFT if blur else 1, blur * self.unit
         low = np.floor((placed.min(axis=0) - 2.5 * radius) / small).astype(int)
         high = np.ceil((placed.max(axis=0) + 2.5 * radius) / small).astype(int) + 1
-        low = np.maximum(low, -8)
-        high = np.minimum(high, np.array(self.image.size) // small + 8)
+        low, high = np.maximum(low, -8), np.minimum(high, np.array(self.image.size) // small + 8)
         if (high <= low).any():
-            return
+            return  # outside the image
         mask = Image.new("L", tuple((high - low).tolist()))
         ImageDraw.Draw(mask).polygon((placed / small - low).ravel().tolist(), fill=round(255 * alpha))
         if blur:
-            mask = mask.filter(ImageFilter.GaussianBlur(radius / small)).resize(
-                (mask.width * small, mask.height * small), Image.Resampling.BILINEAR
-            )
+            full = (mask.width * small, mask.height * small)
+            mask = mask.filter(ImageFilter.GaussianBlur(radius / small)).resize(full, Image.Resampling.BILINEAR)
         self.image.paste(colour, tuple((low * small).tolist()), mask)
 
     def line(self, path: np.ndarray, colour: Colour, width: float) -> None:

@@ -98,7 +98,7 @@ def draw_nose(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour) 
         canvas.fill(ellipse(side * wide * 0.8, tip - 1.5, wide * 0.28, 3.2), darker(skin, 0.14), blur=0.8)
         canvas.fill(ellipse(side * wide * 0.45, tip + 0.8, wide * 0.24, 1.3), darker(skin, 0.7))
     if "Pointy_Nose" in attributes:
-        canvas.line(points(-wide * 1.1, tip - 4, 0, tip + 3.5, wide * 1.1, tip - 4), darker(skin, 0.42), 1.5)
+        canvas.line(points(-wide * 1.1, tip - 4, 0, tip + 3.5, wide * 1.1, tip - 4), darker(skin, 0.46), 1.8)
         canvas.line(points(0, -2, 0, tip - 2), lighter(skin, 0.55), 1.8)
     else:
         canvas.line(curve(-wide * 0.75, tip + 1, 0, tip + 2.4, wide * 0.75, tip + 1), darker(skin, 0.36), 1.1)

@@ -6,7 +6,7 @@ from collections.abc import Set
 
 import numpy as np
 
-from pipeline.data.toy.canvas import Canvas, Colour, curve, darker, ellipse, lighter, mix, smooth, symmetric
+from pipeline.data.toy.canvas import Canvas, Colour, curve, darker, ellipse, lighter, mix, symmetric
 from pipeline.data.toy.style import Style
 
 COLOURS: dict[str, Colour] = {
@@ -55,10 +55,8 @@ def draw_front(canvas: Canvas, attributes: Set[str], style: Style, colour: Colou
             _locks(canvas, attributes, style, colour)
     if "Sideburns" in attributes:
         for side in (-1, 1):
-            canvas.fill(
-                curve(side * 39, -22, side * 31, -14, side * 31, 10, side * 29, 27, side * 36, 29, side * 39.5, 10) * (style.width, 1),
-                colour,
-            )
+            strip = curve(39, -22, 31, -14, 31, 10, 29, 27, 36, 29, 39.5, 10)
+            canvas.fill(strip * (side * style.width, 1), colour)
     if "Wearing_Hat" in attributes:
         _hat(canvas, style)
 
@@ -67,28 +65,23 @@ def _cap(canvas: Canvas, attributes: Set[str], style: Style, colour: Colour) -> 
     """The area between the hair's outline and the hairline."""
     male, wavy = "Male" in attributes, "Wavy_Hair" in attributes
     thick = 2.0 if "Receding_Hairline" in attributes else 6.0
+    if male and "Straight_Hair" in attributes:
+        thick += 5  # combed up
     low = -8 if male else 0
     outer = curve(43, low, 43.5, -24, 37 + thick / 2, -46, 21, -61 - thick, 0, -63 - thick) * (style.width, style.length)
     outer = _waves(np.concatenate([outer, outer[-2::-1] * (-1, 1)]), 2.6 if wavy else 0.0, 13)
-    if "Receding_Hairline" in attributes:
-        line = smooth(
-            np.array(
-                [(-37, low), (-36, -28), (-28, -47), (-20, -56), (-9, -50), (0, -47), (9, -50), (20, -56), (28, -47), (36, -28), (37, low)]
-            )
-        )
-    elif "Bangs" in attributes:
-        line = smooth(
-            np.array(
-                [(-37, low), (-34, -16), (-27, -17), (-18, -15), (-9, -17), (0, -15), (9, -17), (18, -15), (27, -17), (34, -16), (37, low)]
-            )
-        )
-    else:
-        parting = style.side * 12
-        line = smooth(
-            np.array([(-37, low), (-35, -22), (-28, -35), (-14, -41), (parting, -45), (16, -40), (28, -35), (35, -22), (37, low)])
-        )
-    canvas.fill(np.concatenate([outer, line * (style.width, style.length)]), colour)
+    hairline = _hairline(attributes, style.side, low) * (style.width, style.length)
+    canvas.fill(np.concatenate([outer, hairline]), colour)
     _strands(canvas, attributes, style, colour)
+
+
+def _hairline(attributes: Set[str], side: int, low: float) -> np.ndarray:
+    """Where hair meets the forehead, left to right: far back at the temples, a fringe above the brows, or parted on one side."""
+    if "Receding_Hairline" in attributes:
+        return curve(-37, low, -36, -28, -28, -47, -20, -56, -9, -50, 0, -47, 9, -50, 20, -56, 28, -47, 36, -28, 37, low)
+    if "Bangs" in attributes:
+        return curve(-37, low, -34, -16, -27, -17, -18, -15, -9, -17, 0, -15, 9, -17, 18, -15, 27, -17, 34, -16, 37, low)
+    return curve(-37, low, -35, -22, -28, -35, -14, -41, side * 12, -45, 16, -40, 28, -35, 35, -22, 37, low)
 
 
 def _strands(canvas: Canvas, attributes: Set[str], style: Style, colour: Colour) -> None:

@@ -1,0 +1,60 @@
+"""How a headline number is read: which way is better, what it means, how many images are behind it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+LOWER = ("fd_", "fid_", "kid_", "mse", "iw_bits_per_dim")
+HIGHER = ("attribute_", "rare_success", "iw_log_likelihood_nats")
+MEANING = {
+    "samples": "Fréchet distance of samples to real images",
+    "recon": "Fréchet distance of reconstructions to real images",
+    "attribute_accuracy": "attributes that the classifier finds in samples as asked for",
+    "attribute_balanced_accuracy": "the same, mean of both classes of each attribute",
+    "rare_success": "both attributes of a rare pair found in samples that were asked for both",
+    "mse": "squared error of reconstructions, pixels in [0, 1]",
+    "sigma": "decoder standard deviation, pixels in [-1, 1]",
+    "iw_log_likelihood_nats": "importance-weighted bound on log p(x|y), nats per image",
+    "iw_log_likelihood_standard_error": "standard error of that bound, nats per image",
+    "iw_bits_per_dim": "the same bound in bits per dimension",
+    "active_units": "latent units that carry information about the image",
+}
+
+
+def direction(name: str) -> str:
+    """↓ lower is better, ↑ higher is better, or "" where neither is."""
+    return "↓" if name.startswith(LOWER) else "↑" if name.startswith(HIGHER) else ""
+
+
+def meaning(name: str) -> str:
+    """One line on a metric, "" for one that is not known here."""
+    return MEANING.get(name) or (MEANING.get(name.rpartition("_")[2], "") if name.startswith(LOWER) else "")
+
+
+def sample_size(name: str, protocol: dict[str, Any]) -> str:
+    """How much was measured, from the protocol."""
+    if name.startswith("iw_"):
+        return f"{protocol.get('iw_images', '?')} (K = {protocol.get('iw_samples', '?')})"
+    if name.startswith("rare_"):
+        return f"{protocol.get('rare_samples', '?')} per pair"
+    return str(protocol.get("n", "?"))
+
+
+def number(value: float | None) -> str:
+    """Four significant digits without an exponent where that is readable; – for nothing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if abs(value) >= 1000 or (isinstance(value, int) and value == value // 1):
+        return f"{value:,.0f}" if math.isfinite(value) else str(value)
+    return f"{value:.4g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as 1 h 05 min, 3 min 20 s or 4.2 s."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

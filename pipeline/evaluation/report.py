@@ -1,0 +1,148 @@
+"""report.html: one run on one page, from the files of its run directory."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline import layout
+from pipeline.config import RunConfig, dump
+from pipeline.evaluation.headline import direction, duration, meaning, number, sample_size
+from pipeline.evaluation.page import Cell, chips, details, drawing, facts, gallery, page, paragraph, picture, section, table
+from pipeline.evaluation.plots import training_panels
+from pipeline.runtime import record
+from pipeline.runtime.files import write_text
+from pipeline.runtime.metrics_log import read_metrics
+from pipeline.runtime.mlflow_store import redact
+from pipeline.runtime.record import Evaluation
+
+DIGITS = 12  # of a digest, as shown
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write run_dir/report.html from whatever is there, also without metrics or evaluation, and return its path."""
+    config = record.run_config(run_dir)
+    evaluation = next(reversed(record.evaluations(run_dir)), None)
+    records = read_metrics(layout.train_dir(run_dir) / "metrics.jsonl")
+    body = [_title(run_dir, config, evaluation)]
+    if evaluation:
+        body += [_headline(evaluation), _pictures(evaluation)]
+    else:
+        body.append(section("Evaluation", paragraph(f"None yet. `python launch.py --run-dir {run_dir} --stages eval` makes one.")))
+    body.append(section("Training", gallery(drawing(svg, caption) for caption, svg in training_panels(records))))
+    if evaluation:
+        body += [_rare(evaluation), _attributes(evaluation)]
+    body += [_making(run_dir, evaluation), section("Configuration", details("config.yaml", redact(dump(config))))]
+    write_text(run_dir / "report.html", page(f"{config.name}, seed {config.seed}", body))
+    return run_dir / "report.html"
+
+
+def _title(run_dir: Path, config: RunConfig, evaluation: Evaluation | None) -> str:
+    done = record.trained(run_dir, config) or {}
+    seen = evaluation.protocol if evaluation else done
+    items: dict[str, Any] = {"seed": config.seed, "status": record.status(run_dir, config).lower()}
+    if "step" in seen:
+        items |= {"checkpoint": f"step {seen['step']}"}
+    if "images" in seen:
+        items |= {"images seen": f"{seen['images']:,}"}
+    if "seconds" in done:
+        items |= {"training took": duration(done["seconds"])}
+    if evaluation:
+        items |= {"evaluation": evaluation.number}
+    return page_head(config.name, items)
+
+
+def page_head(title: str, items: dict[str, Any]) -> str:
+    """The heading of a page, and short facts under it."""
+    from html import escape
+
+    return f"<h1>{escape(title)}</h1>\n{chips(items)}"
+
+
+def protocol_line(protocol: dict[str, Any]) -> str:
+    """The protocol of an evaluation in a few words."""
+    text = "{split} split, {size} × {size} pixels (crop {crop}), {weights} weights"
+    return text.format_map({key: protocol.get(key, "?") for key in ("split", "size", "crop", "weights")})
+
+
+def _headline(evaluation: Evaluation) -> str:
+    head: list[Cell] = ["metric", ("value", "n"), ("95 % interval", "n"), ("floor", "n"), ("ceiling", "n"), ("N", "n"), "protocol"]
+    rows: list[tuple[str, list[Cell]]] = []
+    where = f"{evaluation.protocol.get('split', '?')}, {evaluation.protocol.get('weights', '?')}, {evaluation.protocol.get('size', '?')} px"
+    for name, value in evaluation.metrics.items():
+        interval = " – ".join(number(end) for end in evaluation.intervals.get(name, [])) or "–"
+        numbers = [number(value), interval, number(evaluation.floors.get(name)), number(evaluation.ceilings.get(name))]
+        cells: list[Cell] = [f"{name} {direction(name)}", *((text, "n") for text in [*numbers, sample_size(name, evaluation.protocol)]), where]
+        rows.append(("", cells))
+    legend = "↓ lower is better, ↑ higher is better. Floor: what knowing nothing reaches; ceiling: what real images reach. "
+    known = {name: meaning(name) for name in evaluation.metrics if meaning(name)}
+    return section(
+        "Headline numbers",
+        paragraph(protocol_line(evaluation.protocol) + "."),
+        table(head, rows),
+        paragraph(legend + "; ".join(f"{name}: {text}" for name, text in known.items()) + ".", soft=True),
+    )
+
+
+def _pictures(evaluation: Evaluation) -> str:
+    return section("Pictures", gallery(picture(file) for file in evaluation.pictures))
+
+
+def _rare(evaluation: Evaluation) -> str:
+    head: list[Cell] = ["asked for", *((t, "n") for t in ("in training", "held out", "success", "95 % interval", "real images", "N"))]
+    rows: list[tuple[str, list[Cell]]] = []
+    for row in evaluation.rare:
+        counts = [number(row.get("train_count")), number(row.get("held_out_count"))]
+        success = [number(row.get("success")), f"{number(row.get('low'))} – {number(row.get('high'))}", number(row.get("real_success"))]
+        rows.append(("", [" + ".join(row["attributes"]), *((text, "n") for text in [*counts, *success, number(row.get("n"))])]))
+    text = "Attributes that hardly ever meet, asked for together: how often the classifier finds both in a sample."
+    return section("Rare combinations", paragraph(text), table(head, rows)) if rows else ""
+
+
+def _attributes(evaluation: Evaluation) -> str:
+    kinds = ("accuracy", "real_accuracy", "shuffled_accuracy", "balanced_accuracy", "real_balanced_accuracy")
+    head: list[Cell] = ["attribute", *((t, "n") for t in ("samples", "real (ceiling)", "shuffled (floor)", "samples, balanced", "real, balanced"))]
+    rows: list[tuple[str, list[Cell]]] = []
+    for name, row in evaluation.per_attribute.items():
+        read = row.get("read_by_model", True)
+        cells: list[Cell] = [name if read else f"{name} (not read by the model)", *((number(row.get(kind)), "n") for kind in kinds)]
+        rows.append(("" if read else "off", cells))
+    text = "How often the classifier's decision on a sample is what was asked for."
+    return section("Attributes", paragraph(text), table(head, rows)) if rows else ""
+
+
+def _making(run_dir: Path, evaluation: Evaluation | None) -> str:
+    items: dict[str, Any] = {"commit": record.commit(run_dir) or "unknown", "run directory": run_dir.absolute()}
+    for key, value in (record.read_json(run_dir / "inputs.json") or {}).items():
+        items[f"input: {key}"] = value
+    if evaluation:
+        items |= {key: value for key, value in evaluation.protocol.items() if key not in items}
+        items |= {f"measuring {name}": duration(value) for name, value in evaluation.seconds.items()}
+    changes = [
+        ("", [str(line.get("time", "")), (str(line.get("step", "")), "n"), " ".join(line.get("stages", [])), _changed(line.get("changed", {}))])
+        for line in record.history(run_dir)
+    ]
+    return section(
+        "How it was made",
+        table(["launched", ("at step", "n"), "stages", "changed"], changes),
+        table(["stage", "job", "state", "hosts", "started", ("took", "n")], _job_rows(run_dir)),
+        facts(items),
+    )
+
+
+def _changed(changed: dict[str, Any]) -> str:
+    pairs = [f"{key}: {value[0]} → {value[1]}" if isinstance(value, list) else f"{key}: {value}" for key, value in changed.items()]
+    return redact(", ".join(pairs)) or "–"
+
+
+def _job_rows(run_dir: Path) -> list[tuple[str, list[Cell]]]:
+    rows: list[tuple[str, list[Cell]]] = []
+    for job in record.jobs(run_dir):
+        for attempt in job.get("attempts") or [{}]:
+            began, ended = attempt.get("started"), attempt.get("ended")
+            when = datetime.fromtimestamp(began).isoformat(" ", "seconds") if began else "–"
+            took = duration(ended - began) if began and ended else "–"
+            state = str(attempt.get("state") or job.get("state", ""))
+            rows.append(("", [str(job.get("stage", "")), str(job.get("id", "")), state, ", ".join(attempt.get("hosts", [])), when, (took, "n")]))
+    return rows

@@ -1,0 +1,119 @@
+"""What tests share: tiny shards of random images, and several real processes of one group."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_home(tmp_path_factory):
+    """No test leaves anything in the user's cache, and none reaches a real MLflow."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def run_ranks(script: Path, args: list[str], world_size: int, timeout_s: int = 240) -> list[subprocess.CompletedProcess]:
+    """Run `script` on `world_size` real processes of one group; every one must end well."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), *args],
+            env={**env, "RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(world_size)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for r in range(world_size)
+    ]
+    done = []
+    try:
+        for process in ranks:
+            out, err = process.communicate(timeout=timeout_s)
+            done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    finally:
+        for process in ranks:
+            process.kill()
+    for process in done:
+        assert process.returncode == 0, process.stderr[-3000:]
+    return done
+
+
+def write_noise_celeba(folder: Path, n: int, seed: int = 0) -> Path:
+    """A folder in CelebA's layout whose images are random colours and gradients: cheap, and no two alike."""
+    from PIL import Image
+    from pipeline.data.celeba import CELEBA_ATTRIBUTES
+
+    rng = np.random.default_rng(seed)
+    (folder / "img_align_celeba").mkdir(parents=True)
+    ramp = np.linspace(0, 1, 218)[:, None, None]
+    rows, parts = [], []
+    for i in range(1, n + 1):
+        top, bottom = rng.integers(0, 256, (2, 1, 1, 3))
+        image = np.broadcast_to(top * (1 - ramp) + bottom * ramp, (218, 178, 3)).astype(np.uint8)
+        Image.fromarray(image).save(folder / "img_align_celeba" / f"{i:06d}.jpg", quality=90)
+        rows.append(f"{i:06d}.jpg " + " ".join(f"{v:2d}" for v in rng.choice([-1, 1], 40)))
+        parts.append(f"{i:06d}.jpg {0 if i % 5 else 1 + (i % 10 == 0)}")
+    (folder / "list_attr_celeba.txt").write_text(f"{n}\n{' '.join(CELEBA_ATTRIBUTES)}\n" + "\n".join(rows) + "\n")
+    (folder / "list_eval_partition.txt").write_text("\n".join(parts) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def noise_celeba(tmp_path_factory) -> Path:
+    """60 images: 48 train, 6 val, 6 test."""
+    return write_noise_celeba(tmp_path_factory.mktemp("celeba") / "noise", 60)
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides(tmp_path_factory, noise_celeba) -> list[str]:
+    """Overrides of a configuration that trains on 16-pixel shards in seconds; the shards are written once."""
+    from pipeline import config as configuration
+
+    overrides = [
+        f"shard.source={noise_celeba}",
+        f"runs_dir={tmp_path_factory.mktemp('runs')}",
+        "shard.size=16",
+        "shard.samples_per_shard=20",
+        "model.net.channels=[8,16]",
+        "model.z_dim=8",
+        "model.conditioner.width=8",
+        "model.prior.hidden=16",
+        "model.prior.flow.layers=2",
+        "model.prior.flow.hidden=16",
+        "train.batch_size=8",
+        "train.threads=1",
+        "train.timeout_s=60",
+        "optim.warmup_images=16",
+        "train.kl_warmup_images=64",
+        "tracking.enabled=false",
+    ]
+    config = configuration.load([], overrides)
+    run_stage_here(config, Path(config.runs_dir) / "shards", "shard")
+    return overrides
+
+
+def run_stage_here(config, run_dir: Path, stage: str) -> None:
+    """One stage in this process, alone."""
+    from pipeline import config as configuration
+    from pipeline.run import run_stage
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(configuration.dump(config))
+    run_stage(run_dir, stage)

@@ -1,0 +1,52 @@
+"""Fixtures: a run of two ranks on this machine, and a sbatch that only remembers."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import ClusterConfig, RunConfig, dump
+from slurm.chain import Run
+
+HERE = str(Path(__file__).parent)
+sys.path.append(HERE)  # stand_in_jobs, which jobs import by name
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run in a folder with a space and a quote in its name."""
+    monkeypatch.setenv("PYTHONPATH", HERE)
+    runs_dir = tmp_path / "a folder's name"
+    config = RunConfig(name="trial", runs_dir=str(runs_dir), cluster=ClusterConfig(tasks_per_node=2))
+    (runs_dir / "trial").mkdir(parents=True)
+    (runs_dir / "trial" / "config.yaml").write_text(dump(config))
+    return Run(config, runs_dir / "trial")
+
+
+@pytest.fixture
+def slurm_run(run: Run) -> Run:
+    """The same for a cluster, with everything set that can be."""
+    cluster = ClusterConfig(
+        executor="slurm", nodes=2, tasks_per_node=4, gpus_per_node=4, cpus_per_task=6, mem_gb=64, timeout_min=300,
+        partition="gpu", account="me", qos="high", constraint="a100", python="apptainer exec --nv my.sif python",
+        setup=["module load cuda"], extra_sbatch={"reservation": "my course", "exclusive": "true"},
+    )  # fmt: skip
+    return replace(run, config=replace(run.config, cluster=cluster))
+
+
+@pytest.fixture
+def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder at the head of PATH with a srun, and a sbatch that gives out job ids and keeps its environment in env.<id>."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "srun").write_text("#!/bin/sh\n")
+    (folder / "sbatch").write_text(
+        f'#!/bin/sh\ncd "{folder}"\necho x >> ids\nid=$((11 + $(wc -l < ids)))\nenv > env.$id\necho "Submitted batch job $id"\n'
+    )
+    for name in ("srun", "sbatch"):
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    return folder

@@ -1,0 +1,232 @@
+"""Jobs of the real local executor and submissions to a stand-in sbatch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import stand_in_jobs
+from stand_in_jobs import seen, wait_for
+from submitit.slurm.slurm import SlurmExecutor
+
+from pipeline import layout
+from pipeline.errors import ConfigError, DataError, UserError
+from slurm import ledger
+from slurm.chain import Chain, Run, Step, parse_stages, plan, stage_resources
+from slurm.dryrun import describe, sbatch_script
+from slurm.here import _require_success, run_all
+from slurm.launcher import submit, submit_all
+
+
+def one_step(run: Run, stage: str = "train") -> Chain:
+    return Chain([Step(run, stage, run.run_dir / stage, ())], [])
+
+
+def use(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slurm.job.StageJob", getattr(stand_in_jobs, job))
+
+
+def run_it(run: Run) -> None:
+    run_all(one_step(run), after_each=lambda run_dir: None)
+
+
+def only_job(run: Run) -> dict:
+    jobs = json.loads((run.run_dir / "jobs.json").read_text())
+    assert len(jobs) == 1
+    return jobs[0]
+
+
+# Jobs on this machine
+
+
+def test_ranks_get_their_variables_and_no_ctrl_c(run, monkeypatch):
+    use("StandIn", monkeypatch)
+    run_it(run)
+    sees = [seen(run.run_dir, rank) for rank in (0, 1)]
+    assert [s["RANK"] for s in sees] == [s["LOCAL_RANK"] for s in sees] == ["0", "1"]
+    assert {(s["WORLD_SIZE"], s["LOCAL_WORLD_SIZE"], s["MASTER_ADDR"]) for s in sees} == {("2", "2", "127.0.0.1")}
+    assert sees[0]["MASTER_PORT"] == sees[1]["MASTER_PORT"]
+    assert not any(s["ctrl_c"] for s in sees)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert only_job(run)["state"] == "COMPLETED"
+    assert only_job(run)["attempts"][0]["hosts"]
+
+
+def test_debug_runs_here_as_one_rank_and_leaves_the_environment_alone(run, monkeypatch):
+    use("StandIn", monkeypatch)
+    before = dict(os.environ)
+    run_it(replace(run, config=replace(run.config, cluster=replace(run.config.cluster, executor="debug"))))
+    sees = seen(run.run_dir, 0)
+    assert (sees["pid"], sees["RANK"], sees["WORLD_SIZE"]) == (os.getpid(), "0", "1")
+    assert dict(os.environ) == before
+    assert only_job(run)["state"] == "COMPLETED"
+
+
+def test_preempted_job_is_requeued_and_goes_on(run, monkeypatch):
+    """USR2 reaches every rank, as under Slurm: each saves, rank 0 requeues through submitit, no rank leaves an error."""
+    use("StopsOnce", monkeypatch)
+    job = submit(one_step(run).steps[0], [])
+    wait_for(lambda: all((run.run_dir / f"rank{rank}.0.json").exists() for rank in (0, 1)))
+    for rank in (0, 1):
+        os.kill(seen(run.run_dir, rank)["pid"], signal.SIGUSR2)
+    wait_for(job.done)
+    assert [(run.run_dir / f"resumed.{rank}").read_text() for rank in (0, 1)] == ["39", "39"]
+    assert [attempt["state"] for attempt in only_job(run)["attempts"]] == ["REQUEUED", "COMPLETED"]
+    assert ledger.failure(run.run_dir, "train") is None
+    _require_success(job, one_step(run).steps[0])
+    assert "Requeued job" in job.task(0).stderr() + job.task(0).stdout()
+
+
+def test_ctrl_c_stops_the_job_without_requeue(run, monkeypatch, capsys):
+    use("PressesCtrlC", monkeypatch)
+    monkeypatch.setenv("TEST_LAUNCHER", str(os.getpid()))
+    after = []
+    with pytest.raises(KeyboardInterrupt):
+        run_all(one_step(run), after_each=after.append)
+    assert [attempt["state"] for attempt in only_job(run)["attempts"]] == ["CANCELLED"]
+    assert after == [run.run_dir]
+    assert "stopping" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_users_mistake_on_any_rank_is_the_one_message(run, monkeypatch):
+    use("BadData", monkeypatch)
+    with pytest.raises(UserError, match="^shards/00003.tar: damaged; run the shard stage again$"):
+        run_it(run)
+    assert ledger.failure(run.run_dir, "train")["kind"] == "DataError"
+    assert only_job(run)["state"] == "FAILED"
+
+    use("StandIn", monkeypatch)  # a later attempt that succeeds forgets the error
+    run_it(run)
+    assert not (run.run_dir / "logs/train/error.json").exists()
+
+
+def test_a_bug_shows_the_log_of_the_rank_that_has_it(run, monkeypatch):
+    use("Bug", monkeypatch)
+    with pytest.raises(SystemExit, match="failed on rank 1") as ended:
+        run_it(run)
+    assert "ZeroDivisionError: the very bug" in str(ended.value)
+    assert "_1_log.err" in str(ended.value)
+
+
+def test_a_killed_job_is_a_failure(run, monkeypatch):
+    use("Killed", monkeypatch)
+    with pytest.raises(SystemExit, match=re.escape("ranks [0, 1] ended without a word")):
+        run_it(run)
+    assert only_job(run)["state"] == "FAILED"
+
+
+def test_the_most_telling_error_is_kept(tmp_path):
+    ledger.note_failure(tmp_path, "train", 0, RuntimeError("Connection closed by peer"))
+    ledger.note_failure(tmp_path, "train", 2, ValueError("first"))
+    ledger.note_failure(tmp_path, "train", 3, ValueError("second"))
+    assert ledger.failure(tmp_path, "train")["rank"] == 2
+    ledger.note_failure(tmp_path, "train", 1, DataError("file: bad"))
+    ledger.note_failure(tmp_path, "train", 0, RuntimeError("Connection closed by peer"))
+    assert ledger.failure(tmp_path, "train")["message"] == "file: bad"
+
+
+# The chain
+
+
+def test_stages_keep_their_order_and_a_wrong_name_gets_the_nearest():
+    assert parse_stages("eval,train") == ["train", "eval"]
+    with pytest.raises(ConfigError, match="did you mean 'classifier'"):
+        parse_stages("train,clasifier")
+
+
+def test_two_runs_share_shards_and_classifier(run):
+    other = Run(replace(run.config, name="other", seed=1), run.run_dir.parent / "other")
+    chain = plan([run, other], parse_stages(None), explicit=False)
+    assert [step.name for step in chain.steps] == [
+        "trial-shard", "trial-train", "trial-classifier", "trial-eval", "other-train", "other-eval",
+    ]  # fmt: skip
+    by_name = {step.name: step for step in chain.steps}
+    assert by_name["other-train"].after == (by_name["trial-shard"].output,)
+    assert set(by_name["other-eval"].after) == {by_name["other-train"].output, by_name["trial-classifier"].output}
+    reseeded = Run(replace(other.config, shard=replace(other.config.shard, seed=9)), other.run_dir)
+    assert "other-shard" in [step.name for step in plan([run, reseeded], parse_stages(None), explicit=False).steps]
+
+
+def test_complete_stages_are_left_out_unless_named(run):
+    manifest = layout.shards_dir(run.config) / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}")
+    chain = plan([run], ["shard", "train"], explicit=False)
+    assert [step.stage for step in chain.steps] == ["train"]
+    assert chain.steps[0].after == ()
+    assert chain.notes == ["trial: shard: complete, not submitted"]
+    assert [step.stage for step in plan([run], ["shard", "train"], explicit=True).steps] == ["shard", "train"]
+
+
+def test_settings_that_the_executor_cannot_fulfil(run):
+    cluster = run.config.cluster
+    with pytest.raises(ConfigError, match="cluster.nodes.*train.*got 2"):
+        stage_resources(replace(run.config, cluster=replace(cluster, nodes=2)), "train")
+    with pytest.raises(ConfigError, match="cluster.cpus_per_task.*got 0"):
+        stage_resources(replace(run.config, cluster=replace(cluster, cpus_per_task=0)), "train")
+    notes = plan([replace(run, config=replace(run.config, cluster=replace(cluster, partition="gpu")))], ["train"], True).notes
+    assert notes == ["trial: executor 'local' makes no use of cluster.partition"]
+
+
+# Slurm
+
+
+def test_dry_run_prints_what_a_submission_writes(slurm_run, fake_slurm):
+    step = one_step(slurm_run).steps[0]
+    foretold = sbatch_script(step, ["7", "8"])
+    job = submit(step, ["7", "8"])
+    assert foretold == job.paths.submission_file.read_text()
+    assert "%j" in foretold and job.job_id == "12"
+    for line in (
+        "#SBATCH --dependency=afterok:7:8", "#SBATCH --kill-on-invalid-dep=yes", "#SBATCH --requeue", "#SBATCH --signal=USR2@120",
+        "#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=4", "#SBATCH --gpus-per-node=4", "#SBATCH --mem=64GB", "#SBATCH --time=300",
+        "#SBATCH --partition=gpu", "#SBATCH --account=me", "#SBATCH --qos=high", "#SBATCH --constraint=a100",
+        "#SBATCH --reservation='my course'", "#SBATCH --exclusive", "module load cuda",
+    ):  # fmt: skip
+        assert line in foretold.splitlines()
+    command = foretold.rstrip().splitlines()[-1]
+    assert "--kill-on-bad-exit=1 --cpus-per-task=6 apptainer exec --nv my.sif python -u -m submitit.core._submit" in command
+
+
+def test_chain_on_slurm_depends_by_job_id(slurm_run, fake_slurm, monkeypatch, capsys):
+    for name in ("SLURM_CPU_BIND", "PMIX_RANK", "MASTER_PORT"):  # as inside a job
+        monkeypatch.setenv(name, "7")
+    submit_all(plan([slurm_run], parse_stages(None), explicit=False))
+    jobs = {job["stage"]: job for job in json.loads((slurm_run.run_dir / "jobs.json").read_text())}
+    assert {stage: (job["id"], job["after"]) for stage, job in jobs.items()} == {
+        "shard": ("12", []), "train": ("13", ["12"]), "classifier": ("14", ["12"]), "eval": ("15", ["13", "14"]),
+    }  # fmt: skip
+    text = (Path(jobs["eval"]["logs"]) / "15_submission.sh").read_text()
+    assert "afterok:13:14" in text
+    inherited = (fake_slurm / "env.13").read_text()
+    assert not re.search("^(SLURM_|PMIX_|MASTER_)", inherited, re.MULTILINE)
+    assert os.environ["PMIX_RANK"] == "7"
+    assert "trial-eval: job 15 after 13, 14" in capsys.readouterr().out
+
+
+def test_shard_is_one_task_without_gpu(slurm_run, fake_slurm):
+    text = sbatch_script(one_step(slurm_run, "shard").steps[0], [])
+    assert "#SBATCH --ntasks-per-node=1" in text and "#SBATCH --nodes=1" in text
+    assert "gpus" not in text and "dependency" not in text and "invalid-dep" not in text
+
+
+def test_refused_job_says_why_and_what_is_queued(slurm_run, fake_slurm):
+    script = (fake_slurm / "sbatch").read_text()
+    refuse = '[ "$id" = 13 ] && { echo "sbatch: error: invalid partition specified: gpu" >&2; exit 1; }\n'
+    (fake_slurm / "sbatch").write_text(script.replace("env >", refuse + "env >"))
+    with pytest.raises(ConfigError, match="trial-train: .*invalid partition specified: gpu.*scancel 12"):
+        submit_all(plan([slurm_run], parse_stages(None), explicit=False))
+
+
+def test_dry_run_names_jobs_in_place_of_ids_and_needs_no_slurm(slurm_run, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert SlurmExecutor.affinity() == -1
+    text = describe([slurm_run], plan([slurm_run], parse_stages(None), explicit=False))
+    assert "#SBATCH --dependency='afterok:<trial-train>:<trial-classifier>'" in text
+    assert not (slurm_run.run_dir / "logs").exists()

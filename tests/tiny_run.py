@@ -1,0 +1,87 @@
+"""A run directory with shards, classifier and checkpoint of a few tiny images, made in a second without training."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cvae.model import CVAE
+from pipeline import layout
+from pipeline.config import RunConfig, dump, load
+from pipeline.data.records import TAIL, RecordFormat
+from pipeline.data.shards import Shards, content_digest
+from pipeline.evaluation import classifier
+from pipeline.runtime.checkpoint import Checkpoints
+from pipeline.runtime.context import Context
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.files import write_json
+from pipeline.runtime.preempt import StopFlag
+
+SIZE, ATTRIBUTES = 32, ["Bald", "Eyeglasses", "Heavy_Makeup", "Male", "Smiling", "Young"]
+SMALL = (
+    "model.z_dim=8", "model.net.channels=[32,32]", "model.prior.flow.layers=2", "model.prior.flow.hidden=8",
+    "classifier.epochs=1", "classifier.batch_size=12", "eval.n=40", "eval.block=8", "eval.iw_images=6", "eval.iw_samples=3",
+    "eval.rare_samples=10",
+)  # fmt: skip
+
+
+def tiny_config(runs_dir: Path, *overrides: str) -> RunConfig:
+    """A configuration for these images; every size is small."""
+    return load([], [f"runs_dir={runs_dir}", f"shard.size={SIZE}", *SMALL, *overrides])
+
+
+def tiny_images(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noise in which attribute k brightens the k-th of six cells: uint8 [n, 32, 32, 3] and [n, 6]."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((n, 6)) < 0.4).astype(np.uint8)
+    cells = labels.reshape(n, 2, 3).repeat(16, 1).repeat(11, 2)[:, :, :SIZE, None]
+    return (rng.integers(0, 120, (n, SIZE, SIZE, 3)) + 120 * cells).astype(np.uint8), labels
+
+
+def make_shards(config: RunConfig, train: int = 60, val: int = 40, test: int = 45, shift: int = 0) -> None:
+    """Write tars and a manifest; `shift` changes the pixels."""
+    folder, form = layout.shards_dir(config), RecordFormat(SIZE, len(ATTRIBUTES))
+    folder.mkdir(parents=True)
+    splits = {}
+    for seed, (split, n) in enumerate({"train": train, "val": val, "test": test}.items()):
+        images, labels = tiny_images(n, seed)
+        content = form.pack([f"{i:06d}" for i in range(n)], labels, images + np.uint8(shift)).tobytes() + TAIL
+        (folder / f"{split}-00000.tar").write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        splits[split] = {"shards": [{"file": f"{split}-00000.tar", "samples": n, "bytes": len(content), "sha256": digest}]}
+    shards = [entry for split in splits.values() for entry in split["shards"]]
+    manifest = {"format": layout.SHARD_FORMAT, "content_digest": content_digest(shards), "size": SIZE, "attributes": ATTRIBUTES}
+    write_json(folder / "manifest.json", manifest | {"splits": splits})
+
+
+def make_classifier(config: RunConfig) -> None:
+    """An untrained classifier whose thresholds split its scores in half."""
+    torch.manual_seed(1)
+    net, folder = classifier.AttributeNet(len(ATTRIBUTES)).eval(), layout.classifier_dir(config)
+    val = Shards(layout.shards_dir(config), "val")
+    with torch.no_grad():
+        logits = net(torch.from_numpy(val.gather(np.arange(len(val)))[0]).permute(0, 3, 1, 2) / 127.5 - 1).numpy()
+    classifier.save(folder, net, ATTRIBUTES, SIZE)
+    write_json(folder / "metrics.json", {"val": classifier.scores(logits, val.attributes(), np.median(logits, 0), ATTRIBUTES)})
+
+
+def make_checkpoint(run_dir: Path, config: RunConfig, attributes: list[str]) -> CVAE:
+    """config.yaml and a checkpoint of an untrained model that reads `attributes`."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(dump(config))
+    torch.manual_seed(2)
+    model = CVAE(config.model, SIZE, len(attributes)).eval()
+    tensors = {f"{kind}.{name}": t.clone() for kind in ("model", "ema") for name, t in model.state_dict().items()}
+    validation = {f"val_{w}/{k}": v for w in ("ema", "raw") for k, v in (("loss", 1.0), ("s2", 0.2), ("s2_fit", 0.2))}
+    meta = {"images": 120, "size": SIZE, "attributes": attributes, "sections": layout.trained_sections(config), "validation": validation}
+    Checkpoints(layout.checkpoints_dir(run_dir)).save(10, tensors, meta)
+    return model
+
+
+def context(run_dir: Path, ranks: Ranks | None = None) -> Context:
+    """What a stage is given."""
+    return Context(run_dir, ranks or Ranks(), StopFlag(), logging.getLogger("cvae.test"))

@@ -1,0 +1,39 @@
+"""One rank: raw gradients of one step of the classifier, and what it does when the last rank alone is asked to stop."""
+
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from pipeline import config as configuration
+from pipeline import layout
+from pipeline.config import DataConfig
+from pipeline.data.loader import TrainBatches
+from pipeline.data.shards import Shards
+from pipeline.evaluation.classifier import AttributeNet
+from pipeline.runtime.context import Context
+from pipeline.runtime.distributed import process_group
+from pipeline.runtime.optim import Precision
+from pipeline.runtime.preempt import StopFlag, Stopped
+from pipeline.stages import classifier as stage
+from torch.nn.parallel import DistributedDataParallel
+
+BATCH = 7  # shares of 2 and 3 ranks are unequal
+
+run_dir, out = map(Path, sys.argv[1:])
+config = configuration.load([run_dir / "config.yaml"])
+with process_group(timeout_s=60, threads=1) as ranks:
+    shards = Shards(layout.shards_dir(config), "train")
+    source = TrainBatches(shards, DataConfig(), 0, BATCH, 0, ranks.rank, ranks.world_size)
+    torch.manual_seed(0)
+    net = AttributeNet(len(shards.attribute_names))
+    model = DistributedDataParallel(net) if ranks.world_size > 1 else net
+    stage.train_step(model, torch.optim.SGD(net.parameters(), 0.0), Precision("fp32", ranks.device), source, source.at(0), ranks)
+    if ranks.is_main:
+        torch.save({name: p.grad for name, p in net.named_parameters()}, out / "gradients.pt")
+    stop = StopFlag()
+    stop.requested = ranks.rank == ranks.world_size - 1
+    try:
+        stage.run(config, Context(run_dir, ranks, stop, logging.getLogger("test")))
+    except Stopped:
+        (out / f"stopped{ranks.rank}").touch()

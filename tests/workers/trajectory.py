@@ -1,0 +1,52 @@
+"""One rank: train each run directory of the arguments for 30 steps and note raw gradients, norms, losses and weights."""
+
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from pipeline import config as configuration
+from pipeline.data.loader import Prefetcher
+from pipeline.runtime.context import Context
+from pipeline.runtime.distributed import process_group
+from pipeline.runtime.preempt import StopFlag
+from pipeline.stages.train import Trainer
+from safetensors.torch import save_file
+from torch import nn
+
+STEPS = 30
+GRADIENTS_OF = (0, 1, STEPS - 1)
+
+
+def trajectory(run_dir: Path, ranks) -> None:
+    """Write run_dir/rank<r>.safetensors."""
+    config = configuration.load([run_dir / "config.yaml"])
+    trainer = Trainer(config, Context(run_dir, ranks, StopFlag(), logging.getLogger("test")))
+    notes: dict[str, torch.Tensor] = {}
+    clip = nn.utils.clip_grad_norm_
+
+    def note_gradients(parameters, max_norm):
+        if trainer.step in GRADIENTS_OF:
+            for name, p in trainer.model.named_parameters():
+                notes[f"grad{trainer.step}.{name}"] = p.grad.clone().contiguous()
+        return clip(parameters, max_norm)
+
+    nn.utils.clip_grad_norm_ = note_gradients
+    records, indices = [], []
+    for batch in Prefetcher(trainer.prepare, 0, STEPS):
+        record = trainer.train_step(batch)
+        records.append(record.numbers)
+        indices.append(torch.from_numpy(record.indices))
+    nn.utils.clip_grad_norm_ = clip
+    notes["records"] = torch.stack(records)
+    notes["indices"] = torch.stack(indices)
+    notes |= {f"model.{k}": v.contiguous() for k, v in trainer.model.state_dict().items()}
+    notes |= {f"ema.{k}": v.contiguous() for k, v in trainer.ema.model.state_dict().items()}
+    values = trainer.validate()
+    notes["validation"] = torch.tensor(list(values.values()), dtype=torch.float64)
+    save_file(notes, run_dir / f"rank{ranks.rank}.safetensors")
+
+
+with process_group(timeout_s=60, threads=1) as ranks:
+    for folder in sys.argv[1:]:
+        trajectory(Path(folder), ranks)
