@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline import config as configuration
-from pipeline import layout
 from pipeline.config import ClusterConfig, RunConfig
 from pipeline.errors import ConfigError, exit_code
 from pipeline.rundir import absolute_paths, prepare, recorded, require_continuable
@@ -38,7 +37,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", metavar="NAME", nargs="+", default=[], help="configs/NAME.yaml or .yaml files, each one run")
     parser.add_argument("--overlay", metavar="NAME", nargs="+", default=[], help="configs/overlays/NAME.yaml or .yaml files, on every run")
     parser.add_argument("--stages", metavar="A,B", help="shard,train,classifier,eval or some of them (default: all that are not complete)")
-    parser.add_argument("--run-dir", metavar="DIR", type=Path, help="of one run (default: runs_dir/name); continues the run that is there")
+    parser.add_argument(
+        "--run-dir", metavar="DIR", type=_folder, help="of one run (default: runs_dir/name); continues the run that is there"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the configuration and the jobs, do nothing")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. train.batch_size=256 (the global batch)")
     args = parser.parse_intermixed_args(argv)
@@ -80,7 +81,11 @@ def _continued(args: argparse.Namespace, overlays: list[Path]) -> Run:
 
 def _run(config: RunConfig, run_dir: Path | None) -> Run:
     config = absolute_paths(config)
-    return Run(config, run_dir.expanduser().absolute() if run_dir else Path(config.runs_dir) / config.name)
+    return Run(config, run_dir or Path(config.runs_dir) / config.name)
+
+
+def _folder(path: str) -> Path:
+    return Path(path).expanduser().absolute()
 
 
 def _file(name: str, folder: Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline import config as configuration
 from pipeline.errors import ConfigError, exit_code
-from pipeline.runtime.preempt import Stopped, StopFlag
+from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.stages import STAGES
 
 

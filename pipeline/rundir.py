@@ -51,20 +51,14 @@ def require_continuable(run_dir: Path, config: RunConfig) -> None:
     old = recorded(run_dir)
     if old is None or _newest_step(run_dir) is None:
         return
-    then, now = layout.trained_sections(old), layout.trained_sections(config)
-    if then == now:
-        return
-    data_changed = then["shards"] != now["shards"]
-    fixed = {
-        key: values
-        for key, values in changes(old, config).items()
-        if _has(now, key) or (data_changed and key.startswith(("shard.", "toy.")))
-    }
-    listed = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in fixed.items()) or "the format of shards"
-    raise ConfigError(
-        f"{run_dir}: its checkpoints were trained with other settings ({listed}). "
-        f"Use another name=... or --run-dir, or train.init_from={run_dir} to start a new run from its weights"
-    )
+    fixed = configuration.leaves(layout.trained_sections(config))
+    differing = {key: values for key, values in changes(old, config).items() if key in fixed}
+    if differing:
+        listed = "; ".join(f"{key}: {then!r} -> {now!r}" for key, (then, now) in differing.items())
+        raise ConfigError(
+            f"{run_dir}: its checkpoints were trained with other settings ({listed}); "
+            f"use another name=... or --run-dir, or train.init_from={run_dir} to start a new run from its weights"
+        )
 
 
 def prepare(run_dir: Path, config: RunConfig, stages: list[str]) -> None:
@@ -80,14 +74,6 @@ def prepare(run_dir: Path, config: RunConfig, stages: list[str]) -> None:
     write_text(run_dir / "config.yaml", configuration.dump(config))
     with open(run_dir / "config_history.jsonl", "a", encoding="utf-8") as history:
         history.write(json.dumps(line) + "\n")
-
-
-def _has(tree: dict[str, Any], key: str) -> bool:
-    for part in key.split("."):
-        if not isinstance(tree, dict) or part not in tree:
-            return False
-        tree = tree[part]
-    return True
 
 
 def _newest_step(run_dir: Path) -> int | None:

@@ -13,7 +13,7 @@ from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
 from pipeline.errors import UserError
 from pipeline.run import run_stage
-from pipeline.runtime.preempt import Stopped, StopFlag
+from pipeline.runtime.preempt import StopFlag, Stopped
 from slurm import ledger
 
 
@@ -77,7 +77,8 @@ class StageJob:
         ledger.note_failure(Path(self.run_dir), self.stage, environment.global_rank, error)
         self._end(environment, "FAILED")
         if isinstance(error, UserError):
-            print(f"error: {error}", file=sys.stderr)
+            if environment.name() != "debug":  # there the launcher prints it, in this very process
+                print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 
     def _end(self, environment: JobEnvironment, state: str) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import struct
 import zlib
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from pipeline.config import dump, load
 ATTRIBUTES = ["Bald", "Eyeglasses", "Male", "Smiling"]
 
 
-def make_run(runs_dir: Path, name: str = "flow_s0", overrides: tuple[str, ...] = (), steps: int = 0, evals: int = 0, **protocol: Any) -> Path:
+def make_run(
+    runs_dir: Path, name: str = "flow_s0", overrides: tuple[str, ...] = (), steps: int = 0, evals: int = 0, **evaluation: Any
+) -> Path:
     """A run directory with `steps` metrics records and `evals` complete evaluations."""
     run_dir = runs_dir / name
     run_dir.mkdir(parents=True)
@@ -25,7 +28,7 @@ def make_run(runs_dir: Path, name: str = "flow_s0", overrides: tuple[str, ...] =
     if steps:
         add_metrics(run_dir, range(1, steps + 1))
     for number in range(1, evals + 1):
-        add_eval(run_dir, number, **protocol)
+        add_eval(run_dir, number, **evaluation)
     return run_dir
 
 
@@ -67,18 +70,43 @@ def add_eval(run_dir: Path, number: int, step: int = 90, fd: float = 21.5, unrea
             "shards_digest": "5a" * 32, "classifier_digest": "c1" * 32, "reference_digest": "4e" * 32, "features": "classifier",
             "torch": "2.13.0", "iw_images": 500, "iw_samples": 50}  # fmt: skip
     accuracy = {a: {"accuracy": 0.9, "real_accuracy": 0.95, "shuffled_accuracy": 0.6, "read_by_model": a != unread} for a in ATTRIBUTES}
+    metrics = {"fd_classifier_samples": fd, "fd_classifier_recon": 9.25, "attribute_accuracy": 0.9, "iw_bits_per_dim": 4.4, "mse": 0.0041}
+    pair = {
+        "attributes": ["Bald", "Eyeglasses"],
+        "train_count": 12,
+        "held_out_count": 2,
+        "success": 0.4,
+        "low": 0.36,
+        "high": 0.44,
+        "n": 500,
+    }
     tree = {
         "protocol": base | protocol,
-        "metrics": {"fd_classifier_samples": fd, "fd_classifier_recon": 9.25, "attribute_accuracy": 0.9, "iw_bits_per_dim": 4.4, "mse": 0.0041},
+        "metrics": metrics,
         "intervals": {"fd_classifier_samples": [fd - 0.5, fd + 0.5], "attribute_accuracy": [0.89, 0.91]},
         "ceilings": {"fd_classifier_samples": 1.2, "attribute_accuracy": 0.95},
         "floors": {"fd_classifier_samples": 300.0, "attribute_accuracy": 0.6},
         "per_attribute": accuracy,
-        "rare": [{"attributes": ["Bald", "Eyeglasses"], "train_count": 12, "held_out_count": 2, "success": 0.4, "low": 0.36, "high": 0.44, "n": 500}],
-        "seconds": {"fd_classifier_samples": 12.5},
-    }  # fmt: skip
+        "rare": [pair],
+        "seconds": {"frechet": 12.5},
+    }
     (folder / "metrics.json").write_text(json.dumps(tree))
     return folder
+
+
+def sources_and_tags(page: str) -> tuple[set[str], set[str]]:
+    """What an HTML page refers to (first five characters each), and the kinds of elements in it, as a browser would see them."""
+    sources, tags = set(), set()
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            tags.add(tag)
+            sources.update(
+                str(value)[:5] for key, value in attrs if key in ("src", "href", "srcset", "data", "action") or key.startswith("on")
+            )
+
+    Reader().feed(page)
+    return sources, tags
 
 
 def png(shade: int, size: int = 16) -> bytes:

@@ -50,11 +50,11 @@ def test_import_needs_no_heavy_package(tmp_path):
 
 
 def test_dry_run_needs_neither_torch_nor_slurm_and_writes_nothing(tmp_path):
-    code = BLOCK.format(blocked={"torch", "mlflow"}) + "launch.main(['--cluster', 'slurm', '--dry-run', 'runs_dir=runs', 'eval.n=7'])"
+    code = BLOCK.format(blocked={"torch", "mlflow"}) + "launch.main(['--cluster', 'slurm', '--dry-run', 'runs_dir=runs', 'eval.block=7'])"
     done = python(code, tmp_path, PATH="/nowhere")
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --dependency='afterok:<sigma_cvae-train>:<sigma_cvae-classifier>'" in done.stdout
-    assert f"runs_dir: {tmp_path}/runs" in done.stdout and "n: 7" in done.stdout
+    assert f"runs_dir: {tmp_path}/runs" in done.stdout and "block: 7" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -128,10 +128,10 @@ def test_run_dir_alone_brings_its_configuration(trained):
 
 
 def test_checkpoints_are_continued_only_with_the_settings_that_made_them(trained):
-    other = resolve("--run-dir", str(trained), "model.z_dim=7", "data.flip=false", "shard.size=32", "train.images=9")[0]
+    other = resolve("--run-dir", str(trained), "model.z_dim=7", "data.flip=false", "train.images=9")[0]
     with pytest.raises(ConfigError) as refused:
         launch.require_continuable(trained, other.config)
-    for text in ("model.z_dim: 128 -> 7", "data.flip: True -> False", "shard.size: 64 -> 32", "init_from"):
+    for text in ("model.z_dim: 128 -> 7", "data.flip: True -> False", "init_from"):
         assert text in str(refused.value)
     assert "train.images" not in str(refused.value)
 

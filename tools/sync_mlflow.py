@@ -8,9 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.errors import exit_code  # noqa: E402
-from pipeline.runtime.record import run_config  # noqa: E402
-from pipeline.runtime.tracking import Feeder, redact, tracking_uri  # noqa: E402
+from pipeline.errors import exit_code
+from pipeline.runtime.record import run_config
+from pipeline.runtime.tracking import Feeder, redact, tracking_uri
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ class RecordFormat:
             for at, header in self.headers(key):
                 record[at : at + len(header)] = np.frombuffer(header, np.uint8)
         records[:, self.attrs_at : self.attrs_at + self.attrs_bytes] = attributes
-        records[:, self.image_at : self.image_at + self.image_bytes] = images.reshape(len(keys), -1)
+        records[:, self.image_at : self.image_at + self.image_bytes] = images.reshape(len(keys), self.image_bytes)
         return records
 
     def column(self, tar: np.ndarray, samples: int, at: int, length: int) -> np.ndarray:

@@ -51,7 +51,7 @@ def plan_shards(celeba: Celeba, config: ShardConfig, folder: Path) -> list[Shard
     for index, split in enumerate(SPLITS):
         members = np.flatnonzero(celeba.partition == index)
         # Raw bits of a counter-based generator, sorted: the same permutation in every version of numpy.
-        bits = np.random.Philox(key=[config.seed % 2**64, index]).random_raw(len(members))
+        bits = np.random.Philox(key=np.array([config.seed % 2**64, index], np.uint64)).random_raw(len(members))
         shuffled = members[np.argsort(bits, kind="stable")]
         count = -(-len(members) // config.samples_per_shard)
         for number in range(count):

@@ -11,13 +11,13 @@ MEANING = {
     "samples": "Fréchet distance of samples to real images",
     "recon": "Fréchet distance of reconstructions to real images",
     "attribute_accuracy": "attributes that the classifier finds in samples as asked for",
-    "attribute_balanced_accuracy": "the same, mean of both classes of each attribute",
+    "attribute_balanced_accuracy": "the same, but each attribute's two classes weigh equally",
     "rare_success": "both attributes of a rare pair found in samples that were asked for both",
     "mse": "squared error of reconstructions, pixels in [0, 1]",
     "sigma": "decoder standard deviation, pixels in [-1, 1]",
     "iw_log_likelihood_nats": "importance-weighted bound on log p(x|y), nats per image",
-    "iw_log_likelihood_standard_error": "standard error of that bound, nats per image",
-    "iw_bits_per_dim": "the same bound in bits per dimension",
+    "iw_log_likelihood_standard_error": "standard error of the bound, nats per image",
+    "iw_bits_per_dim": "importance-weighted bound in bits per pixel value",
     "active_units": "latent units that carry information about the image",
 }
 
@@ -42,12 +42,10 @@ def sample_size(name: str, protocol: dict[str, Any]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four significant digits without an exponent where that is readable; – for nothing."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    if abs(value) >= 1000 or (isinstance(value, int) and value == value // 1):
-        return f"{value:,.0f}" if math.isfinite(value) else str(value)
-    return f"{value:.4g}"
+    """Four significant digits without an exponent where that is readable, – for nothing."""
+    if value is None or not math.isfinite(value):
+        return "–" if value is None else str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def duration(seconds: float | None) -> str:

@@ -39,18 +39,28 @@ figure img { width: 100%; height: auto; display: block; border-radius: 6px; }
 figure.pixels img { image-rendering: pixelated; width: auto; max-width: 100%; }
 figcaption { color: var(--soft); font-size: .85rem; margin-top: .35rem; overflow-wrap: anywhere; }
 details summary { cursor: pointer; font-weight: 600; }
-pre { background: var(--ground); border: 1px solid var(--line); border-radius: 8px; padding: 1rem; overflow-x: auto; font-size: .8rem; line-height: 1.45; }
+pre { background: var(--ground); border: 1px solid var(--line); border-radius: 8px; padding: 1rem; overflow-x: auto;
+      font-size: .8rem; line-height: 1.45; }
 code, .mono { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .85em; overflow-wrap: anywhere; }
 @media print { section { break-inside: avoid; box-shadow: none; } body { background: #fff; } }
 """
 
-Cell = str | tuple[str, str]  # text, or (text, CSS classes)
+Cell = str | tuple[str, str]  # text, or (text, CSS classes); what follows a line break is small print
 
 
 def page(title: str, body: Iterable[str]) -> str:
     """The whole document around ready HTML parts."""
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body><main>\n{"".join(body)}</main></body></html>\n'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>{escape(title)}</title>"
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body><main>\n{"".join(body)}</main></body></html>\n'
+    )
+
+
+def heading(title: str, items: dict[str, Any]) -> str:
+    """The title of a page, and short facts under it."""
+    chips = "".join(f'<span class="chip">{escape(key)} <b>{escape(str(value))}</b></span>' for key, value in items.items())
+    return f'<h1>{escape(title)}</h1>\n<div class="chips">{chips}</div>\n'
 
 
 def section(title: str, *parts: str) -> str:
@@ -58,15 +68,14 @@ def section(title: str, *parts: str) -> str:
     return f"<section><h2>{escape(title)}</h2>\n{''.join(parts)}</section>\n" if any(parts) else ""
 
 
+def subheading(text: str) -> str:
+    """A heading within a card."""
+    return f"<h3>{escape(text)}</h3>\n"
+
+
 def paragraph(text: str, soft: bool = False) -> str:
     """Plain text as a paragraph."""
     return f"<p{' class=soft' if soft else ''}>{escape(text)}</p>\n"
-
-
-def chips(items: dict[str, Any]) -> str:
-    """Short facts in a row."""
-    inner = "".join(f'<span class="chip">{escape(key)} <b>{escape(str(value))}</b></span>' for key, value in items.items())
-    return f'<div class="chips">{inner}</div>\n'
 
 
 def table(head: Sequence[Cell], rows: Iterable[tuple[str, Sequence[Cell]]]) -> str:
@@ -115,4 +124,6 @@ def _class(css: str) -> str:
 
 def _cell(tag: str, cell: Cell) -> str:
     text, css = (cell, "") if isinstance(cell, str) else cell
-    return f"<{tag}{_class(css)}>{escape(text)}</{tag}>"
+    first, _, second = text.partition("\n")
+    below = f'<br><span class="soft">{escape(second)}</span>' if second else ""
+    return f"<{tag}{_class(css)}>{escape(first)}{below}</{tag}>"

@@ -12,7 +12,7 @@ import numpy as np
 
 GREY, BLUE, ORANGE, GREEN = "#94a3b8", "#2563eb", "#f59e0b", "#059669"
 RUN_COLOURS = ("#2563eb", "#f59e0b", "#059669", "#db2777", "#7c3aed", "#0891b2", "#dc2626", "#65a30d")
-STYLE = {
+STYLE: Any = {
     "font.family": "sans-serif", "font.size": 9, "axes.edgecolor": "#cbd5e1", "axes.labelcolor": "#64748b", "axes.titlesize": 10,
     "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#e2e8f0", "grid.linewidth": 0.6, "xtick.color": "#64748b", "ytick.color": "#64748b",
@@ -39,7 +39,7 @@ def series(records: list[dict[str, Any]], name: str, label: str, colour: str, st
     return Series(label, steps, values, colour, style)
 
 
-def panel(title: str, lines: list[Series], log: bool = False, band: tuple[Series, Series] | None = None) -> bytes:
+def panel(title: str, lines: list[Series], log: bool = False, from_zero: bool = False, band: tuple[Series, Series] | None = None) -> bytes:
     """One small drawing of some lines over the steps, with the area between the two of `band`; SVG."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -54,6 +54,8 @@ def panel(title: str, lines: list[Series], log: bool = False, band: tuple[Series
         axes.set(title=title, xlabel="step", yscale="log" if log else "linear")
         if not log and not band:
             axes.set_ylim(*_limits(lines))
+        if from_zero:
+            axes.set_ylim(bottom=0)
         if len(lines) + bool(band) > 1:
             axes.legend()
         buffer = io.BytesIO()
@@ -102,7 +104,7 @@ def training_panels(records: list[dict[str, Any]]) -> Iterator[tuple[str, bytes]
     ):
         line = series(records, f"train/{name}", name, GREEN)
         if len(line.steps):
-            yield caption, panel(title, [line], log=log and bool(np.all(line.values > 0)))
+            yield caption, panel(title, [line], log and bool(np.all(line.values > 0)), from_zero=not log)
 
 
 def _root_mse(records: list[dict[str, Any]]) -> list[Series]:

@@ -9,15 +9,13 @@ from typing import Any
 from pipeline import layout
 from pipeline.config import RunConfig, dump
 from pipeline.evaluation.headline import direction, duration, meaning, number, sample_size
-from pipeline.evaluation.page import Cell, chips, details, drawing, facts, gallery, page, paragraph, picture, section, table
+from pipeline.evaluation.page import Cell, details, drawing, facts, gallery, heading, page, paragraph, picture, section, table
 from pipeline.evaluation.plots import training_panels
 from pipeline.runtime import record
 from pipeline.runtime.files import write_text
 from pipeline.runtime.metrics_log import read_metrics
 from pipeline.runtime.mlflow_store import redact
 from pipeline.runtime.record import Evaluation
-
-DIGITS = 12  # of a digest, as shown
 
 
 def write_report(run_dir: Path) -> Path:
@@ -50,14 +48,7 @@ def _title(run_dir: Path, config: RunConfig, evaluation: Evaluation | None) -> s
         items |= {"training took": duration(done["seconds"])}
     if evaluation:
         items |= {"evaluation": evaluation.number}
-    return page_head(config.name, items)
-
-
-def page_head(title: str, items: dict[str, Any]) -> str:
-    """The heading of a page, and short facts under it."""
-    from html import escape
-
-    return f"<h1>{escape(title)}</h1>\n{chips(items)}"
+    return heading(config.name, items)
 
 
 def protocol_line(protocol: dict[str, Any]) -> str:
@@ -73,15 +64,18 @@ def _headline(evaluation: Evaluation) -> str:
     for name, value in evaluation.metrics.items():
         interval = " – ".join(number(end) for end in evaluation.intervals.get(name, [])) or "–"
         numbers = [number(value), interval, number(evaluation.floors.get(name)), number(evaluation.ceilings.get(name))]
-        cells: list[Cell] = [f"{name} {direction(name)}", *((text, "n") for text in [*numbers, sample_size(name, evaluation.protocol)]), where]
+        title = f"{name} {direction(name)}\n{meaning(name)}".strip()
+        numbers.append(sample_size(name, evaluation.protocol))
+        cells: list[Cell] = [title, *((text, "n") for text in numbers), where]
         rows.append(("", cells))
-    legend = "↓ lower is better, ↑ higher is better. Floor: what knowing nothing reaches; ceiling: what real images reach. "
-    known = {name: meaning(name) for name in evaluation.metrics if meaning(name)}
+    legend = (
+        "↓ lower is better, ↑ higher is better. Floor: what knowing nothing reaches; ceiling: what real images or a perfect model reach."
+    )
     return section(
         "Headline numbers",
         paragraph(protocol_line(evaluation.protocol) + "."),
         table(head, rows),
-        paragraph(legend + "; ".join(f"{name}: {text}" for name, text in known.items()) + ".", soft=True),
+        paragraph(legend, soft=True),
     )
 
 
@@ -102,7 +96,10 @@ def _rare(evaluation: Evaluation) -> str:
 
 def _attributes(evaluation: Evaluation) -> str:
     kinds = ("accuracy", "real_accuracy", "shuffled_accuracy", "balanced_accuracy", "real_balanced_accuracy")
-    head: list[Cell] = ["attribute", *((t, "n") for t in ("samples", "real (ceiling)", "shuffled (floor)", "samples, balanced", "real, balanced"))]
+    head: list[Cell] = [
+        "attribute",
+        *((t, "n") for t in ("samples", "real (ceiling)", "shuffled (floor)", "samples, balanced", "real, balanced")),
+    ]
     rows: list[tuple[str, list[Cell]]] = []
     for name, row in evaluation.per_attribute.items():
         read = row.get("read_by_model", True)
@@ -119,13 +116,21 @@ def _making(run_dir: Path, evaluation: Evaluation | None) -> str:
     if evaluation:
         items |= {key: value for key, value in evaluation.protocol.items() if key not in items}
         items |= {f"measuring {name}": duration(value) for name, value in evaluation.seconds.items()}
-    changes = [
-        ("", [str(line.get("time", "")), (str(line.get("step", "")), "n"), " ".join(line.get("stages", [])), _changed(line.get("changed", {}))])
+    changes: list[tuple[str, list[Cell]]] = [
+        (
+            "",
+            [
+                str(line.get("time", "")),
+                (str(line.get("step", "")), "n"),
+                " ".join(line.get("stages", [])),
+                _changed(line.get("changed", {})),
+            ],
+        )
         for line in record.history(run_dir)
     ]
     return section(
         "How it was made",
-        table(["launched", ("at step", "n"), "stages", "changed"], changes),
+        table(["launched", "at step", "stages", "changed"], changes),
         table(["stage", "job", "state", "hosts", "started", ("took", "n")], _job_rows(run_dir)),
         facts(items),
     )
@@ -144,5 +149,7 @@ def _job_rows(run_dir: Path) -> list[tuple[str, list[Cell]]]:
             when = datetime.fromtimestamp(began).isoformat(" ", "seconds") if began else "–"
             took = duration(ended - began) if began and ended else "–"
             state = str(attempt.get("state") or job.get("state", ""))
-            rows.append(("", [str(job.get("stage", "")), str(job.get("id", "")), state, ", ".join(attempt.get("hosts", [])), when, (took, "n")]))
+            rows.append(
+                ("", [str(job.get("stage", "")), str(job.get("id", "")), state, ", ".join(attempt.get("hosts", [])), when, (took, "n")])
+            )
     return rows

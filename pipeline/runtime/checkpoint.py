@@ -133,13 +133,16 @@ def restore(checkpoint: Checkpoint, model: nn.Module, ema: nn.Module, optimizer:
     moments = checkpoint.tensors("optim.")
     for name, parameter in model.named_parameters():
         own = {k.removeprefix(f"{name}."): v for k, v in moments.items() if k.rpartition(".")[0] == name}
-        optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in own.items()}
+        # The fused kernel walks memory: moments must lie in memory as their parameter does (channels last, say).
+        optimizer.state[parameter] = {
+            k: torch.empty_like(parameter).copy_(v) if v.shape == parameter.shape else v.to(parameter.device) for k, v in own.items()
+        }
 
 
 def require_same(then: dict[str, Any], now: dict[str, Any], where: Path) -> None:
     """Raise CheckpointError that names every key by which two sets of trained sections differ."""
     old, new = configuration.leaves(then), configuration.leaves(now)
-    keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and not isinstance(old.get(k, new.get(k)), dict)]
     if keys:
         listed = "; ".join(f"{k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in keys)
         raise CheckpointError(f"{where}: trained with another configuration ({listed}); use another run directory or train.init_from")

@@ -25,7 +25,7 @@ class MetricsLog:
         if path.exists():
             kept = [] if resume_step is None else [record for record in _raw_records(path) if record["step"] <= resume_step]
             write_text(path, "".join(_line(record) for record in kept))
-        self._file: TextIO = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  (lives as long as the training)
+        self._file: TextIO = open(path, "a", buffering=1, encoding="utf-8")
 
     def append(self, step: int, values: dict[str, float]) -> None:
         """Write one record at once; JSON has no NaN, so non-finite values become the strings "nan", "inf" and "-inf"."""

@@ -18,6 +18,7 @@ class StopFlag:
     """
 
     def __init__(self) -> None:
+        """A flag that does not listen yet."""
         self.requested = False
         self.received: set[int] = set()
         self.previous: dict[int, Any] = {}  # handlers that were there before, e.g. submitit's
@@ -35,9 +36,11 @@ class StopFlag:
         self.previous.clear()
 
     def __enter__(self) -> StopFlag:
+        """Install."""
         return self.install()
 
     def __exit__(self, *_: object) -> None:
+        """Uninstall."""
         self.uninstall()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:

@@ -23,7 +23,7 @@ def sync_run(run_dir: Path, log: logging.Logger = LOG) -> None:
     """
     try:
         Feeder(run_dir.absolute()).push()
-    except Exception as error:  # noqa: BLE001  (tracking never ends a run)
+    except Exception as error:
         log.warning("%s", redact(str(error)))
 
 
@@ -58,7 +58,7 @@ class LiveSync:
             try:
                 self._feeder.push()
                 self._failing = False
-            except Exception as error:  # noqa: BLE001  (the thread must live on, whatever the server does)
+            except Exception as error:
                 if not self._failing:  # one warning per outage
                     self._log.warning("%s", redact(str(error)))
                 self._failing = True

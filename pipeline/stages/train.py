@@ -54,7 +54,7 @@ def run(config: RunConfig, context: Context) -> None:
                 profile()
                 validating = trainer.step % train.val_interval == 0 or trainer.step == last
                 if validating or stopping or trainer.step % train.checkpoint_interval == 0:
-                    monitor.flush()
+                    stopping = monitor.flush() or stopping
                     trainer.save(metrics, trainer.validate() if validating else None)
                 if stopping and trainer.step < last:
                     raise Stopped(f"stop signal: saved step {trainer.step} of {last}")

@@ -204,7 +204,9 @@ def flip(file: Path, at: int) -> None:
 def test_a_flipped_bit_is_found_anywhere(folder: Path, verify: str) -> None:
     Shards(folder, "train", verify)
     flip(folder / "train-00001.tar", 9999)
-    with pytest.raises(DataError, match=r"train-00001.tar: its sha256 differs.*delete it and manifest.json beside it, then run the shard stage"):
+    with pytest.raises(
+        DataError, match=r"train-00001.tar: its sha256 differs.*delete it and manifest.json beside it, then run the shard stage"
+    ):
         Shards(folder, "train", verify)
     assert len(Shards(folder, "val", verify)) == 2
 
@@ -234,7 +236,9 @@ def replace_tar(folder: Path, name: str, content: bytes) -> None:
     write_json(folder / "manifest.json", manifest)
 
 
-@pytest.mark.parametrize(("old", "new"), [(b"|u1", b"|i1"), (b"False", b" True"), (b"(32, 32, 3)", b"(3, 32, 32)"), (b".image.npy", b".imagf.npy")])
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"|u1", b"|i1"), (b"False", b" True"), (b"(32, 32, 3)", b"(3, 32, 32)"), (b".image.npy", b".imagf.npy")]
+)
 def test_headers_of_another_type_are_refused_although_the_stride_fits(folder: Path, old: bytes, new: bytes) -> None:
     content = (folder / "val-00000.tar").read_bytes()
     replace_tar(folder, "val-00000.tar", content)

@@ -23,13 +23,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from fake_run import add_eval, add_metrics, make_run, train_values  # noqa: E402
-
 from pipeline.errors import DataError, exit_code  # noqa: E402
 from pipeline.runtime import files, mlflow_store, mlflow_sync  # noqa: E402
 from pipeline.runtime.tracking import Feeder, LiveSync, MetricsLog, TrackingError, read_metrics, redact, sync_run  # noqa: E402
+from tests.fake_run import add_eval, add_metrics, make_run, train_values  # noqa: E402
 
 
 def steps(path: Path) -> list[int]:
@@ -339,7 +336,9 @@ def server(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
     log = open(folder / "log", "w")
-    process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"})
+    process = subprocess.Popen(
+        command, stdout=log, stderr=log, start_new_session=True, env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    )
     try:
         give_up = time.monotonic() + 90
         while not healthy(address):
@@ -393,7 +392,9 @@ def test_dead_server_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert [r.name for r in caplog.records if r.name.startswith("cvae")] == ["cvae.tracking"]
 
 
-def test_refusing_server_is_asked_a_few_times_only(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusing_server_is_asked_a_few_times_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     class Refuse(BaseHTTPRequestHandler):

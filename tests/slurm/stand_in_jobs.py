@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import DataError
 from pipeline.runtime.files import write_json
-from pipeline.runtime.preempt import Stopped, StopFlag
+from pipeline.runtime.preempt import StopFlag, Stopped
 from slurm.job import StageJob
 
 SEEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")

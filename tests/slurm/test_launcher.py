@@ -41,6 +41,12 @@ def only_job(run: Run) -> dict:
     return jobs[0]
 
 
+def failure_of(run_dir: Path) -> dict:
+    found = ledger.failure(run_dir, "train")
+    assert found is not None
+    return found
+
+
 # Jobs on this machine
 
 
@@ -79,13 +85,13 @@ def test_preempted_job_is_requeued_and_goes_on(run, monkeypatch):
     assert [attempt["state"] for attempt in only_job(run)["attempts"]] == ["REQUEUED", "COMPLETED"]
     assert ledger.failure(run.run_dir, "train") is None
     _require_success(job, one_step(run).steps[0])
-    assert "Requeued job" in job.task(0).stderr() + job.task(0).stdout()
+    assert "Requeued job" in job.task(0).paths.stderr.read_text() + job.task(0).paths.stdout.read_text()
 
 
 def test_ctrl_c_stops_the_job_without_requeue(run, monkeypatch, capsys):
     use("PressesCtrlC", monkeypatch)
     monkeypatch.setenv("TEST_LAUNCHER", str(os.getpid()))
-    after = []
+    after: list[Path] = []
     with pytest.raises(KeyboardInterrupt):
         run_all(one_step(run), after_each=after.append)
     assert [attempt["state"] for attempt in only_job(run)["attempts"]] == ["CANCELLED"]
@@ -98,7 +104,7 @@ def test_a_users_mistake_on_any_rank_is_the_one_message(run, monkeypatch):
     use("BadData", monkeypatch)
     with pytest.raises(UserError, match="^shards/00003.tar: damaged; run the shard stage again$"):
         run_it(run)
-    assert ledger.failure(run.run_dir, "train")["kind"] == "DataError"
+    assert failure_of(run.run_dir)["kind"] == "DataError"
     assert only_job(run)["state"] == "FAILED"
 
     use("StandIn", monkeypatch)  # a later attempt that succeeds forgets the error
@@ -125,10 +131,10 @@ def test_the_most_telling_error_is_kept(tmp_path):
     ledger.note_failure(tmp_path, "train", 0, RuntimeError("Connection closed by peer"))
     ledger.note_failure(tmp_path, "train", 2, ValueError("first"))
     ledger.note_failure(tmp_path, "train", 3, ValueError("second"))
-    assert ledger.failure(tmp_path, "train")["rank"] == 2
+    assert failure_of(tmp_path)["rank"] == 2
     ledger.note_failure(tmp_path, "train", 1, DataError("file: bad"))
     ledger.note_failure(tmp_path, "train", 0, RuntimeError("Connection closed by peer"))
-    assert ledger.failure(tmp_path, "train")["message"] == "file: bad"
+    assert failure_of(tmp_path)["message"] == "file: bad"
 
 
 # The chain

@@ -50,27 +50,9 @@ def head_outline(attributes: Set[str], style: Style) -> np.ndarray:
     if "Chubby" in attributes:
         cheek, jaw, chin = cheek + 5, jaw + 6.5, chin + 7
     right = points(
-        0,
-        -60,
-        20,
-        -56,
-        34,
-        -40,
-        cheek,
-        -16,
-        cheek + 0.5,
-        4,
-        cheek - 1.5,
-        22,
-        jaw,
-        38,
-        (jaw + chin) / 2,
-        length - 8,
-        chin * 0.7,
-        length - 1,
-        0,
-        length,
-    )
+        0, -60, 20, -56, 34, -40, cheek, -16, cheek + 0.5, 4, cheek - 1.5, 22,
+        jaw, 38, (jaw + chin) / 2, length - 8, chin * 0.7, length - 1, 0, length,
+    )  # fmt: skip
     return symmetric(smooth(right * (style.width, style.length)))
 
 
@@ -130,15 +112,13 @@ def _skin_marks(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour
     for side in (-1, 1):
         if "High_Cheekbones" in attributes:
             canvas.fill(ellipse(side * 24, 15, 8, 4.5), lighter(skin, 0.5), alpha=0.65, blur=2.5)
-            canvas.fill(
-                curve(side * 35, 20, side * 27, 28, side * 21, 36, side * 25, 36, side * 33, 32), darker(skin, 0.4), alpha=0.65, blur=2.5
-            )
+            hollow = curve(35, 20, 27, 28, 21, 36, 25, 36, 33, 32) * (side, 1)
+            canvas.fill(hollow, darker(skin, 0.4), alpha=0.65, blur=2.5)
         if "Rosy_Cheeks" in attributes:
             canvas.fill(ellipse(side * 25, 21, 9, 7), mix(skin, (236, 60, 70), 0.75), alpha=0.75, blur=3)
         if "Heavy_Makeup" in attributes:
-            canvas.fill(
-                curve(side * 34, 8, side * 26, 18, side * 18, 25, side * 26, 24), mix(skin, (190, 70, 90), 0.6), alpha=0.6, blur=2.5
-            )
+            blush = curve(34, 8, 26, 18, 18, 25, 26, 24) * (side, 1)
+            canvas.fill(blush, mix(skin, (190, 70, 90), 0.6), alpha=0.6, blur=2.5)
     if "Attractive" in attributes:
         canvas.fill(ellipse(0, 8, 1.6, 12), lighter(skin, 0.6), alpha=0.5, blur=1.5)
         canvas.fill(ellipse(0, -26, 16, 7), lighter(skin, 0.45), alpha=0.5, blur=4)

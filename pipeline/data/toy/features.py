@@ -25,20 +25,12 @@ def draw_eyes(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour, 
 def _lids(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour, side: int, x: float, y: float) -> None:
     canvas.fill(ellipse(x, y - 2, 10, 6), darker(skin, 0.3), alpha=0.4, blur=2.5)
     if "Heavy_Makeup" in attributes:
-        shadow = mix(style.accent, (70, 40, 90), 0.55)
-        canvas.fill(
-            curve(x - 10, y - 1, x - 7, y - 8, x, y - 10, x + side * 12, y - 9, x + side * 13, y - 2, x, y + 3),
-            shadow,
-            alpha=0.85,
-            blur=1.3,
-        )
+        colour = mix(style.accent, (70, 40, 90), 0.55)
+        shadow = curve(-10, -1, -7, -8, 1, -10, 11, -9, 13, -2, 1, 2) * (side, 1) + (x, y)
+        canvas.fill(shadow, colour, alpha=0.85, blur=1.3)
     if "Bags_Under_Eyes" in attributes:
-        canvas.fill(
-            curve(x - 9, y + 5, x, y + 7, x + 9, y + 5, x + 7, y + 10, x, y + 12, x - 7, y + 10),
-            mix(skin, (70, 30, 60), 0.55),
-            alpha=0.8,
-            blur=1.5,
-        )
+        bag = curve(-9, 5, 0, 7, 9, 5, 7, 10, 0, 12, -7, 10) + (x, y)
+        canvas.fill(bag, mix(skin, (70, 30, 60), 0.55), alpha=0.8, blur=1.5)
         canvas.line(curve(x - 8, y + 9, x - 3, y + 12, x + 3, y + 12, x + 8, y + 9), mix(skin, (60, 25, 40), 0.5), 1.1)
 
 
@@ -87,12 +79,8 @@ def draw_nose(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour) 
         wide, tip = wide * 1.65, 24.5
     if "Pointy_Nose" in attributes:
         wide, tip = wide * 0.66, tip + 3
-    canvas.fill(
-        curve(style.side * 3.5, -4, style.side * 4.5, 8, style.side * wide, tip - 3, style.side * wide * 0.4, tip),
-        shade,
-        alpha=0.55,
-        blur=1.5,
-    )
+    flank = curve(3.5, -4, 4.5, 8, wide, tip - 3, wide * 0.4, tip) * (style.side, 1)
+    canvas.fill(flank, shade, alpha=0.55, blur=1.5)
     canvas.fill(ellipse(0, tip - 3, wide * 0.55, 5), lighter(skin, 0.3), alpha=0.5, blur=2)
     for side in (-1, 1):
         canvas.fill(ellipse(side * wide * 0.8, tip - 1.5, wide * 0.28, 3.2), darker(skin, 0.14), blur=0.8)

@@ -1,0 +1,129 @@
+"""The eval stage as a whole: the same numbers on any number of ranks, its protocol, its files, its refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pipeline import layout
+from pipeline.config import load
+from pipeline.errors import CheckpointError
+from pipeline.runtime.preempt import Stopped
+from pipeline.stages import eval as stage
+
+from tests.conftest import run_ranks
+from tests.tiny_run import ATTRIBUTES, SIZE, context, make_checkpoint, make_classifier, make_shards, tiny_config
+
+WORKER = Path(__file__).parents[1] / "workers" / "evaluation.py"
+READ = ["Male", "Heavy_Makeup", "Young", "Smiling"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Run directories, one evaluated by 1 rank, one by 2, one by 3; only the last one's reference features are kept."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = tiny_config(folder)
+    make_shards(config, train=400, val=80, test=80)
+    make_classifier(config)
+    runs = {world_size: folder / f"run{world_size}" for world_size in (1, 2, 3)}
+    for world_size, run_dir in runs.items():
+        make_checkpoint(run_dir, config, READ)
+        shutil.rmtree(layout.reference_dir(config), ignore_errors=True)
+        run_ranks(WORKER, [str(run_dir)], world_size)
+    return runs
+
+
+def results(run_dir: Path, number: int = 1) -> dict[str, Any]:
+    """metrics.json of one evaluation."""
+    return json.loads((run_dir / "eval" / str(number) / "metrics.json").read_text())
+
+
+def numbers(tree: Any, path: str = "") -> dict[str, Any]:
+    """Leaves of nested dictionaries and lists, but for the times."""
+    if not isinstance(tree, dict | list):
+        return {path: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {k: v for key, value in items if key != "seconds" for k, v in numbers(value, f"{path}/{key}").items()}
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_numbers_do_not_depend_on_the_ranks(evaluated: dict[int, Path], world_size: int) -> None:
+    alone, together = (numbers(results(evaluated[w])) for w in (1, world_size))
+    assert alone.keys() == together.keys()
+    for path, value in alone.items():
+        assert together[path] == (pytest.approx(value, rel=1e-9, abs=1e-9) if isinstance(value, float) else value), path
+
+
+def test_everything_that_was_promised_is_there(evaluated: dict[int, Path]) -> None:
+    found = results(evaluated[1])
+    assert {"fd_classifier_recon", "fd_classifier_samples", "attribute_accuracy", "attribute_balanced_accuracy", "rare_success", "mse",
+            "sigma", "iw_log_likelihood_nats", "iw_bits_per_dim", "active_units"} <= set(found["metrics"])  # fmt: skip
+    assert found["metrics"]["sigma"] == pytest.approx(0.2**0.5)
+    assert found["protocol"] | {"n": 40, "split": "test", "step": 10, "weights": "ema", "size": SIZE, "seed": 0} == found["protocol"]
+    assert {"classifier_digest", "shards_digest", "reference_digest", "checkpoint_digest", "torch", "numpy"} <= set(found["protocol"])
+    assert all(isinstance(value, str | int | float) for value in found["protocol"].values())
+    for section in ("ceilings", "floors"):
+        assert {"fd_classifier_samples", "attribute_accuracy"} <= set(found[section])
+    assert [name for name in ATTRIBUTES if found["per_attribute"][name]["read_by_model"]] == sorted(READ)
+    assert found["rare"] and found["seconds"].keys() == stage.METRICS.keys()
+    assert all(set(row["attributes"]) <= set(READ) for row in found["rare"])
+
+
+def test_pictures_and_report(evaluated: dict[int, Path]) -> None:
+    folder = evaluated[1] / "eval" / "1" / "samples"
+    assert sorted(p.name for p in folder.iterdir()) == ["male_heavy_makeup.png", "rare.png", "reconstructions.png", "samples.png"]
+    samples = np.asarray(Image.open(folder / "samples.png"))
+    assert samples.shape == (5 * (SIZE + 2) + 2, 8 * (SIZE + 2) + 2, 3)  # 40 images in rows of 8
+    assert (samples[:2] == 255).all() and samples[2 : SIZE + 2, 2 : SIZE + 2].std() > 0
+    pairs = np.asarray(Image.open(folder / "reconstructions.png"))
+    assert pairs.shape[0] == 2 * 4 * (SIZE + 2) + 2  # 32 originals, each above its reconstruction
+    assert (evaluated[1] / "report.html").exists()
+
+
+def test_another_evaluation_gets_its_own_folder_and_reuses_the_reference(evaluated: dict[int, Path]) -> None:
+    run_dir = evaluated[3]
+    config = load([run_dir / "config.yaml"])
+    before = {p: p.stat().st_mtime_ns for p in layout.reference_dir(config).rglob("*.safetensors")}
+    assert len(before) == 2  # the split's and the training images'
+    stage.run(config, context(run_dir))
+    assert before == {p: p.stat().st_mtime_ns for p in layout.reference_dir(config).rglob("*.safetensors")}
+    first, second = (numbers(results(run_dir, n)) for n in (1, 2))
+    # 40 images span less than 512 features: roots of eigenvalues that are only rounding (other threads here) show in the 9th digit.
+    assert second == {k: pytest.approx(v, rel=1e-7, abs=1e-9) if isinstance(v, float) else v for k, v in first.items()}
+
+
+def test_a_stopped_evaluation_leaves_no_numbers(evaluated: dict[int, Path]) -> None:
+    run_dir = evaluated[2]
+    asked = context(run_dir)
+    asked.stop.requested = True
+    with pytest.raises(Stopped):
+        stage.run(load([run_dir / "config.yaml"]), asked)
+    assert [p.name for p in layout.eval_dirs(run_dir)] == ["1"]
+
+
+def test_a_number_is_never_given_twice(tmp_path: Path) -> None:
+    assert [stage.next_folder(tmp_path).name for _ in range(3)] == ["1", "2", "3"]
+    shutil.rmtree(tmp_path / "eval" / "2")
+    assert stage.next_folder(tmp_path).name == "4"
+
+
+def test_a_model_of_other_attributes_is_refused(evaluated: dict[int, Path]) -> None:
+    config, run_dir = load([evaluated[1] / "config.yaml"]), evaluated[1].with_name("other")
+    make_checkpoint(run_dir, config, ["Male", "Moustache"])
+    with pytest.raises(CheckpointError, match="step_00000010.safetensors.*Moustache.*train on these shards"):
+        stage.run(config, context(run_dir))

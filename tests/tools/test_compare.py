@@ -1,0 +1,117 @@
+"""tools/compare.py: one protocol, one table; what cannot be compared is kept apart."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.evaluation.compare import compare
+from pipeline.evaluation.text import columns
+from tests.fake_run import add_eval, make_run, sources_and_tags
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def line_of(text: str, start: str) -> str:
+    """The only line that starts with a word."""
+    (line,) = [line for line in text.splitlines() if re.match(rf"{re.escape(start)}\s", line)]
+    return line
+
+
+def test_one_protocol_one_table_with_the_best_marked(tmp_path: Path) -> None:
+    worse = make_run(tmp_path, "gaussian", ("seed=1",), steps=12, evals=1, fd=30.0, images=64000)
+    better = make_run(tmp_path, "flow", steps=12, evals=1, fd=21.5, step=80)
+    (better / "train/done.json").write_text('{"step": 80, "images": 11520, "seconds": 5012.0}')
+    text = compare([worse, better])
+    assert "protocols" not in text and "test split, N = 3000, 64 px (crop 148), ema weights" in text and "classifier c1c1c1c1" in text
+    first = text.split("\n\n")[1]
+    assert re.search(r"gaussian +1 +64,000 +– +30 ±0.5 ", line_of(first, "gaussian"))
+    assert re.search(r"flow +0 +10,240 +1 h 23 min +21.5 ±0.5\*", line_of(first, "flow"))
+    assert re.search(r"floor .* 300 ", line_of(first, "floor")) and re.search(r"ceiling .* 1.2 ", line_of(first, "ceiling"))
+    assert "*" not in line_of(first, "flow").rpartition("±0.5*")[2]  # equal values: none is the best
+    assert "samples ↓" in first and "accuracy ↑" in first
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_newest_complete_evaluation_counts(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "flow")
+    for number, fd in ((2, 22.0), (10, 20.25)):
+        add_eval(run, number, fd=fd)
+    (run / "eval/11").mkdir()
+    assert "20.25" in compare([run]) and "22 " not in compare([run])
+
+
+@pytest.mark.parametrize(
+    "key, value", [("n", 500), ("split", "val"), ("classifier_digest", "ff" * 32), ("shards_digest", "ee" * 32), ("seed", 7)]
+)
+def test_other_protocols_get_tables_of_their_own(tmp_path: Path, key: str, value: object) -> None:
+    runs = [
+        make_run(tmp_path, "a", evals=1, fd=30.0),
+        make_run(tmp_path, "b", evals=1, fd=20.0),
+        make_run(tmp_path, "c", evals=1, **{key: value}),
+    ]
+    text = compare(runs)
+    assert text.startswith("2 protocols: numbers of different tables cannot be compared")
+    assert re.search(rf"^  {key}: .* \| {str(value)[:16]}$", text, re.MULTILINE) and "split:" not in text.replace(f"  {key}:", "")
+    tables = [part for part in text.split("\n\n") if re.search(r"^a |^c ", part, re.MULTILINE) and "training" in part]
+    assert len(tables) == 2 and re.search("^b ", tables[0], re.MULTILINE) and not re.search("^a |^b ", tables[1], re.MULTILINE)
+    assert "*" not in tables[1]
+
+
+def test_attributes_that_are_not_read_are_marked(tmp_path: Path) -> None:
+    text = compare([make_run(tmp_path, "all", evals=1), make_run(tmp_path, "some", evals=1, unread="Bald")])
+    assert re.search(r"Bald +0.9 +not read +0.95", line_of(text, "Bald")) and "not read" not in line_of(text, "Male")
+    assert "Over the 3 that all read" in text and re.search(r"some: accuracy 0.9, reads 3", text)
+
+
+def test_many_runs_and_metrics_stay_within_the_terminal(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, f"a_rather_long_name_of_a_variant_{i}", evals=1) for i in range(6)]
+    text = compare(runs)
+    assert max(map(len, text.splitlines())) <= 120
+    assert text.count("variant_5") >= 2
+
+
+def test_runs_of_equal_names_are_told_apart(tmp_path: Path) -> None:
+    text = compare([make_run(tmp_path / "one", "flow", evals=1), make_run(tmp_path / "two", "flow", evals=1)])
+    assert "one/flow" in text and "two/flow" in text
+
+
+def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, "<script>alert(1)<", steps=30, evals=1), make_run(tmp_path, "b", steps=30, evals=1, weights="<img src=x>")]
+    out = tmp_path / "new folder" / "comparison.html"
+    text = compare(runs, out)
+    page = out.read_text()
+    sources, tags = sources_and_tags(page)
+    assert sources == {"data:"} and "script" not in tags and "&lt;script&gt;alert(1)&lt;" in page and "&lt;img src=x&gt;" in page
+    assert page.count("data:image/png;base64,") == 4 and page.count("data:image/svg+xml;base64,") == 4
+    assert "<script>alert(1)<" in text
+
+
+def test_run_without_evaluation_names_the_command(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "flow", steps=2)
+    with pytest.raises(DataError, match=f"launch.py --run-dir {run} --stages eval"):
+        compare([run])
+    with pytest.raises(ConfigError, match="not a run directory"):
+        compare([tmp_path])
+
+
+def test_command_line(tmp_path: Path) -> None:
+    good, bad = make_run(tmp_path, "good", evals=1), make_run(tmp_path, "bad")
+    done = subprocess.run(
+        [sys.executable, "tools/compare.py", good, "--out", tmp_path / "c.html"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "21.5" in done.stdout and (tmp_path / "c.html").exists()
+    failed = subprocess.run([sys.executable, "tools/compare.py", good, bad], cwd=ROOT, capture_output=True, text=True)
+    assert failed.returncode == 2 and failed.stderr.startswith("error: ") and "Traceback" not in failed.stderr
+
+
+def test_columns_break_into_blocks_that_repeat_the_first() -> None:
+    text = columns(["name", "a_long_heading_here", "b"], [["x", "1", "2"]], width=20)
+    assert text.splitlines() == [
+        "           a_long_", "name  heading_here", "----  ------------", "x                1", "", "name  b", "----  -", "x     2",
+    ]  # fmt: skip

@@ -1,0 +1,24 @@
+"""One rank of the train stage of RUN_DIR; with STEP, the last rank alone is asked to stop there, as by a signal."""
+
+import sys
+from pathlib import Path
+
+from pipeline.run import run_stage
+from pipeline.runtime.preempt import Stopped
+from pipeline.stages import train
+
+run_dir, stop_at = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None
+train_step = train.Trainer.train_step
+
+
+def step_and_maybe_ask(self, batch):
+    if self.step == stop_at and self.ranks.rank == self.ranks.world_size - 1:
+        self.stop.requested = True
+    return train_step(self, batch)
+
+
+train.Trainer.train_step = step_and_maybe_ask
+try:
+    run_stage(run_dir, "train")
+except Stopped as reason:
+    print("stopped:", reason)
