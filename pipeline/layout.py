@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.config import RunConfig, digest, to_dict
 
+TOY_FORMAT = 1  # raise when the same seed draws other faces
 SHARD_FORMAT = 1  # raise when the bytes of shards change for the same configuration
 CLASSIFIER_FORMAT = 1  # raise when the classifier's architecture or training changes
 
@@ -18,7 +19,7 @@ def shared_dir(config: RunConfig) -> Path:
 
 def toy_dir(config: RunConfig) -> Path:
     """Toy faces in CelebA's official layout."""
-    return shared_dir(config) / "toy" / digest(to_dict(config.toy))
+    return shared_dir(config) / "toy" / digest([TOY_FORMAT, to_dict(config.toy)])
 
 
 def source_path(config: RunConfig) -> Path:
@@ -28,7 +29,7 @@ def source_path(config: RunConfig) -> Path:
 
 def shards_digest(config: RunConfig) -> str:
     """Digest of the sections that the shard stage reads."""
-    source: Any = {"path": str(source_path(config))} if config.shard.source else to_dict(config.toy)
+    source: Any = {"path": str(source_path(config))} if config.shard.source else [TOY_FORMAT, to_dict(config.toy)]
     return digest(["shard", SHARD_FORMAT, {**to_dict(config.shard), "source": source}])
 
 

@@ -25,6 +25,11 @@ def map_blocks(function: Callable[[np.ndarray], dict[str, Tensor]], n: int, bloc
     return {name: ranks.gather_rows(x).cpu().numpy() for name, x in rows.items()}
 
 
+def spread(n: int, total: int) -> np.ndarray:
+    """`n` of `total` positions, evenly spaced: a part of a split that no order within it can bias; all of them for n = total."""
+    return np.arange(n) * total // n
+
+
 def to_uint8(x: Tensor) -> Tensor:
     """Images [B, 3, S, S] in [-1, 1] -> [B, S, S, 3] as they would be stored: the nearest of 256 levels; the inverse of `to_float`."""
     return x.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -21,7 +21,7 @@ from cvae.model import CVAE
 from pipeline.config import EvalConfig
 from pipeline.data.loader import columns, to_float
 from pipeline.data.shards import Shards
-from pipeline.evaluation.blocks import map_blocks, to_uint8
+from pipeline.evaluation.blocks import map_blocks, spread, to_uint8
 from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.rare import Pair, rare_pairs, requests
@@ -49,8 +49,13 @@ class Evidence:
 
     @property
     def n(self) -> int:
-        """Images measured: the first ones of the split, a random part of it, since shards are filled in random order."""
+        """Images measured."""
         return min(self.settings.n, len(self.splits[self.settings.split]))
+
+    def positions(self, split: str) -> np.ndarray:
+        """Which images stand for a split, [n] or all that it has."""
+        total = len(self.splits[split])
+        return spread(min(self.n, total), total)
 
     @property
     def read_columns(self) -> list[int]:
@@ -65,7 +70,7 @@ class Evidence:
     @cached_property
     def requested(self) -> np.ndarray:
         """The attributes of the n images, which are also asked of the n samples, uint8 [n, A]."""
-        return self.labels(self.settings.split)[: self.n]
+        return self.labels(self.settings.split)[self.positions(self.settings.split)]
 
     @cached_property
     def real(self) -> Rows:
@@ -79,8 +84,8 @@ class Evidence:
 
     def reference_keys(self, split: str) -> list[dict[str, Any]]:
         """What the cached features of a split depend on, one for each extractor."""
-        shards = self.splits[split]
-        return [reference_key(shards, split, min(self.n, len(shards)), self.settings.block, e, self.crop) for e in self.extractors]
+        shards, n = self.splits[split], len(self.positions(split))
+        return [reference_key(shards, split, n, self.settings.block, extractor, self.crop) for extractor in self.extractors]
 
     def _reference(self, split: str) -> Rows:
         return {
@@ -91,10 +96,10 @@ class Evidence:
     @cached_property
     def mean_image(self) -> Rows:
         """The mean of those training images: its features [1, F] and its "mse" [n] on the [0, 1] scale, what knowing nothing reaches."""
-        shards = self.splits["train"]
-        n, block = min(self.n, len(shards)), self.settings.block
-        total = sum(shards.gather(np.arange(i, min(n, i + block)))[0].sum(0, dtype=np.float64) for i in range(0, n, block))
-        mean = to_float(torch.from_numpy(total[None] / n).to(self.ranks.device))
+        shards, positions, block = self.splits["train"], self.positions("train"), self.settings.block
+        blocks = (shards.gather(positions[i : i + block])[0] for i in range(0, len(positions), block))
+        total = sum(images.sum(0, dtype=np.float64) for images in blocks)
+        mean = to_float(torch.from_numpy(total[None] / len(positions)).to(self.ranks.device))
 
         def rows(indices: np.ndarray) -> dict[str, Tensor]:
             return {"mse": self._mse(self._images(indices), mean)}
@@ -129,13 +134,15 @@ class Evidence:
 
     @cached_property
     def log_likelihood(self) -> np.ndarray:
-        """Importance-weighted bound on log p(x|y) for the first `iw_images` images, nats [m]."""
+        """Importance-weighted bound on log p(x|y) for `iw_images` of the images, nats [m]."""
+        chosen = spread(min(self.n, self.settings.iw_images), self.n)
 
         def rows(indices: np.ndarray) -> dict[str, Tensor]:
+            indices = chosen[indices]
             y, noise = self._condition(self.requested[indices]), self._noise("importance", indices, self.settings.iw_samples)
             return {"nats": importance_weighted_bound(self.model, self._images(indices), y, noise.transpose(0, 1), self.info.s2)}
 
-        return map_blocks(rows, min(self.n, self.settings.iw_images), self.settings.block, self.ranks)["nats"]
+        return map_blocks(rows, len(chosen), self.settings.block, self.ranks)["nats"]
 
     def reconstruct(self, indices: np.ndarray) -> tuple[Tensor, Tensor, DiagonalGaussian]:
         """Real images [b, 3, S, S], what the decoder makes of their posterior's mean, and the posterior."""
@@ -161,7 +168,9 @@ class Evidence:
         return torch.from_numpy(labels).to(self.ranks.device, torch.float32)
 
     def _images(self, indices: np.ndarray) -> Tensor:
-        return to_float(torch.from_numpy(self.splits[self.settings.split].gather(indices)[0]).to(self.ranks.device))
+        split = self.settings.split
+        images, _ = self.splits[split].gather(self.positions(split)[indices])
+        return to_float(torch.from_numpy(images).to(self.ranks.device))
 
     def _features(self, x: Tensor) -> dict[str, Tensor]:
         images = to_uint8(x)  # as real images come: no feature may see what rounding would have removed

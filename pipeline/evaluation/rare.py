@@ -26,11 +26,11 @@ def rare_pairs(train: np.ndarray, held_out: np.ndarray, names: list[str], most: 
     """The pairs of `names` with the lowest lift, from labels [N, A] and [M, A] in {0, 1}; lowest first."""
     together, held_out_together = (labels.astype(np.float64).T @ labels for labels in (train, held_out))
     alone = together.diagonal()
-    pairs = [
-        Pair((names[a], names[b]), int(together[a, b]), int(held_out_together[a, b]), float(together[a, b] * len(train) / (alone[a] * alone[b])))
-        for a, b in combinations(range(len(names)), 2)
-        if together[a, b] >= MIN_TRAIN and held_out_together[a, b] >= MIN_HELD_OUT and names[b] not in rivals(names[a])
-    ]
+    pairs = []
+    for a, b in combinations(range(len(names)), 2):
+        if together[a, b] >= MIN_TRAIN and held_out_together[a, b] >= MIN_HELD_OUT and names[b] not in rivals(names[a]):
+            lift = float(together[a, b] * len(train) / (alone[a] * alone[b]))
+            pairs.append(Pair((names[a], names[b]), int(together[a, b]), int(held_out_together[a, b]), lift))
     return sorted((pair for pair in pairs if pair.lift < 1), key=lambda pair: (pair.lift, pair.attributes))[:most]
 
 

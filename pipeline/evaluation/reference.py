@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.config import digest
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
-from pipeline.evaluation.blocks import map_blocks
+from pipeline.evaluation.blocks import map_blocks, spread
 from pipeline.evaluation.features import Features
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.files import write_bytes
@@ -27,7 +27,7 @@ def library_versions() -> dict[str, str]:
 
 
 def reference_key(shards: Shards, split: str, n: int, block: int, extractor: Features, crop: int) -> dict[str, Any]:
-    """Everything that the features of the first `n` real images of a split depend on."""
+    """Everything that the features of `n` real images of a split depend on."""
     images = {"shards": shards.content_digest, "split": split, "n": n, "crop": crop, "size": shards.size, "block": block}
     return {**images, "features": extractor.metric, "features_digest": extractor.digest, "versions": library_versions()}
 
@@ -42,8 +42,10 @@ def reference_features(folder: Path, shards: Shards, key: dict[str, Any], extrac
     if found.item():
         return _read(file) if ranks.is_main else np.zeros((0, 0), np.float32)
 
+    positions = spread(key["n"], len(shards))
+
     def rows(indices: np.ndarray) -> dict[str, Tensor]:
-        return {"features": extractor(torch.from_numpy(shards.gather(indices)[0]))}
+        return {"features": extractor(torch.from_numpy(shards.gather(positions[indices])[0]))}
 
     features = map_blocks(rows, key["n"], key["block"], ranks)["features"]
     if ranks.is_main:

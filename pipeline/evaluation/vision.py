@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # kept: definitions die with their library
 
-
-@functools.cache
-def _torchvision() -> None:
+@functools.cache  # also keeps the library: its definitions would die with it
+def _torchvision() -> torch.library.Library | None:
     """Import torchvision, or raise its own error.
 
     PyPI's torchvision is compiled for CUDA. A CPU-only torch cannot load its binary part, and torchvision then fails on the
@@ -23,15 +21,20 @@ def _torchvision() -> None:
     A torchvision built for this torch imports at once, and nothing is declared.
     """
     try:
-        import torchvision  # noqa: F401
+        import torchvision
+
+        return None
     except RuntimeError as error:
         if torch.version.cuda is not None or "torchvision::nms" not in str(error):
             raise
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]  # left half-imported by the failure
-        for operator in ("nms", "qnms"):
-            _OPERATORS.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        operators = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision  # noqa: F401
+
+        return operators
 
 
 def resnet18(norm_layer: Callable[[int], nn.Module]) -> Any:

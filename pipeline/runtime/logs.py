@@ -20,7 +20,7 @@ def stage_logger(stage: str, run_dir: Path, rank: int) -> logging.Logger:
     folder = run_dir / "logs" / stage
     folder.mkdir(parents=True, exist_ok=True)
     form = logging.Formatter(f"%(asctime)s {stage}[{rank}] %(levelname).1s %(message)s", "%H:%M:%S")
-    handlers = [logging.StreamHandler(sys.stderr), logging.FileHandler(folder / f"rank{rank}.log")]
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr), logging.FileHandler(folder / f"rank{rank}.log")]
     for handler in handlers:
         handler.setFormatter(form)
         logger.addHandler(handler)

@@ -98,7 +98,7 @@ def protocol(config: RunConfig, evidence: Evidence) -> dict[str, Any]:
     return {
         "split": settings.split,
         "n": evidence.n,
-        "train_n": min(evidence.n, len(evidence.splits["train"])),
+        "train_n": len(evidence.positions("train")),
         "block": settings.block,
         "seed": settings.seed,
         "size": info.size,

@@ -43,7 +43,7 @@ def run(config: RunConfig, context: Context) -> None:
     trainer.resume()
     last = -(-train.images // train.batch_size)
     metrics = MetricsLog(folder / "metrics.jsonl", trainer.step) if is_main else None
-    live = LiveSync(context.run_dir) if is_main else None
+    live = LiveSync(context.run_dir, log=context.log) if is_main else None
     monitor = StepMonitor(metrics, context.log, train.log_interval, train.max_bad_steps, trainer.step, last, train.batch_size)
     batches = Prefetcher(trainer.prepare, trainer.step, last)
     try:

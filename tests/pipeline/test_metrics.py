@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+
 from cvae.distributions import DiagonalGaussian
 from pipeline import layout
 from pipeline.data.loader import to_float
@@ -21,7 +22,7 @@ from pipeline.data.shards import Shards
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import features as features_module
 from pipeline.evaluation import vision
-from pipeline.evaluation.blocks import map_blocks, to_uint8
+from pipeline.evaluation.blocks import map_blocks, spread, to_uint8
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.features import FEATURES, InceptionFeatures
 from pipeline.evaluation.metrics import METRICS, AttributeAgreement, Likelihood, RareCombinations, Reconstruction, Value, collect
@@ -38,7 +39,6 @@ from pipeline.evaluation.statistics import (
     wilson,
 )
 from pipeline.runtime.distributed import Ranks
-
 from tests.tiny_run import ATTRIBUTES, SIZE, make_shards, tiny_config
 
 
@@ -163,6 +163,12 @@ def test_blocks_are_the_same_on_any_rank(world_size: int) -> None:
     assert {tuple(block) for block in blocks} == {(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10)}
 
 
+@pytest.mark.parametrize("n, total", [(1, 1), (3, 7), (7, 7), (100, 20_000)])
+def test_spread_positions_are_distinct_and_reach_over_the_whole_split(n: int, total: int) -> None:
+    positions = spread(n, total)
+    assert len(set(positions)) == n and positions[0] == 0 and total - positions[-1] <= -(-total // n)
+
+
 # ---- rare pairs
 
 
@@ -258,9 +264,9 @@ def test_rare_combinations_of_a_model_that_listens_and_of_one_that_does_not(runs
 def test_reconstruction_error_is_on_the_unit_scale(runs: Path) -> None:
     own = evidence(runs)
     found = dict(Reconstruction()(own))
-    images = own.splits["test"].gather(np.arange(own.n))[0] / 255
+    images = own.splits["test"].gather(own.positions("test"))[0] / 255
     painted = ((Painter(True).decode(torch.zeros(own.n, 4), torch.from_numpy(own.requested).float()) + 1) / 2).permute(0, 2, 3, 1).numpy()
-    mean = (own.splits["train"].gather(np.arange(own.n))[0] / 255).mean(0)
+    mean = (own.splits["train"].gather(own.positions("train"))[0] / 255).mean(0)
     assert found["mse"].value == pytest.approx(np.square(images - painted).mean(), rel=1e-5)
     assert found["mse"].floor == pytest.approx(np.square(images - mean).mean(), rel=1e-5)
     assert found["sigma"].value == 0.5

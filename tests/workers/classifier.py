@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
+
 from pipeline import config as configuration
 from pipeline import layout
 from pipeline.config import DataConfig
@@ -16,7 +18,6 @@ from pipeline.runtime.distributed import process_group
 from pipeline.runtime.optim import Precision
 from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.stages import classifier as stage
-from torch.nn.parallel import DistributedDataParallel
 
 BATCH = 7  # shares of 2 and 3 ranks are unequal
 
