@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -29,6 +30,8 @@ def run_stage(run_dir: Path, stage: str, stop: StopFlag | None = None) -> None:
     if not file.exists():
         raise ConfigError(f"{run_dir}: no config.yaml in it, so it is not a run directory; `launch.py` makes one")
     config = configuration.load([file])
+    if config.train.deterministic:  # read by cuBLAS when CUDA starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
     from pipeline.runtime.context import Context
     from pipeline.runtime.distributed import process_group

@@ -44,18 +44,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def notes(runs: Path) -> dict[int, Path]:
-    """What groups of 1, 2 and 3 ranks left: raw gradients of rank 0, and who stopped."""
+    """What 1 rank and 3 ranks left: raw gradients of rank 0, and who stopped."""
     (runs / "config.yaml").write_text(dump(tiny_config(runs, "classifier.seed=5")))
-    folders = {world_size: runs / f"group{world_size}" for world_size in (1, 2, 3)}
+    folders = {world_size: runs / f"group{world_size}" for world_size in (1, 3)}
     for world_size, folder in folders.items():
         folder.mkdir()
         run_ranks(WORKER, [str(runs), str(folder)], world_size)
     return folders
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_raw_gradients_do_not_depend_on_the_ranks(notes: dict[int, Path], world_size: int) -> None:
-    expected, found = (torch.load(notes[w] / "gradients.pt", weights_only=True) for w in (1, world_size))
+def test_raw_gradients_do_not_depend_on_the_ranks(notes: dict[int, Path]) -> None:
+    expected, found = (torch.load(notes[world_size] / "gradients.pt", weights_only=True) for world_size in (1, 3))
     assert found.keys() == expected.keys() and len(found) > 60
     for name, gradient in expected.items():  # Adam would hide a wrong scale; shares are unequal
         assert (found[name] - gradient).norm() < 1e-4 * gradient.norm(), name

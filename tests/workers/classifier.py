@@ -19,7 +19,7 @@ from pipeline.runtime.optim import Precision
 from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.stages import classifier as stage
 
-BATCH = 7  # shares of 2 and 3 ranks are unequal
+BATCH = 7  # the shares of 3 ranks are unequal
 
 run_dir, out = map(Path, sys.argv[1:])
 config = configuration.load([run_dir / "config.yaml"])
