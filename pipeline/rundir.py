@@ -66,7 +66,7 @@ def prepare(run_dir: Path, config: RunConfig, stages: list[str]) -> None:
     old = recorded(run_dir)
     line = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "step": _newest_step(run_dir) or 0,
         "stages": stages,
         "changed": changes(old, config) if old else {},
@@ -81,7 +81,7 @@ def _newest_step(run_dir: Path) -> int | None:
     return max((int(step) for step in steps if step.isdigit()), default=None)
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Commit of the code, with `-dirty` where files differ from it; None outside a git checkout."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

@@ -161,13 +161,16 @@ METRICS: dict[str, type[Metric]] = {
 
 
 def collect(found: dict[str, Any]) -> dict[str, Any]:
-    """{name: Value or table} -> the sections metrics, intervals, ceilings and floors, and every table under its own name."""
+    """{name: Value or table} -> the sections metrics, intervals, ceilings and floors, and every table under its own name.
+
+    What is not finite becomes null: JSON knows no NaN.
+    """
     values = {name: value for name, value in found.items() if isinstance(value, Value)}
     sections: dict[str, Any] = {
-        "metrics": {name: float(v.value) for name, v in values.items()},
-        "intervals": {name: [float(end) for end in v.interval] for name, v in values.items() if v.interval is not None},
-        "ceilings": {name: float(v.ceiling) for name, v in values.items() if v.ceiling is not None},
-        "floors": {name: float(v.floor) for name, v in values.items() if v.floor is not None},
+        "metrics": {name: _finite(v.value) for name, v in values.items()},
+        "intervals": {name: [_finite(end) for end in v.interval] for name, v in values.items() if v.interval is not None},
+        "ceilings": {name: _finite(v.ceiling) for name, v in values.items() if v.ceiling is not None},
+        "floors": {name: _finite(v.floor) for name, v in values.items() if v.floor is not None},
     }
     return sections | {name: table for name, table in found.items() if name not in values}
 

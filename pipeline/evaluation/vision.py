@@ -37,6 +37,14 @@ def _torchvision() -> torch.library.Library | None:
         return operators
 
 
+def transforms() -> Any:
+    """The module torchvision.transforms."""
+    _torchvision()
+    from torchvision import transforms
+
+    return transforms
+
+
 def resnet18(norm_layer: Callable[[int], nn.Module]) -> Any:
     """torchvision's ResNet-18, untrained, with `norm_layer` for its normalisations and no last layer: images -> [B, 512]."""
     _torchvision()

@@ -51,7 +51,7 @@ def run(config: RunConfig, context: Context) -> None:
             results = {"protocol": protocol(config, evidence), **collect(found), "seconds": seconds}
             write_json(folder / "metrics.json", results)
             for name, value in results["metrics"].items():
-                context.log.info("%s %.6g", name, value)
+                context.log.info("%s %s", name, value)
             context.log.info("report: %s", write_report(context.run_dir))
     ranks.barrier()  # no rank goes on before the files are there
 
