@@ -68,7 +68,7 @@ class TrainConfig:
     """Length and habits of training; nothing here depends on the number of ranks."""
 
     images: int = 150_000  # images seen in all
-    batch_size: int = 128  # GLOBAL batch, split over the ranks
+    batch_size: int = 64  # GLOBAL batch, split over the ranks
     micro_batch: int = 0  # most images per rank in one forward pass (gradient accumulation); 0: the rank's whole share
     kl_warmup_images: int = 15_000  # beta rises linearly from 0 to 1 over this many images
     ema_decay: float = 0.999
