@@ -50,7 +50,7 @@ def test_full_report(tmp_path: Path) -> None:
     cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
     assert cells[1:] == ["21.5", "21 – 22", "300", "1.2", "3000", "test, ema, 64 px"]
     assert '<tr class="off"><td>Bald (not read by the model)' in page and "Bald + Eyeglasses" in page
-    assert page.count("data:image/png;base64,") == 2 and "batch_size: 128" in page
+    assert page.count("data:image/png;base64,") == 2 and "batch_size: 64" in page
 
 
 def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:

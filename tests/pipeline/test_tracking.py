@@ -170,7 +170,7 @@ def test_everything_once_however_often(runs: Path) -> None:
     parent = parent_of(store, "often")
     assert_holds_file_once(store, parent.info.run_id, run)
     assert 7 not in {m.step for m in store.get_metric_history(parent.info.run_id, "train/grad_norm")}  # it was inf
-    assert parent.data.params["train.batch_size"] == "128" and parent.data.params["model.net.channels"] == "[32, 64, 128, 256]"
+    assert parent.data.params["train.batch_size"] == "64" and parent.data.params["model.net.channels"] == "[32, 64, 128, 256]"
     assert not [key for key in parent.data.params if key.startswith(("cluster", "tracking"))]
     wanted = {"variant": "paper", "seed": "3", "mlflow.source.git.commit": "abc123", "stage.train": "PENDING", "jobs.train": "17 18"}
     assert wanted.items() <= parent.data.tags.items()
