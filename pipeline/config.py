@@ -60,7 +60,7 @@ class OptimConfig:
     weight_decay: float = 0.0
     warmup_images: int = 5_000
     final_lr_fraction: float = 0.02  # of `lr`, at the end of the cosine; 1: constant
-    clip_norm: float = 0.2  # of the gradient of nats per dimension; 0: off
+    clip_norm: float = 1.0  # of the gradient of nats per dimension; 0: off
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.data.toy.dataset import make_toy_celeba  # noqa: E402
-from pipeline.errors import exit_code  # noqa: E402
+from pipeline.data.toy.dataset import make_toy_celeba
+from pipeline.errors import exit_code
 
 
 def main() -> None:

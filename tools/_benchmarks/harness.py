@@ -41,8 +41,9 @@ def measure(contenders: Contenders, repeats: int, ratios: dict[tuple[str, str], 
     `ratios`: {(contender, reference): least ratio aimed at}, computed within each round. `warm_up`: one more round first, not counted.
     """
     rounds = [{name: run() for name, run in contenders.items()} for _ in range(repeats + warm_up)][warm_up:]
-    compared = [
-        {"contender": name, "reference": reference, "target": target, **summary([r[name] / r[reference] for r in rounds])}
-        for (name, reference), target in (ratios or {}).items()
-    ]
-    return {"repeats": repeats, "contenders": {name: summary([r[name] for r in rounds]) for name in contenders}, "ratios": compared}
+    compared = []
+    for (name, reference), target in (ratios or {}).items():
+        ratio = summary([values[name] / values[reference] for values in rounds])
+        compared.append({"contender": name, "reference": reference, "target": target, "met": ratio["median"] >= target, **ratio})
+    figures = {name: summary([values[name] for values in rounds]) for name in contenders}
+    return {"repeats": repeats, "contenders": figures, "ratios": compared}

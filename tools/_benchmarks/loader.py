@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
+import mmap
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-
-import ctypes
-import mmap
 
 import numpy as np
 import torch
@@ -97,13 +96,70 @@ def resident_pages(file: Path) -> np.ndarray:
     return (pages & 1).astype(bool)
 
 
+def ours(batches: TrainBatches, steps: int, seconds: float, uncounted: int, floats: bool) -> float:
+    """Images per second behind the prefetch thread; `floats`: behind `to_device` too."""
+    with closing(Prefetcher(batches.at, 0, steps)) as delivered:
+        if floats:
+            return rate((batches.to_device(batch, torch.device("cpu"), torch.float32) for batch in delivered), seconds, uncounted)
+        return rate((batch[1:] for batch in delivered), seconds, uncounted)
+
+
+def open_batches(config: RunConfig) -> TrainBatches:
+    """The batches that one rank of the train stage would read; nothing is read yet."""
+    shards = Shards(layout.shards_dir(config), "train", config.data.verify)
+    return TrainBatches(shards, config.data, config.seed, config.train.batch_size, config.model.z_dim, rank=0, world_size=1)
+
+
 def loader(bench: Bench) -> dict[str, Result]:
     """The same images from the page cache and, as far as the kernel forgets them when asked, from the disk."""
-    jpegs = JpegFolder(bench.celeba, bench.config)
-    baseline = DataLoader(jpegs, bench.config.train.batch_size, shuffle=True, num_workers=WORKERS, persistent_workers=True)
-    # A pass has a length that fits `seconds`: workers of a pass that is left early would go on reading beside the next contender.
-    jpegs.length = 8 * bench.config.train.batch_size
+    jpegs, size = JpegFolder(bench.celeba, bench.config), bench.config.train.batch_size
+    baseline = DataLoader(jpegs, size, shuffle=True, num_workers=WORKERS, persistent_workers=True)
+    # A pass ends by itself: workers of a pass that is left early would go on reading beside the next contender.
+    jpegs.length = 8 * size
     rate(baseline, math.inf, 1)  # starts the workers
-    images_per_s = rate(baseline, math.inf, 1)
-    what = f"{len(jpegs.files)} images of {bench.config.shard.size} pixels, shuffled, batches of {bench.config.train.batch_size}"
-    return {"loader": warm(bench, baseline, images_per_s, what), "loader_cold": cold(bench, baseline, images_per_s, what)}
+    jpegs.length = max(4, int(rate(baseline, math.inf, 1) * bench.seconds) // size) * size
+    what = (
+        f"{len(jpegs.files)} images of {bench.config.shard.size} pixels and 40 labels, shuffled, in batches of {size}, counted in the "
+        f"main process. {BASELINE}: PIL, CenterCrop, Resize, RandomHorizontalFlip, ToTensor, Normalize in {WORKERS} persistent workers, "
+        f"their start left out. This loader: one prefetch thread, the encoder's noise drawn too; float32: flipped, scaled to [-1, 1], "
+        f"channels last, {torch.get_num_threads()} threads. "
+    )
+    return {"loader": warm(bench, baseline, jpegs, what), "loader_cold": cold(bench, baseline, jpegs, what)}
+
+
+def warm(bench: Bench, baseline: DataLoader, jpegs: JpegFolder, what: str) -> Result:
+    """All files in the page cache, epoch after epoch."""
+    batches = open_batches(bench.config)
+    contenders: Contenders = {
+        BASELINE: lambda: rate(baseline, math.inf, 1),
+        UINT8: lambda: ours(batches, ENDLESS, bench.seconds, 1, floats=False),
+        FLOATS: lambda: ours(batches, ENDLESS, bench.seconds, 1, floats=True),
+    }
+    protocol = what + f"Files in the page cache; about {bench.seconds:g} s per repetition, without its first batch; one round of warm-up."
+    return {"title": "Loader, warm", "unit": "images/s", "protocol": protocol, **measure(contenders, bench.repeats, TARGETS, warm_up=True)}
+
+
+def cold(bench: Bench, baseline: DataLoader, jpegs: JpegFolder, what: str) -> Result:
+    """One pass over files whose content the kernel was asked to forget just before."""
+    tars = sorted(layout.shards_dir(bench.config).glob("train-*.tar"))
+    size, resident = bench.config.train.batch_size, {"JPEGs": 0.0, "tars": 0.0}
+    steps = max(1, len(jpegs.files) // size)
+    jpegs.length = min(jpegs.length, steps * size)
+
+    def from_jpegs() -> float:
+        resident["JPEGs"] = max(resident["JPEGs"], drop_from_page_cache(jpegs.files))
+        return rate(baseline, math.inf, 0)
+
+    def from_tars(floats: bool) -> float:
+        batches = open_batches(bench.config)  # anew: what an older mapping has touched is not dropped
+        resident["tars"] = max(resident["tars"], drop_from_page_cache(tars))
+        return ours(batches, steps, bench.seconds, 0, floats)
+
+    contenders = {BASELINE: from_jpegs, UINT8: lambda: from_tars(floats=False), FLOATS: lambda: from_tars(floats=True)}
+    measured = measure(contenders, bench.repeats, TARGETS, warm_up=True)
+    protocol = what + (
+        f"One pass, cut after about {bench.seconds:g} s, right after POSIX_FADV_DONTNEED on every file, which is advice: at most "
+        f"{resident['JPEGs']:.1%} of the JPEGs' pages and {resident['tars']:.1%} of the tars' were still in memory (mincore); a virtual "
+        "disk may have a cache of its own."
+    )
+    return {"title": "Loader, cold", "unit": "images/s", "protocol": protocol, **measured}
