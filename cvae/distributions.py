@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from cvae.flow import Flow
@@ -55,6 +56,15 @@ class FlowDistribution(NamedTuple):
     def sample(self, noise: Tensor) -> Tensor:
         """u = mu_p + sigma_p * noise, then z = f^-1(u)."""
         return self.flow.inverse(self.base.sample(noise), self.e)
+
+
+def kl_divergence(q: DiagonalGaussian, p: Distribution, z: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(q || p) [B] and log|det df/dz| [B] (0 without a flow), nats; one sample z ~ q [B, D] for what is not analytic."""
+    if isinstance(p, FlowDistribution):
+        return flow_kl(q, p, z)
+    assert isinstance(p, DiagonalGaussian)
+    kl = gaussian_kl(q, p)
+    return kl, torch.zeros_like(kl)
 
 
 def gaussian_kl(q: DiagonalGaussian, p: DiagonalGaussian) -> Tensor:

@@ -22,8 +22,6 @@ class AffineCoupling(nn.Module):
         n_kept = self.cut if keep_first else dim - self.cut
         n_in = n_kept + (n_condition if config.conditional else 0)
         self.net = mlp(n_in, config.hidden, 2 * (dim - n_kept), config.depth, nn.LeakyReLU)
-        nn.init.zeros_(self.net[-1].weight)
-        nn.init.zeros_(self.net[-1].bias)
 
     def _split(self, z: Tensor) -> tuple[Tensor, Tensor]:
         first, second = z[:, : self.cut], z[:, self.cut :]

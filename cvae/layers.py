@@ -16,10 +16,17 @@ def norm(name: str, channels: int) -> nn.Module:
 
 
 def mlp(n_in: int, hidden: int, n_out: int, depth: int = 1, activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
-    """`depth` hidden layers of `hidden` units."""
+    """`depth` hidden layers of `hidden` units; the output starts at zero."""
     widths = [n_in, *[hidden] * depth]
     layers = [m for a, b in zip(widths, widths[1:], strict=False) for m in (nn.Linear(a, b), activation())]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], n_out))
+    return nn.Sequential(*layers, zeroed(nn.Linear(widths[-1], n_out)))
+
+
+def zeroed(layer: nn.Linear) -> nn.Linear:
+    """The layer with weights and bias 0: what it parametrises starts at the identity, or at N(0, I)."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def soft_floor(x: Tensor, floor: float) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cvae.attributes import CONDITIONERS
 from cvae.config import ModelConfig
 from cvae.decoder import Decoder
-from cvae.distributions import DiagonalGaussian, Distribution, FlowDistribution, flow_kl, gaussian_kl
+from cvae.distributions import DiagonalGaussian, Distribution, kl_divergence
 from cvae.encoder import Encoder
 from cvae.losses import Losses, Sums, combine, squared_error
 from cvae.prior import PRIORS
@@ -67,12 +67,7 @@ class CVAE(nn.Module):
         z = q.sample(noise)
         sse = squared_error(x, self.decoder(z, e)).sum()
         with torch.autocast(x.device.type, enabled=False):
-            p = self.conditional_prior(e)
-            if isinstance(p, FlowDistribution):
-                kl, log_det = flow_kl(q, p, z)
-            else:
-                kl = gaussian_kl(q, p)
-                log_det = torch.zeros_like(kl)
+            kl, log_det = kl_divergence(q, self.conditional_prior(e), z)
         return Sums(sse, kl.sum(), log_det.sum(), sse.new_tensor(float(len(x))))
 
     def forward(

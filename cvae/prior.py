@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from cvae.config import ModelConfig
 from cvae.distributions import DiagonalGaussian, FlowDistribution
 from cvae.flow import Flow
-from cvae.layers import full_precision, mlp, soft_floor
+from cvae.layers import full_precision, mlp, soft_floor, zeroed
 
 
 class AttributeConv(nn.Module):
@@ -19,7 +19,7 @@ class AttributeConv(nn.Module):
         self.convs = nn.Sequential(
             nn.Conv1d(width, hidden, 3, padding=1), nn.ReLU(), nn.Conv1d(hidden, width, 3, padding=1), nn.ReLU(), nn.Flatten()
         )
-        self.out = nn.Linear(n_condition, n_out)
+        self.out = zeroed(nn.Linear(n_condition, n_out))
 
     def forward(self, e: Tensor) -> Tensor:
         """e [B, A * width] -> [B, n_out]."""
@@ -29,16 +29,10 @@ class AttributeConv(nn.Module):
 def prior_net(config: ModelConfig, n_condition: int) -> nn.Module:
     """Network of mu_p(y) and ln sigma_p(y): e [B, E] -> [B, 2D], zero at the start, i.e. N(0, I)."""
     if config.prior.net == "mlp":
-        net = mlp(n_condition, config.prior.hidden, 2 * config.z_dim)
-        last = net[-1]
-    else:
-        if config.conditioner.name != "embedding":
-            raise ValueError("model.prior.net=conv1d runs along attribute embeddings: set model.conditioner.name=embedding")
-        net = AttributeConv(n_condition, config.conditioner.width, config.prior.hidden, 2 * config.z_dim)
-        last = net.out
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return net
+        return mlp(n_condition, config.prior.hidden, 2 * config.z_dim)
+    if config.conditioner.name != "embedding":
+        raise ValueError("model.prior.net=conv1d runs along attribute embeddings: set model.conditioner.name=embedding")
+    return AttributeConv(n_condition, config.conditioner.width, config.prior.hidden, 2 * config.z_dim)
 
 
 class StandardPrior(nn.Module):

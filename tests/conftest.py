@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: processes of a test share two cores, and spinning threads starve each other
+
 import numpy as np
 import pytest
 
@@ -58,6 +60,7 @@ def run_ranks(script: Path, args: list[str], world_size: int, timeout_s: int = 2
 def write_noise_celeba(folder: Path, n: int, seed: int = 0) -> Path:
     """A folder in CelebA's layout whose images are random colours and gradients: cheap, and no two alike."""
     from PIL import Image
+
     from pipeline.data.celeba import CELEBA_ATTRIBUTES
 
     rng = np.random.default_rng(seed)

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+
 from pipeline import config as configuration
 from pipeline.config import RunConfig, flatten, load
 from pipeline.errors import ConfigError

@@ -25,7 +25,7 @@ SIZE, ATTRIBUTES = 32, ["Bald", "Eyeglasses", "Heavy_Makeup", "Male", "Smiling",
 SMALL = (
     "model.z_dim=8", "model.net.channels=[32,32]", "model.prior.flow.layers=2", "model.prior.flow.hidden=8",
     "classifier.epochs=1", "classifier.batch_size=12", "eval.n=40", "eval.block=8", "eval.iw_images=6", "eval.iw_samples=3",
-    "eval.rare_samples=10",
+    "eval.rare_samples=10", "tracking.enabled=false",
 )  # fmt: skip
 
 

@@ -38,8 +38,12 @@ def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def flip_images(images: Tensor, flip: Tensor) -> Tensor:
-    """Mirror the images [b, S, S, 3] where `flip` [b] is true; on uint8, where it costs a quarter of the memory traffic."""
-    return torch.where(flip.view(-1, 1, 1, 1), images.flip(2), images)
+    """Mirror the images [b, S, S, 3] where `flip` [b] is true.
+
+    On uint8, where it costs a quarter of the memory traffic, and by picking whole images: torch.where on bytes is 4 times slower on a CPU.
+    """
+    both = torch.cat((images, images.flip(2)))
+    return both.index_select(0, torch.arange(len(images), device=images.device) + len(images) * flip)
 
 
 def rotate_images(x: Tensor, angle: Tensor) -> Tensor:

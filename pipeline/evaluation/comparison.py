@@ -88,7 +88,13 @@ def protocol_line(entry: Entry) -> str:
 
 
 def _metric_names(group: list[Entry]) -> list[str]:
-    return list(dict.fromkeys(name for entry in group for name in entry.evaluation.metrics))
+    """Columns of the table; errors and floors with an interval of their own are in each run's report."""
+    names = dict.fromkeys(name for entry in group for name in entry.evaluation.metrics)
+    return [name for name in names if not name.endswith(("_shuffled", "_standard_error"))]
+
+
+def _of_what_is_read(name: str) -> bool:
+    return name.endswith("_read") or name.startswith("rare_")
 
 
 def _value(entry: Entry, name: str) -> str:
@@ -103,7 +109,7 @@ def _value(entry: Entry, name: str) -> str:
 
 def _best(group: list[Entry], name: str) -> list[Entry]:
     """The entries with the best value, where values differ and may be compared."""
-    if not name.startswith(LOWER + HIGHER) or (name.startswith(("attribute_", "rare_")) and len({e.read for e in group}) > 1):
+    if not name.startswith(LOWER + HIGHER) or (_of_what_is_read(name) and len({e.read for e in group}) > 1):
         return []
     values = [e.evaluation.metrics[name] for e in group if name in e.evaluation.metrics]
     if len(set(values)) < 2:
@@ -138,13 +144,13 @@ def headline_rows(group: list[Entry]) -> tuple[list[str], list[list[str]]]:
 
 
 def attribute_rows(group: list[Entry]) -> tuple[list[str], list[list[str]]]:
-    """Accuracy of each attribute; "not read" where the model does not know it."""
+    """Accuracy of each attribute; marked where the model does not read it."""
     names = dict.fromkeys(name for e in group for name in e.evaluation.per_attribute)
     rows = []
     for name in names:
         table = [(e.evaluation.per_attribute.get(name, {}), name in e.read) for e in group]
         real = next((number(row["real_accuracy"]) for row, _ in table if row.get("real_accuracy") is not None), "–")
-        rows.append([name, *(number(row.get("accuracy")) if read else "not read" for row, read in table), real])
+        rows.append([name, *(number(row.get("accuracy")) + ("" if read else " (not read)") for row, read in table), real])
     return ["attribute accuracy", *(e.name for e in group), "real images"], rows
 
 
@@ -152,12 +158,8 @@ def notes(group: list[Entry]) -> list[str]:
     """How a table is to be read, line by line."""
     lines = ["↓ lower is better, ↑ higher is better, * best value; ± half of the 95 % interval."]
     if len({e.read for e in group}) > 1:
-        common = frozenset.intersection(*(e.read for e in group))
+        counts = ", ".join(f"{e.name} {len(e.read)}" for e in group)
         lines.append(
-            f"attribute_*, rare_*: over the attributes that each model reads, so not comparable here. Over the {len(common)} that all read:"
+            f"attribute_*: over all attributes; *_read and rare_*: over those that a model reads ({counts}), so not comparable here."
         )
-        for e in group:
-            values = [e.evaluation.per_attribute[name].get("accuracy") for name in sorted(common)]
-            known = [v for v in values if v is not None]
-            lines.append(f"  {e.name}: accuracy {number(sum(known) / len(known)) if known else '–'}, reads {len(e.read)}")
     return lines

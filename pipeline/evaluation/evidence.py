@@ -63,7 +63,7 @@ class Evidence:
         return columns(self.classifier.attributes, self.info.attributes)
 
     def labels(self, split: str) -> np.ndarray:
-        """The attributes of a whole split that the model reads, uint8 [N, A]."""
+        """The attributes of a whole split that the model reads, uint8 [N, A read]."""
         shards = self.splits[split]
         return shards.attributes()[:, columns(shards.attribute_names, self.info.attributes)]
 
@@ -71,6 +71,12 @@ class Evidence:
     def requested(self) -> np.ndarray:
         """The attributes of the n images, which are also asked of the n samples, uint8 [n, A]."""
         return self.labels(self.settings.split)[self.positions(self.settings.split)]
+
+    @cached_property
+    def annotated(self) -> np.ndarray:
+        """All attributes of the n images, in the classifier's order, uint8 [n, A]."""
+        shards = self.splits[self.settings.split]
+        return shards.attributes()[self.positions(self.settings.split)][:, columns(shards.attribute_names, self.classifier.attributes)]
 
     @cached_property
     def real(self) -> Rows:
@@ -133,16 +139,21 @@ class Evidence:
         return [(pair, self._sample("rare/" + "+".join(pair.attributes), labels)) for pair, labels in wanted if len(labels)]
 
     @cached_property
-    def log_likelihood(self) -> np.ndarray:
-        """Importance-weighted bound on log p(x|y) for `iw_images` of the images, nats [m]."""
+    def log_likelihood(self) -> Rows:
+        """Importance-weighted bound on log p(x|y) for `iw_images` of the images, nats [m].
+
+        "iw" with the model's own decoder variance and, where that was not fitted, "iw_fitted" with SSE / (N P) of training images.
+        """
+        variances = {"iw": self.info.s2} | ({"iw_fitted": self.info.s2_fit} if self.info.s2_fit != self.info.s2 else {})
         chosen = spread(min(self.n, self.settings.iw_images), self.n)
 
         def rows(indices: np.ndarray) -> dict[str, Tensor]:
             indices = chosen[indices]
             y, noise = self._condition(self.requested[indices]), self._noise("importance", indices, self.settings.iw_samples)
-            return {"nats": importance_weighted_bound(self.model, self._images(indices), y, noise.transpose(0, 1), self.info.s2)}
+            x, noise = self._images(indices), noise.transpose(0, 1)
+            return {name: importance_weighted_bound(self.model, x, y, noise, s2) for name, s2 in variances.items()}
 
-        return map_blocks(rows, len(chosen), self.settings.block, self.ranks)["nats"]
+        return map_blocks(rows, len(chosen), self.settings.block, self.ranks)
 
     def reconstruct(self, indices: np.ndarray) -> tuple[Tensor, Tensor, DiagonalGaussian]:
         """Real images [b, 3, S, S], what the decoder makes of their posterior's mean, and the posterior."""

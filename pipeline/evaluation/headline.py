@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from typing import Any
 
-LOWER = ("fd_", "fid_", "kid_", "mse", "iw_bits_per_dim")
-HIGHER = ("attribute_", "rare_success", "iw_log_likelihood_nats")
+LOWER = ("fd_", "fid_", "kid_", "mse", "iw_bits_per_dim", "iw_fitted_bits_per_dim")
+HIGHER = ("attribute_", "rare_success", "iw_log_likelihood_nats", "iw_fitted_log_likelihood_nats")
 MEANING = {
     "samples": "Fréchet distance of samples to real images",
     "recon": "Fréchet distance of reconstructions to real images",
-    "attribute_accuracy": "attributes that the classifier finds in samples as asked for",
+    "attribute_accuracy": "attributes that the classifier finds in samples as asked for, over all attributes",
     "attribute_balanced_accuracy": "the same, but each attribute's two classes weigh equally",
+    "attribute_accuracy_read": "attribute_accuracy over the attributes that the model reads",
+    "attribute_balanced_accuracy_read": "attribute_balanced_accuracy over the attributes that the model reads",
     "rare_success": "both attributes of a rare pair found in samples that were asked for both",
     "mse": "squared error of reconstructions, pixels in [0, 1]",
     "sigma": "decoder standard deviation, pixels in [-1, 1]",
     "iw_log_likelihood_nats": "importance-weighted bound on log p(x|y), nats per image",
     "iw_log_likelihood_standard_error": "standard error of the bound, nats per image",
+    "iw_fitted_log_likelihood_nats": "the bound with the variance that fits training images best instead of the model's own",
+    "iw_fitted_bits_per_dim": "the same in bits per pixel value",
     "iw_bits_per_dim": "importance-weighted bound in bits per pixel value",
     "active_units": "latent units that carry information about the image",
 }

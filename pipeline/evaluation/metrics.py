@@ -7,7 +7,7 @@ It yields (name, Value), or (name, table) for what is a table of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,35 +55,50 @@ class FrechetDistance(Metric):
 
 
 class AttributeAgreement(Metric):
-    """Whether the classifier finds in a sample the attributes that were asked for (those that the model reads).
+    """Whether the classifier finds in a sample the attributes of the image whose attributes were asked for.
 
-    Ceiling: the classifier on the real images with these attributes; floor: samples against the requests of other samples.
+    Ceiling: the classifier on the real images themselves; floor: samples against the attributes of other images, which has an
+    interval of its own under <name>_shuffled. Over all attributes, and as <name>_read over those that the model reads.
     """
 
     needs = ("real", "samples")
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Any]]:
-        """Yield attribute_accuracy, attribute_balanced_accuracy and the table per_attribute."""
-        wanted, seed = evidence.requested.astype(bool), evidence.settings.seed
+        """Yield attribute_accuracy, attribute_balanced_accuracy, both also with _read and _shuffled, and the table per_attribute."""
+        wanted, seed = evidence.annotated.astype(bool), evidence.settings.seed
         shuffled = wanted[np.random.default_rng(seed).permutation(len(wanted))]
-        decide, read = evidence.classifier.decide, evidence.read_columns
-        sampled, real = (decide(rows["fd_classifier"])[:, read] for rows in (evidence.samples, evidence.real))
+        sampled, real = (evidence.classifier.decide(rows["fd_classifier"]) for rows in (evidence.samples, evidence.real))
         compared = ((sampled, wanted), (real, wanted), (sampled, shuffled))
-        accuracies = [(decided == target).mean(0) for decided, target in compared]
-        balanced = [balanced_accuracy(decided, target) for decided, target in compared]
-        right = (compared[0][0] == wanted).mean(1)
-        interval = bootstrap(lambda weights: weights @ right / len(right), len(right), seed)
-        yield "attribute_accuracy", Value(accuracies[0].mean(), interval, accuracies[1].mean(), accuracies[2].mean())
-        interval = bootstrap(lambda weights: np.nanmean(balanced_accuracy(*compared[0], weights), 1), len(right), seed)
-        yield "attribute_balanced_accuracy", Value(np.nanmean(balanced[0]), interval, np.nanmean(balanced[1]), np.nanmean(balanced[2]))
-        yield "per_attribute", self._table(evidence, [*accuracies, *balanced])
+        scores = {
+            "attribute_accuracy": lambda decided, target, weights: weights @ (decided == target) / len(target),
+            "attribute_balanced_accuracy": balanced_accuracy,
+        }
+        everyone = np.ones((1, len(wanted)))
+        each = {name: [score(*pair, everyone)[0] for pair in compared] for name, score in scores.items()}
+        for name, score in scores.items():
+            for suffix, chosen in (("", slice(None)), ("_read", evidence.read_columns)):
+                value, ceiling, floor = (float(np.nanmean(row[chosen])) for row in each[name])
+                ends = [self._interval(score, decided[:, chosen], target[:, chosen], seed) for decided, target in compared[::2]]
+                yield name + suffix, Value(value, ends[0], ceiling, floor)
+                yield f"{name}{suffix}_shuffled", Value(floor, ends[1])
+        yield "per_attribute", self._table(evidence, each)
 
-    def _table(self, evidence: Evidence, columns: list[np.ndarray]) -> dict[str, dict[str, Any]]:
-        """Numbers of the attributes that the model reads; the others are only named."""
-        kinds = [f"{who}{what}" for what in ("accuracy", "balanced_accuracy") for who in ("", "real_", "shuffled_")]
-        rows = (dict(zip(kinds, map(_finite, row), strict=True)) for row in zip(*columns, strict=True))
-        found = dict(zip(evidence.info.attributes, rows, strict=True))
-        return {name: {**found.get(name, {}), "read_by_model": name in found} for name in evidence.classifier.attributes}
+    @staticmethod
+    def _interval(score: Callable[..., np.ndarray], decided: np.ndarray, target: np.ndarray, seed: int) -> tuple[float, float]:
+        return bootstrap(lambda weights: np.nanmean(score(decided, target, weights), 1), len(target), seed)
+
+    @staticmethod
+    def _table(evidence: Evidence, each: dict[str, list[np.ndarray]]) -> dict[str, dict[str, Any]]:
+        columns = {
+            f"{who}{name.removeprefix('attribute_')}": row
+            for name, rows in each.items()
+            for who, row in zip(("", "real_", "shuffled_"), rows, strict=True)
+        }
+        read = set(evidence.info.attributes)
+        return {
+            name: {column: _finite(row[i]) for column, row in columns.items()} | {"read_by_model": name in read}
+            for i, name in enumerate(evidence.classifier.attributes)
+        }
 
 
 class RareCombinations(Metric):
@@ -129,14 +144,15 @@ class Likelihood(Metric):
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
         """Yield the bound in nats per image, its standard error, and in bits per dimension (lower is better)."""
-        nats = evidence.log_likelihood.astype(np.float64)
-        if not len(nats):
-            return
-        interval = _normal_interval(nats)
-        low, high = (bits_per_dim(-end, evidence.model.pixels) for end in reversed(interval))
-        yield "iw_log_likelihood_nats", Value(nats.mean(), interval)
-        yield "iw_log_likelihood_standard_error", Value(_standard_error(nats))
-        yield "iw_bits_per_dim", Value(bits_per_dim(-nats.mean(), evidence.model.pixels), (low, high))
+        for name, rows in evidence.log_likelihood.items():
+            nats = rows.astype(np.float64)
+            if not len(nats):
+                continue
+            interval = _normal_interval(nats)
+            low, high = (bits_per_dim(-end, evidence.model.pixels) for end in reversed(interval))
+            yield f"{name}_log_likelihood_nats", Value(nats.mean(), interval)
+            yield f"{name}_log_likelihood_standard_error", Value(_standard_error(nats))
+            yield f"{name}_bits_per_dim", Value(bits_per_dim(-nats.mean(), evidence.model.pixels), (low, high))
 
 
 class ActiveUnits(Metric):

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cvae.distributions import FlowDistribution, flow_kl, gaussian_kl
+from cvae.distributions import kl_divergence
 from cvae.losses import active_units, bits_per_dim, gaussian_nll, squared_error
 from cvae.model import CVAE
 from pipeline.data.loader import columns, to_float
@@ -62,15 +62,14 @@ def elbo_sums(model: CVAE, part: HeldOut, ranks: Ranks) -> dict[str, Tensor]:
     total = torch.zeros(len(names) + 3 * model.z_dim, dtype=torch.float64, device=ranks.device)
     extremes = torch.full((2,), -math.inf, dtype=torch.float64, device=ranks.device)  # of -log_det and log_det
     for x, y, noise in part.blocks(ranks, model.z_dim, parameter.dtype):
-        q, p = model.encode(x, y), model.prior(y)
+        q = model.encode(x, y)
         z = q.sample(noise)
-        kl, log_det = flow_kl(q, p, z) if isinstance(p, FlowDistribution) else (gaussian_kl(q, p), torch.zeros(len(x)))  # type: ignore[arg-type]
+        kl, log_det = kl_divergence(q, model.prior(y), z)
         sse = squared_error(x, model.decode(z, y))
-        scalars = torch.stack([sse.double().sum(), kl.double().sum(), log_det.double().sum().to(sse.device), sse.new_tensor(len(x)).double()])
+        scalars = torch.stack([t.double().sum() for t in (sse, kl, log_det, torch.ones_like(sse))])
         moments = torch.cat([m.double().sum(0) for m in (q.mean, q.mean.square(), (2 * q.log_std).exp())])
         total += torch.cat([scalars, moments])
-        log_det = log_det.double().to(ranks.device)
-        extremes = torch.maximum(extremes, torch.stack([(-log_det).max(), log_det.max()]))
+        extremes = torch.maximum(extremes, torch.stack([(-log_det).max(), log_det.max()]).double())
     total = ranks.reduce_sum(total)
     if ranks.world_size > 1:
         dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
@@ -90,8 +89,9 @@ def validate(model: CVAE, held_out: HeldOut, calibration: HeldOut, ranks: Ranks)
     sums = elbo_sums(model, held_out, ranks)
     n = sums["images"]
     nll, kl = gaussian_nll(sums["sse"], n, s2, model.pixels) / n, sums["kl"] / n
-    values = {"loss": nll + kl, "nll": nll, "kl": kl, "mse": sums["sse"] / (n * model.pixels * 4), "s2": s2, "s2_fit": s2_fit}
-    values |= {"sigma": s2.sqrt(), "log_det_mean": sums["log_det"] / n, "log_det_min": sums["log_det_min"], "log_det_max": sums["log_det_max"]}
+    values = {"loss": nll + kl, "nll": nll, "kl": kl, "mse": sums["sse"] / (n * model.pixels * 4)}
+    values |= {"s2": s2, "s2_fit": s2_fit, "sigma": s2.sqrt(), "log_det_mean": sums["log_det"] / n}
+    values |= {name: sums[name] for name in ("log_det_min", "log_det_max")}
     numbers = {k: float(v) for k, v in values.items()}
     numbers["bits_per_dim"] = bits_per_dim(numbers["loss"], model.pixels)
     numbers["active_units"] = active_units(int(n), sums["mean"], sums["mean_sq"], sums["variance"])

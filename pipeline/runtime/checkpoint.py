@@ -40,7 +40,7 @@ class Checkpoint:
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Tensors whose name starts with `prefix`, without it."""
         with safe_open(self.file, "pt") as opened:
-            return {name[len(prefix) :]: opened.get_tensor(name) for name in opened.keys() if name.startswith(prefix)}  # noqa: SIM118
+            return {name[len(prefix) :]: opened.get_tensor(name) for name in opened.keys() if name.startswith(prefix)}
 
 
 class Checkpoints:

@@ -22,6 +22,7 @@ from pipeline.runtime.checkpoint import load_model
 from pipeline.runtime.context import Context
 from pipeline.runtime.files import write_json
 from pipeline.runtime.preempt import Stopped
+from pipeline.runtime.tracking import sync_run
 
 
 def run(config: RunConfig, context: Context) -> None:
@@ -53,6 +54,7 @@ def run(config: RunConfig, context: Context) -> None:
             for name, value in results["metrics"].items():
                 context.log.info("%s %s", name, value)
             context.log.info("report: %s", write_report(context.run_dir))
+            sync_run(context.run_dir, context.log)  # on a cluster nobody else is left to tell MLflow
     ranks.barrier()  # no rank goes on before the files are there
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,9 @@ class Trainer:
         self.calibration = calibration_part(self.shards, self.attributes)
         self.precision = Precision(train.precision, self.device)
         torch.manual_seed(config.seed)
-        model = CVAE(config.model, self.shards.size, len(self.attributes)).to(self.device, self.precision.dtype)
-        self.model = model.to(memory_format=torch.channels_last) if train.channels_last else model
+        self.model = CVAE(config.model, self.shards.size, len(self.attributes)).to(self.device, self.precision.dtype)
+        if train.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = Ema(self.model, train.ema_decay)
         if train.init_from:
             self._start_from(train.init_from)
@@ -107,8 +109,8 @@ class Trainer:
         if self.ranks.world_size == 1:
             return self.model
         wrapped = DistributedDataParallel(self.model, device_ids=[self.device] if self.device.type == "cuda" else None)
-        size, like = self.shards.size, {"device": self.device, "dtype": self.precision.dtype}
-        blank = torch.zeros(1, 3, size, size, **like), torch.zeros(1, len(self.attributes), **like), torch.zeros(1, self.model.z_dim, **like)
+        shapes = (3, self.shards.size, self.shards.size), (len(self.attributes),), (self.model.z_dim,)
+        blank = [torch.zeros((1, *shape), device=self.device, dtype=self.precision.dtype) for shape in shapes]
         with self.precision.autocast():
             wrapped(*blank, 1.0, 1.0).objective.backward()
         self.optimizer.zero_grad(set_to_none=True)
@@ -166,7 +168,7 @@ class Trainer:
         n_micro = -(-largest_share // train.micro_batch) if train.micro_batch else 1
         parts = [share(len(x), i, n_micro) for i in range(n_micro)]
         micro = [(x[p.start : p.stop], y[p.start : p.stop], noise[p.start : p.stop]) for p in parts]
-        reduce_sum = self.reduce_sum
+        reduce_sum: Callable[[Tensor], Tensor] = self.reduce_sum
         if n_micro > 1:  # the variance of the whole batch must be known before the first micro-batch's gradient
             with torch.no_grad(), precision.autocast():
                 total = self.reduce_sum(torch.stack([torch.stack([s.double() for s in model.sums(*m)]) for m in micro]).sum(0))

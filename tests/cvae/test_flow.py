@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.autograd.functional import jacobian
+
 from cvae.config import FlowConfig
 from cvae.flow import Flow
-from torch.autograd.functional import jacobian
 
 DIM, CONDITION = 7, 5
 

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from cvae.layers import soft_floor
 from cvae.losses import active_units, bits_per_dim, squared_error
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from cvae.attributes import CONDITIONERS
 from cvae.config import (
     ACTIVATION_NAMES,

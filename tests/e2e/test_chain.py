@@ -55,7 +55,9 @@ def test_every_stage_left_its_files(chain, name):
     done = json.loads((runs / name / "train" / "done.json").read_text())
     assert done["images"] == 512 and done["world_size"] == 2
     result = json.loads((runs / name / "eval" / "1" / "metrics.json").read_text())
-    assert {"fd_classifier_samples", "fd_classifier_recon", "attribute_accuracy", "mse", "iw_log_likelihood_nats"} <= result["metrics"].keys()
+    assert {"fd_classifier_samples", "fd_classifier_recon", "attribute_accuracy", "mse", "iw_log_likelihood_nats"} <= result[
+        "metrics"
+    ].keys()
     assert result["protocol"]["n"] == 24 and result["protocol"]["split"] == "test"
     assert list((runs / name / "eval" / "1" / "samples").glob("*.png"))
     assert "<html" in (runs / name / "report.html").read_text()

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from pipeline import config as configuration
 from pipeline import layout
 from pipeline.runtime.checkpoint import Checkpoints
-from safetensors.torch import load_file
-
 from tests.conftest import run_ranks, run_stage_here
 
 pytestmark = [

@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+
 from pipeline import config as configuration
 from pipeline import layout
 from pipeline.data.loader import Prefetcher, TrainBatches, flip_images, rotate_images, to_float

@@ -236,7 +236,7 @@ def evidence(runs: Path, listens: bool = True, **overrides: Any) -> Evidence:
     config = tiny_config(runs)
     splits = {name: Shards(layout.shards_dir(config), name) for name in ("train", "val", "test")}
     judge = SimpleNamespace(attributes=ATTRIBUTES, digest="cells", decide=lambda features: features > 120)
-    info = SimpleNamespace(attributes=[ATTRIBUTES[i] for i in READ], s2=0.25)
+    info = SimpleNamespace(attributes=[ATTRIBUTES[i] for i in READ], s2=0.25, s2_fit=0.2)
     settings = dataclasses.replace(config.eval, **overrides)
     painter: Any = Painter(listens)
     return Evidence(painter, info, judge, [Cells()], settings, splits, Ranks(), runs / "reference", 148)  # type: ignore[arg-type]
@@ -245,11 +245,13 @@ def evidence(runs: Path, listens: bool = True, **overrides: Any) -> Evidence:
 def test_attributes_of_a_model_that_listens_and_of_one_that_does_not(runs: Path) -> None:
     found = dict(AttributeAgreement()(evidence(runs)))
     for name in ("attribute_accuracy", "attribute_balanced_accuracy"):
-        value = found[name]
+        value, everything, shuffled = (found[name + suffix] for suffix in ("_read", "", "_read_shuffled"))
         assert value.value == value.ceiling == 1.0 and value.interval == (1.0, 1.0) and value.floor < 0.75
+        assert everything.value < 1.0 == everything.ceiling  # also those that the model does not read
+        assert shuffled.value == value.floor and shuffled.interval[0] < value.floor < shuffled.interval[1] < 1
     assert found["per_attribute"]["Male"]["accuracy"] == 1.0 and found["per_attribute"]["Male"]["read_by_model"]
-    assert found["per_attribute"]["Bald"] == {"read_by_model": False}
-    deaf = dict(AttributeAgreement()(evidence(runs, listens=False)))["attribute_balanced_accuracy"]
+    assert found["per_attribute"]["Bald"]["balanced_accuracy"] == 0.5 and not found["per_attribute"]["Bald"]["read_by_model"]
+    deaf = dict(AttributeAgreement()(evidence(runs, listens=False)))["attribute_balanced_accuracy_read"]
     assert deaf.value == pytest.approx(0.5) and deaf.ceiling == 1.0
 
 
@@ -274,7 +276,7 @@ def test_reconstruction_error_is_on_the_unit_scale(runs: Path) -> None:
 
 def test_likelihood_is_the_mean_over_images_in_both_units(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = evidence(runs, n=20, iw_images=12, iw_samples=3)
-    monkeypatch.setitem(own.__dict__, "log_likelihood", np.arange(12, dtype=np.float32))
+    monkeypatch.setitem(own.__dict__, "log_likelihood", {"iw": np.arange(12, dtype=np.float32)})
     found = dict(Likelihood()(own))
     assert found["iw_log_likelihood_nats"].value == 5.5
     error = np.arange(12).std(ddof=1) / 12**0.5
@@ -282,7 +284,8 @@ def test_likelihood_is_the_mean_over_images_in_both_units(runs: Path, monkeypatc
     assert found["iw_bits_per_dim"].value == pytest.approx(-5.5 / (3 * SIZE * SIZE * np.log(2)) + np.log2(127.5))
     low, high = found["iw_bits_per_dim"].interval or (0, 0)
     assert low < found["iw_bits_per_dim"].value < high
-    assert own.__class__.log_likelihood.func(own).shape == (12,)  # type: ignore[attr-defined]
+    rows = own.__class__.log_likelihood.func(own)  # type: ignore[attr-defined]
+    assert {name: row.shape for name, row in rows.items()} == {"iw": (12,), "iw_fitted": (12,)}  # s2 and s2_fit differ here
 
 
 @pytest.mark.parametrize("name", METRICS)

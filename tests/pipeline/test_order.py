@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from pipeline.data.order import Stream, plan
 from pipeline.runtime.distributed import share
 

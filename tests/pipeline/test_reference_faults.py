@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from cvae.model import CVAE
 from pipeline import config as configuration
 from pipeline.runtime.context import Context

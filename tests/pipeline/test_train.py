@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from pipeline import config as configuration
 from pipeline import layout
 from pipeline.config import RunConfig
@@ -17,8 +19,6 @@ from pipeline.runtime.preempt import StopFlag
 from pipeline.runtime.steps import TrainingDiverged
 from pipeline.stages.train import Trainer
 from pipeline.stages.train import run as run_train
-from safetensors.torch import load_file
-
 from tests.conftest import run_ranks, run_stage_here
 
 WORKER = Path(__file__).parents[1] / "workers" / "train_until.py"

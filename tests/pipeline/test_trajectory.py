@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipeline import config as configuration
 from safetensors.torch import load_file
 
+from pipeline import config as configuration
 from tests.conftest import run_ranks
 
 WORKER = Path(__file__).parents[1] / "workers" / "trajectory.py"
@@ -53,7 +53,8 @@ def test_gradients_norms_losses_and_weights_do_not_depend_on_the_ranks(trajector
     bound = 1e-4 if case == "fp32" else 1e-10
     names = [n for n in alone if n.partition(".")[0] in ("model", "ema", "grad0", "grad1", *([] if case == "fp32" else ["grad29"]))]
     assert len(names) > 40
-    scale = {part: torch.cat([alone[n].flatten() for n in names if n.startswith(part)]).norm() for part in {n.partition(".")[0] for n in names}}
+    parts = {n.partition(".")[0] for n in names}
+    scale = {part: torch.cat([alone[n].flatten() for n in names if n.startswith(part)]).norm() for part in parts}
     for name in names:
         part = name.partition(".")[0]
         error = (together[name].double() - alone[name].double()).norm() / scale[part]

@@ -5,14 +5,15 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+from torch import nn
+
 from pipeline import config as configuration
 from pipeline.data.loader import Prefetcher
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import process_group
 from pipeline.runtime.preempt import StopFlag
 from pipeline.stages.train import Trainer
-from safetensors.torch import save_file
-from torch import nn
 
 STEPS = 30
 GRADIENTS_OF = (0, 1, STEPS - 1)

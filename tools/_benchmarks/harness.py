@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import torch
 
 from pipeline.config import RunConfig
 from pipeline.data.celeba import Celeba
@@ -47,3 +50,14 @@ def measure(contenders: Contenders, repeats: int, ratios: dict[tuple[str, str], 
         compared.append({"contender": name, "reference": reference, "target": target, "met": ratio["median"] >= target, **ratio})
     figures = {name: summary([values[name] for values in rounds]) for name in contenders}
     return {"repeats": repeats, "contenders": figures, "ratios": compared}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch computes in the calling thread alone."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

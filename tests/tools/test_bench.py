@@ -1,0 +1,91 @@
+"""tools/bench.py: tiny sizes, every benchmark once; contenders take turns, ratios are those of a round, the page is the JSON's."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from pipeline import config as configuration
+from pipeline.errors import ConfigError
+from tools import bench
+from tools._benchmarks.harness import measure
+from tools._benchmarks.loader import drop_from_page_cache, resident_pages
+
+
+def test_contenders_take_turns_and_ratios_are_those_of_a_round() -> None:
+    calls: list[str] = []
+    values = {"fast": iter([99.0, 40.0, 30.0, 100.0]), "slow": iter([1.0, 10.0, 10.0, 10.0])}
+
+    def contender(name: str) -> float:
+        calls.append(name)
+        return next(values[name])
+
+    result = measure({n: lambda n=n: contender(n) for n in values}, 3, {("fast", "slow"): 4.5}, warm_up=True)
+    assert calls == ["fast", "slow"] * 4
+    assert result["contenders"]["fast"] == {"median": 40.0, "min": 30.0, "max": 100.0, "values": [40.0, 30.0, 100.0]}
+    (ratio,) = result["ratios"]
+    assert ratio["values"] == [4.0, 3.0, 10.0] and ratio["median"] == 4.0 and not ratio["met"]
+
+
+def test_residency_of_a_file_in_the_page_cache(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(100_000))
+    assert resident_pages(file).shape == (25,) and resident_pages(file).all()
+    assert 0 <= drop_from_page_cache([file]) <= 1
+
+
+@pytest.fixture(scope="module")
+def written(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str, Path]:
+    """Report, page and runs_dir of all benchmarks on 60 images of noise."""
+    folder = tmp_path_factory.mktemp("bench")
+    source = configuration.load([], tiny_overrides).shard.source
+    overrides = [o for o in tiny_overrides if not o.startswith(("runs_dir=", "shard.source="))]
+    files = ["--json", str(folder / "bench.json"), "--markdown", str(folder / "docs/bench.md")]
+    bench.main([*files, "--source", source, "--repeats", "1", "--seconds", "0.1", *overrides, f"runs_dir={folder / 'runs'}"])
+    return json.loads((folder / "bench.json").read_text()), (folder / "docs/bench.md").read_text(), folder / "runs"
+
+
+def test_every_benchmark_reports_sane_numbers(written: tuple[dict, str, Path]) -> None:
+    report, _, _ = written
+    assert list(report["benchmarks"]) == ["loader", "loader_cold", "train", "train_pauses", "train_memory", "shard", "startup"]
+    for result in report["benchmarks"].values():
+        assert result["unit"] in ("images/s", "s", "MiB") and result["protocol"]
+        for figures in result["contenders"].values():
+            assert len(figures["values"]) == result["repeats"] and figures["median"] == median(figures["values"])
+            assert 0 < figures["min"] <= figures["median"] <= figures["max"] < 1e9
+        for ratio in result["ratios"]:
+            one, other = (result["contenders"][ratio[key]]["values"] for key in ("contender", "reference"))
+            assert ratio["values"] == [a / b for a, b in zip(one, other, strict=True)]
+    ratios = {name: [r["target"] for r in result["ratios"]] for name, result in report["benchmarks"].items() if result["ratios"]}
+    assert ratios == {"loader": [50, 25], "loader_cold": [50, 25], "train": [0.9, 0.9]}
+    assert {"cpu", "cores", "memory_gib", "torch", "torchvision", "date", "commit", "load_average_at_start"} <= report["machine"].keys()
+    assert all(50 < figures["median"] < 20_000 for figures in report["benchmarks"]["train_memory"]["contenders"].values())
+
+
+def test_page_is_made_from_the_json(written: tuple[dict, str, Path]) -> None:
+    report, page, _ = written
+    assert page == bench.markdown(report)
+    for result in report["benchmarks"].values():
+        assert f"## {result['title']}" in page and result["protocol"] in page
+        for name, figures in result["contenders"].items():
+            assert f"| {name} | {bench.number(figures['median'])} |" in page
+    report["benchmarks"]["startup"]["contenders"]["launch.py --help"]["median"] = 123456.0
+    assert "| launch.py --help | 123,456 |" in bench.markdown(report)
+
+
+def test_nothing_is_left_behind(written: tuple[dict, str, Path]) -> None:
+    _, _, runs = written
+    assert not list(runs.iterdir())
+    assert Path(os.environ["XDG_CACHE_HOME"]).name.startswith("cache")
+
+
+@pytest.mark.parametrize(
+    "words, message", [(["--only", "loader,trian"], "trian.*loader,train,shard,startup"), (["--repeats", "0"], "--repeats 0")]
+)
+def test_wrong_words_are_named(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        bench.main(words)
