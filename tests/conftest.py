@@ -23,6 +23,14 @@ def _private_home(tmp_path_factory):
     os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Nets this small gain nothing from threads; a stage that ran in this process may have asked for more."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on."""
     with socket.socket() as s:

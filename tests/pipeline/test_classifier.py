@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +22,6 @@ from tests.conftest import run_ranks
 from tests.tiny_run import ATTRIBUTES, context, make_classifier, make_shards, tiny_config
 
 WORKER = Path(__file__).parents[1] / "workers" / "classifier.py"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Nets this small gain nothing from threads, and lose a lot where other tests run beside them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from pipeline import layout
@@ -23,14 +21,6 @@ from tests.tiny_run import ATTRIBUTES, SIZE, context, make_checkpoint, make_clas
 
 WORKER = Path(__file__).parents[1] / "workers" / "evaluation.py"
 READ = ["Male", "Heavy_Makeup", "Young", "Smiling"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
