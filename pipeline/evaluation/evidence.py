@@ -85,7 +85,7 @@ class Evidence:
 
     @cached_property
     def train(self) -> Rows:
-        """Features of as many training images: the distance that another draw of real faces would have."""
+        """Features of as many training images."""
         return self._reference("train")
 
     def reference_keys(self, split: str) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ LOWER = ("fd_", "fid_", "kid_", "mse", "iw_bits_per_dim", "iw_fitted_bits_per_di
 HIGHER = ("attribute_", "rare_success", "iw_log_likelihood_nats", "iw_fitted_log_likelihood_nats")
 MEANING = {
     "samples": "Fréchet distance of samples to real images",
+    "train": "Fréchet distance of training images to real images, beside which a model's is read",
     "recon": "Fréchet distance of reconstructions to real images",
     "attribute_accuracy": "attributes that the classifier finds in samples as asked for, over all attributes",
     "attribute_balanced_accuracy": "the same, but each attribute's two classes weigh equally",

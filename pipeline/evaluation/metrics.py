@@ -40,18 +40,20 @@ class Metric:
 class FrechetDistance(Metric):
     """Distance of reconstructions and of samples to the real images, for each kind of features.
 
-    Ceiling: as many training images; floor: the mean training image over and over.
+    Ceiling: one half of the real images against the other, so N/2 each; floor: the mean training image over and over.
+    Training images have a distance of their own: a classifier's features know them, and they may come from other sources.
     """
 
     needs = ("real", "train", "mean_image", "reconstructions", "samples")
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
-        """Yield <features>_recon and <features>_samples."""
-        for name in evidence.real:
-            real = moments(evidence.real[name])
-            ceiling, floor = (frechet_distance(moments(rows[name]), real) for rows in (evidence.train, evidence.mean_image))
-            for what, rows in (("recon", evidence.reconstructions), ("samples", evidence.samples)):
-                yield f"{name}_{what}", Value(frechet_distance(moments(rows[name]), real), None, ceiling, floor)
+        """Yield <features>_recon, <features>_samples and <features>_train."""
+        for name, rows in evidence.real.items():
+            real = moments(rows)
+            halves = frechet_distance(moments(rows[::2]), moments(rows[1::2]))
+            floor = frechet_distance(moments(evidence.mean_image[name]), real)
+            for what, others in (("recon", evidence.reconstructions), ("samples", evidence.samples), ("train", evidence.train)):
+                yield f"{name}_{what}", Value(frechet_distance(moments(others[name]), real), None, halves, floor)
 
 
 class AttributeAgreement(Metric):
