@@ -28,7 +28,9 @@ MEANING = {
 
 
 def direction(name: str) -> str:
-    """↓ lower is better, ↑ higher is better, or "" where neither is."""
+    """↓ lower is better, ↑ higher is better, or "" where neither is: a reference is not the model's merit."""
+    if name.endswith(("_shuffled", "_train")):
+        return ""
     return "↓" if name.startswith(LOWER) else "↑" if name.startswith(HIGHER) else ""
 
 
