@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline import layout
 from pipeline.errors import DataError
-from pipeline.evaluation.headline import HIGHER, LOWER, direction, duration, number
+from pipeline.evaluation.headline import direction, duration, number
 from pipeline.runtime import record
 from pipeline.runtime.record import Evaluation
 
@@ -109,12 +109,12 @@ def _value(entry: Entry, name: str) -> str:
 
 def _best(group: list[Entry], name: str) -> list[Entry]:
     """The entries with the best value, where values differ and may be compared."""
-    if not name.startswith(LOWER + HIGHER) or (_of_what_is_read(name) and len({e.read for e in group}) > 1):
+    if not direction(name) or (_of_what_is_read(name) and len({e.read for e in group}) > 1):
         return []
     values = [e.evaluation.metrics[name] for e in group if name in e.evaluation.metrics]
     if len(set(values)) < 2:
         return []
-    best = min(values) if name.startswith(LOWER) else max(values)
+    best = min(values) if direction(name) == "↓" else max(values)
     return [e for e in group if e.evaluation.metrics.get(name) == best]
 
 
