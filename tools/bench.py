@@ -29,7 +29,7 @@ from pipeline.data.celeba import read_celeba
 from pipeline.data.toy.dataset import make_toy_celeba
 from pipeline.errors import ConfigError, exit_code
 from pipeline.rundir import ROOT, absolute_paths, commit
-from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.distributed import Ranks, tune_process
 from pipeline.runtime.files import write_json, write_text
 from pipeline.stages import shard as shard_stage
 from tools._benchmarks import stages
@@ -111,7 +111,7 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": platform.platform(),
+        "system": platform.system(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
         "load_average_at_start": round(os.getloadavg()[0], 2),
@@ -165,6 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     report: dict[str, Any] = {"machine": machine()}
     config = load_config(args.source, args.overrides)
+    tune_process()  # as every stage does
     with workspace(config, args.repeats, args.seconds) as bench:
         origin = "the CelebA folder given" if args.source else "toy faces drawn by the project"
         report["source"] = f"{origin}, {len(bench.celeba.names)} images"

@@ -33,8 +33,9 @@ class Batch(NamedTuple):
 
 
 def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 [b, S, S, 3] -> [-1, 1] as [b, 3, S, S], channels last in memory without a copy: v / 127.5 - 1."""
-    return images.permute(0, 3, 1, 2).to(dtype).mul_(1 / 127.5).sub_(1)
+    """uint8 [b, S, S, 3] -> [-1, 1] as [b, 3, S, S], channels last in memory: v / 127.5 - 1."""
+    x = images.to(dtype)  # permuted last: converting the permuted view is 4 times slower
+    return torch.add(x.new_tensor(-1.0), x, alpha=1 / 127.5, out=x).permute(0, 3, 1, 2)
 
 
 def flip_images(images: Tensor, flip: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class Shards:
         self.bounds = np.concatenate([[0], np.cumsum(samples)]).astype(np.int64)  # [n_shards + 1]
         tars = [np.frombuffer(mapped, np.uint8) for mapped in self._maps]
         form = self.format
-        self._images = [form.column(tar, n, form.image_at, form.image_bytes) for tar, n in zip(tars, samples, strict=True)]
+        self._bytes = [memoryview(mapped) for mapped in self._maps]
         self._attributes = [form.column(tar, n, form.attrs_at, form.attrs_bytes) for tar, n in zip(tars, samples, strict=True)]
         self._keys = [form.keys(tar, n) for tar, n in zip(tars, samples, strict=True)]
         self._announced = np.zeros(len(tars), bool)
@@ -84,19 +84,17 @@ class Shards:
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Samples at positions `indices` [n], in that order: images uint8 [n, S, S, 3] and attributes uint8 [n, A], both writable.
 
-        Opaque items make numpy's fancy indexing one memcpy per sample.
+        One memcpy per sample, from the mapping into its place.
         """
         shard_of, local = self._locate(indices)
-        images = np.empty(len(local), self._images[0].dtype)
-        attributes = np.empty(len(local), self._attributes[0].dtype)
-        for shard in np.unique(shard_of):
-            self._announce(shard)
-            mine = shard_of == shard
-            rows = local[mine]
-            images[mine] = self._images[shard][rows]
-            attributes[mine] = self._attributes[shard][rows]
         form = self.format
-        return images.view(np.uint8).reshape(-1, *form.image_shape), attributes.view(np.uint8).reshape(-1, *form.attrs_shape)
+        starts = local * form.length
+        images, attributes = [], []
+        for shard, start in zip(shard_of.tolist(), starts.tolist(), strict=True):
+            tar = self._tar(shard)
+            images.append(tar[start + form.image_at : start + form.image_at + form.image_bytes])
+            attributes.append(tar[start + form.attrs_at : start + form.attrs_at + form.attrs_bytes])
+        return _array(images, form.image_shape), _array(attributes, form.attrs_shape)
 
     def attributes(self) -> np.ndarray:
         """Attributes of the whole split, uint8 [N, A]."""
@@ -115,11 +113,17 @@ class Shards:
         shard_of = np.searchsorted(self.bounds, indices, side="right") - 1
         return shard_of, indices - self.bounds[shard_of]
 
-    def _announce(self, shard: int) -> None:
-        """Ask the kernel to read a shard ahead when it is first touched: random rows from a cold disk are slow."""
+    def _tar(self, shard: int) -> memoryview:
+        """Bytes of a shard; the kernel is asked to read it ahead when it is first touched: random rows from a cold disk are slow."""
         if not self._announced[shard]:
             self._announced[shard] = True
             self._maps[shard].madvise(mmap.MADV_WILLNEED)
+        return self._bytes[shard]
+
+
+def _array(rows: list[memoryview], shape: tuple[int, ...]) -> np.ndarray:
+    """Rows of bytes, copied once, as a writable array uint8 [n, *shape]."""
+    return np.frombuffer(bytearray().join(rows), np.uint8).reshape(len(rows), *shape)
 
 
 def open_shard(folder: Path, entry: dict[str, Any], form: RecordFormat, verify: str) -> mmap.mmap:

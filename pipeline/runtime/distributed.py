@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.errors import UserError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,20 @@ def _env(name: str, default: int) -> int:
     return int(value)
 
 
+def tune_process() -> None:
+    """Settings of this process that every stage gains from.
+
+    glibc keeps freed blocks of up to 32 MB: a step on the CPU allocates and frees the same tensors again and again, and the kernel
+    would clear every page anew. The GIL changes hands after 0.2 ms: within Python's 5 ms a prefetch thread prepares whole batches
+    while the main thread waits for it after every operation.
+    """
+    sys.setswitchinterval(2e-4)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 @contextmanager
 def process_group(timeout_s: int, threads: int = 0) -> Iterator[Ranks]:
     """Join the group described by RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; leave it at the end.
@@ -77,6 +95,7 @@ def process_group(timeout_s: int, threads: int = 0) -> Iterator[Ranks]:
     rank, world_size, local_rank = _env("RANK", 0), _env("WORLD_SIZE", 1), _env("LOCAL_RANK", 0)
     local_world = _env("LOCAL_WORLD_SIZE", world_size)
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // max(1, local_world)))
+    tune_process()
     if torch.cuda.is_available():
         # A job that sees one GPU per rank numbers it 0; one that sees the whole node picks by local rank.
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
