@@ -159,7 +159,10 @@ def test_what_may_change_is_recorded(trained):
 def test_without_checkpoints_everything_may_change(tmp_path):
     argv = ["--config", "sigma_cvae", f"runs_dir={tmp_path}"]
     launch.prepare(tmp_path / "sigma_cvae", resolve(*argv)[0].config, ["shard"])
-    launch.require_continuable(tmp_path / "sigma_cvae", resolve(*argv, "model.z_dim=7")[0].config)
+    other = resolve(*argv, "model.z_dim=7")[0]
+    launch.require_continuable(other.run_dir, other.config)  # does not raise
+    launch.prepare(other.run_dir, other.config, ["shard"])
+    assert launch.recorded(other.run_dir).model.z_dim == 7
 
 
 def test_a_real_stage_here(tmp_path, monkeypatch, capsys):
