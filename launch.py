@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline import config as configuration
-from pipeline.config import ClusterConfig, RunConfig
 from pipeline.errors import ConfigError, exit_code
 from pipeline.rundir import absolute_paths, prepare, recorded, require_continuable
+from pipeline.schema import ClusterConfig, RunConfig
 from slurm.chain import Chain, Run, parse_stages, plan
 from slurm.launcher import require_slurm, submit_all
 

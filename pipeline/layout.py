@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import RunConfig, digest, to_dict
+from pipeline.config import digest, to_dict
+from pipeline.schema import RunConfig
 
 TOY_FORMAT = 1  # raise when the same seed draws other faces
 SHARD_FORMAT = 1  # raise when the bytes of shards change for the same configuration

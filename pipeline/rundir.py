@@ -11,9 +11,9 @@ from typing import Any
 
 from pipeline import config as configuration
 from pipeline import layout
-from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.runtime.files import write_text
+from pipeline.schema import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]  # of the code
 

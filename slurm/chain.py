@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import layout
-from pipeline.config import ClusterConfig, RunConfig, resources
+from pipeline.config import resources
 from pipeline.errors import ConfigError
+from pipeline.schema import ClusterConfig, RunConfig
 from pipeline.stages import STAGES
 
 SHARED = {"shard": layout.shards_dir, "classifier": layout.classifier_dir}  # outputs that several runs use

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.rundir import ROOT
+from pipeline.schema import RunConfig
 from slurm import ledger
 from slurm.chain import Chain, Step, stage_resources
 

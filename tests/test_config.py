@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import config as configuration
-from pipeline.config import RunConfig, flatten, load
+from pipeline import schema
+from pipeline.config import flatten, load
 from pipeline.errors import ConfigError
+from pipeline.schema import RunConfig
 
 CONFIGS = Path("configs")
 
@@ -91,4 +93,4 @@ def test_nothing_changes_a_configuration_after_loading():
 
 def test_every_choice_and_bound_names_a_real_key():
     keys = flatten(RunConfig())
-    assert set(configuration.CHOICES) <= keys.keys() and set(configuration.AT_LEAST_ONE) <= keys.keys()
+    assert set(schema.CHOICES) <= keys.keys() and set(schema.AT_LEAST_ONE) <= keys.keys()

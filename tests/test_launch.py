@@ -14,6 +14,7 @@ import launch
 from pipeline import config as configuration
 from pipeline.errors import ConfigError, exit_code
 from pipeline.rundir import ROOT
+from pipeline.schema import RunConfig
 from pipeline.stages import STAGES
 from slurm.chain import Run
 
@@ -96,7 +97,7 @@ def test_the_default_is_the_demo():
     runs = resolve()
     assert [run.config.name for run in runs] == launch.DEMO_CONFIGS
     assert {run.config.cluster.executor for run in runs} == {"local"}
-    assert runs[0].config.train.images < configuration.RunConfig().train.images
+    assert runs[0].config.train.images < RunConfig().train.images
 
 
 def test_paths_are_absolute(tmp_path, monkeypatch):

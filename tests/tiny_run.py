@@ -11,7 +11,7 @@ import torch
 
 from cvae.model import CVAE
 from pipeline import layout
-from pipeline.config import RunConfig, dump, load
+from pipeline.config import dump, load
 from pipeline.data.records import TAIL, RecordFormat
 from pipeline.data.shards import Shards, content_digest
 from pipeline.evaluation import classifier
@@ -20,6 +20,7 @@ from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.files import write_json
 from pipeline.runtime.preempt import StopFlag
+from pipeline.schema import RunConfig
 
 SIZE, ATTRIBUTES = 32, ["Bald", "Eyeglasses", "Heavy_Makeup", "Male", "Smiling", "Young"]
 SMALL = (

@@ -24,13 +24,13 @@ import torch
 
 from pipeline import config as configuration
 from pipeline import layout
-from pipeline.config import RunConfig
 from pipeline.data.celeba import read_celeba
 from pipeline.data.toy.dataset import make_toy_celeba
 from pipeline.errors import ConfigError, exit_code
 from pipeline.rundir import ROOT, absolute_paths, commit
 from pipeline.runtime.distributed import Ranks, tune_process
 from pipeline.runtime.files import write_json, write_text
+from pipeline.schema import RunConfig
 from pipeline.stages import shard as shard_stage
 from tools._benchmarks import stages
 from tools._benchmarks.harness import Bench, Result

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.config import ShardConfig
 from pipeline.data.celeba import CELEBA_ATTRIBUTES, SPLITS, Celeba, read_image
 from pipeline.data.journal import ShardReport
 from pipeline.data.pixels import crop_centre, decode, resize
@@ -28,6 +27,7 @@ from pipeline.errors import DataError
 from pipeline.layout import SHARD_FORMAT
 from pipeline.runtime.files import sha256
 from pipeline.runtime.preempt import StopFlag, Stopped
+from pipeline.schema import ShardConfig
 
 CHUNK = 128  # images in memory at a time
 LISTED_SKIPS = 100  # damaged images named in the manifest; the others are only counted

@@ -18,7 +18,6 @@ from torch import Tensor
 from cvae.distributions import DiagonalGaussian
 from cvae.losses import importance_weighted_bound, squared_error
 from cvae.model import CVAE
-from pipeline.config import EvalConfig
 from pipeline.data.loader import columns, to_float
 from pipeline.data.shards import Shards
 from pipeline.evaluation.blocks import map_blocks, spread, to_uint8
@@ -29,6 +28,7 @@ from pipeline.evaluation.reference import reference_features, reference_key
 from pipeline.runtime.checkpoint import CheckpointInfo
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.keyed import keyed_normal
+from pipeline.schema import EvalConfig
 
 Rows = dict[str, np.ndarray]  # named rows [n, ...]; the features under the name of their metric
 

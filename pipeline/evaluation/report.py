@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import layout
-from pipeline.config import RunConfig, dump
+from pipeline.config import dump
 from pipeline.evaluation.headline import direction, duration, meaning, number, sample_size
 from pipeline.evaluation.page import Cell, details, drawing, facts, gallery, heading, page, paragraph, picture, section, table
 from pipeline.evaluation.plots import training_panels
@@ -16,6 +16,7 @@ from pipeline.runtime.files import write_text
 from pipeline.runtime.metrics_log import read_metrics
 from pipeline.runtime.mlflow_store import redact
 from pipeline.runtime.record import Evaluation
+from pipeline.schema import RunConfig
 
 
 def write_report(run_dir: Path) -> Path:

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import RunConfig
 from pipeline.errors import UserError
+from pipeline.schema import RunConfig
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import layout
-from pipeline.config import RunConfig, flatten
+from pipeline.config import flatten
 from pipeline.errors import UserError
 from pipeline.runtime import record
 from pipeline.runtime.files import write_json
@@ -31,6 +31,7 @@ from pipeline.runtime.mlflow_store import (
     tracking_uri,
 )  # fmt: skip
 from pipeline.runtime.record import Evaluation, read_json
+from pipeline.schema import RunConfig
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run

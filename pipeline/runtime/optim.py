@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import OptimConfig
 from pipeline.errors import ConfigError
+from pipeline.schema import OptimConfig
 
 
 class Precision:

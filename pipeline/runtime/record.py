@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import layout
-from pipeline.config import RunConfig, load
+from pipeline.config import load
 from pipeline.errors import ConfigError, DataError
 from pipeline.runtime.metrics_log import read_metrics
+from pipeline.schema import RunConfig
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import layout
-from pipeline.config import RunConfig
+from pipeline.schema import RunConfig
 
 if TYPE_CHECKING:
     from pipeline.runtime.context import Context

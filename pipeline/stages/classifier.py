@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import layout
-from pipeline.config import ClassifierConfig, DataConfig, OptimConfig, RunConfig
 from pipeline.data.loader import Batch, Prefetcher, TrainBatches, to_float
 from pipeline.data.shards import Shards
 from pipeline.errors import ConfigError
@@ -25,6 +24,7 @@ from pipeline.runtime.files import write_json
 from pipeline.runtime.logs import progress
 from pipeline.runtime.optim import Precision, learning_rate, make_optimizer
 from pipeline.runtime.preempt import Stopped
+from pipeline.schema import ClassifierConfig, DataConfig, OptimConfig, RunConfig
 
 BLOCK = 100  # images per forward pass when measuring
 WARMUP = 0.1  # share of the training over which the learning rate rises

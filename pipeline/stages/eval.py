@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline import layout
-from pipeline.config import RunConfig, digest
+from pipeline.config import digest
 from pipeline.data.shards import Shards
 from pipeline.errors import CheckpointError
 from pipeline.evaluation import classifier, pictures
@@ -23,6 +23,7 @@ from pipeline.runtime.context import Context
 from pipeline.runtime.files import write_json
 from pipeline.runtime.preempt import Stopped
 from pipeline.runtime.tracking import sync_run
+from pipeline.schema import RunConfig
 
 
 def run(config: RunConfig, context: Context) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from pipeline import layout
-from pipeline.config import RunConfig
 from pipeline.data.celeba import read_celeba
 from pipeline.data.journal import Journal
 from pipeline.data.pixels import HEIGHT, WIDTH
@@ -25,6 +24,7 @@ from pipeline.runtime.context import Context
 from pipeline.runtime.files import write_json
 from pipeline.runtime.logs import progress
 from pipeline.runtime.preempt import StopFlag, Stopped
+from pipeline.schema import RunConfig
 
 
 def run(config: RunConfig, context: Context) -> None:

@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 from cvae.losses import Losses
 from cvae.model import CVAE
 from pipeline import layout
-from pipeline.config import RunConfig
 from pipeline.data.loader import Batch, Prefetcher, TrainBatches, pinned
 from pipeline.data.shards import Shards
 from pipeline.evaluation.validation import calibration_part, validate, whole_split
@@ -29,6 +28,7 @@ from pipeline.runtime.preempt import Stopped
 from pipeline.runtime.profile import profiler
 from pipeline.runtime.steps import Record, StepMonitor
 from pipeline.runtime.tracking import LiveSync, MetricsLog
+from pipeline.schema import RunConfig
 
 RECORDED = ("loss", "nll", "kl", "log_det", "mse", "sigma", "grad_norm", "bad", "stop")
 

@@ -18,7 +18,6 @@ import pytest
 
 from pipeline import config as configuration
 from pipeline import layout
-from pipeline.config import RunConfig
 from pipeline.data import writer
 from pipeline.data.celeba import read_celeba
 from pipeline.data.shards import Shards
@@ -27,6 +26,7 @@ from pipeline.run import run_stage
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.preempt import StopFlag, Stopped
+from pipeline.schema import RunConfig
 from pipeline.stages import shard
 from tests.celeba_source import jpeg, make_source
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import webdataset
 
-from pipeline.config import ShardConfig
 from pipeline.data import shards as shards_module
 from pipeline.data.celeba import CELEBA_ATTRIBUTES, read_celeba, read_image
 from pipeline.data.pixels import crop_centre, decode, resize
@@ -24,6 +23,7 @@ from pipeline.data.writer import build_manifest, plan_shards, write_shards
 from pipeline.errors import DataError
 from pipeline.runtime.files import sha256, write_json
 from pipeline.runtime.preempt import StopFlag
+from pipeline.schema import ShardConfig
 from tests.celeba_source import make_source
 
 CONFIG = ShardConfig(samples_per_shard=5, size=32)

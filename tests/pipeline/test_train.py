@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 
 from pipeline import config as configuration
 from pipeline import layout
-from pipeline.config import RunConfig
 from pipeline.errors import CheckpointError
 from pipeline.runtime.checkpoint import Checkpoints, load_model
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.preempt import StopFlag
 from pipeline.runtime.steps import TrainingDiverged
+from pipeline.schema import RunConfig
 from pipeline.stages.train import Trainer
 from pipeline.stages.train import run as run_train
 from tests.conftest import run_ranks, run_stage_here

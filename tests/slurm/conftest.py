@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ClusterConfig, RunConfig, dump
+from pipeline.config import dump
+from pipeline.schema import ClusterConfig, RunConfig
 from slurm.chain import Run
 
 HERE = str(Path(__file__).parent)

@@ -9,7 +9,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import config as configuration
 from pipeline import layout
-from pipeline.config import DataConfig
 from pipeline.data.loader import TrainBatches
 from pipeline.data.shards import Shards
 from pipeline.evaluation.classifier import AttributeNet
@@ -17,6 +16,7 @@ from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import process_group
 from pipeline.runtime.optim import Precision
 from pipeline.runtime.preempt import StopFlag, Stopped
+from pipeline.schema import DataConfig
 from pipeline.stages import classifier as stage
 
 BATCH = 7  # the shares of 3 ranks are unequal

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from pipeline.config import RunConfig
 from pipeline.data.celeba import Celeba
+from pipeline.schema import RunConfig
 
 Contenders = dict[str, Callable[[], float]]
 Result = dict[str, Any]  # one benchmark: title, unit, protocol, repeats, contenders, ratios

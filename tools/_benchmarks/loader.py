@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline import layout
-from pipeline.config import RunConfig
 from pipeline.data.celeba import SPLITS, Celeba
 from pipeline.data.loader import Prefetcher, TrainBatches
 from pipeline.data.shards import Shards
 from pipeline.evaluation import vision
+from pipeline.schema import RunConfig
 from tools._benchmarks.harness import Bench, Contenders, Result, measure, one_thread
 
 WORKERS = 2  # processes of torch's DataLoader

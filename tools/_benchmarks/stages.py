@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 
 from pipeline import config as configuration
-from pipeline.config import RunConfig
 from pipeline.data.writer import plan_shards, write_shards
 from pipeline.rundir import ROOT
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks, process_group
 from pipeline.runtime.metrics_log import MetricsLog
 from pipeline.runtime.preempt import StopFlag, Stopped
+from pipeline.schema import RunConfig
 from pipeline.stages import train as train_stage
 from tools._benchmarks.harness import Bench, Contenders, Result, measure, one_thread
 
