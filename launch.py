@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     for note in chain.notes:
         print(note)
     if on_slurm:
-        submit_all(chain)
+        submit_all(chain, runs)
     else:
         run_here(runs, chain, stages)
 

@@ -14,6 +14,7 @@ from pipeline import layout
 from pipeline.errors import ConfigError
 from pipeline.runtime.files import write_text
 from pipeline.schema import RunConfig
+from pipeline.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]  # of the code
 
@@ -49,7 +50,7 @@ def changes(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
 def require_continuable(run_dir: Path, config: RunConfig) -> None:
     """Raise ConfigError that names the keys where `config` cannot continue the checkpoints in `run_dir`."""
     old = recorded(run_dir)
-    if old is None or _newest_step(run_dir) is None:
+    if old is None or not _newest_step(run_dir, config):
         return
     fixed = configuration.leaves(layout.trained_sections(config))
     differing = {key: values for key, values in changes(old, config).items() if key in fixed}
@@ -67,7 +68,7 @@ def prepare(run_dir: Path, config: RunConfig, stages: list[str]) -> None:
     line = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "step": _newest_step(run_dir) or 0,
+        "step": _newest_step(run_dir, config),
         "stages": stages,
         "changed": changes(old, config) if old else {},
     }
@@ -76,9 +77,8 @@ def prepare(run_dir: Path, config: RunConfig, stages: list[str]) -> None:
         history.write(json.dumps(line) + "\n")
 
 
-def _newest_step(run_dir: Path) -> int | None:
-    steps = [p.stem.removeprefix("step_") for p in layout.checkpoints_dir(run_dir).glob("step_*.json")]
-    return max((int(step) for step in steps if step.isdigit()), default=None)
+def _newest_step(run_dir: Path, config: RunConfig) -> int:
+    return STAGES["train"].progress(config, run_dir)
 
 
 def commit() -> str | None:

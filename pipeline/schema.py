@@ -118,12 +118,16 @@ class StageResources:
     """Overrides of ClusterConfig for one stage; a field left out keeps the cluster's value."""
 
     partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
     nodes: int | None = None
     tasks_per_node: int | None = None
     gpus_per_node: int | None = None
     cpus_per_task: int | None = None
     mem_gb: int | None = None
     timeout_min: int | None = None
+    jobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,10 @@ class ClusterConfig:
     qos: str | None = None
     constraint: str | None = None
     signal_delay_s: int = 120  # seconds of warning before the time limit
+    jobs: int = 1  # jobs that a stage is split into where it can be (shard), as one array
     max_timeouts: int = 20  # requeues after a time-out
+    max_crashes: int = 3  # crashes in a row without progress after which a job is not restarted
+    max_restarts: int = 20  # restarts after crashes, in all
     python: str | None = None  # command that starts python, e.g. behind a container; a raw shell command
     setup: list[str] = field(default_factory=list)  # shell lines before the job: modules, conda
     extra_sbatch: dict[str, str] = field(default_factory=dict)
@@ -186,5 +193,5 @@ AT_LEAST_ONE = (
     "shard.crop", "shard.size", "shard.samples_per_shard", "train.batch_size", "train.images", "train.log_interval",
     "train.val_interval", "train.checkpoint_interval", "train.keep_checkpoints", "classifier.batch_size",
     "classifier.epochs", "eval.n", "eval.block", "eval.iw_samples", "cluster.nodes", "cluster.tasks_per_node",
-    "model.z_dim", "data.shards_at_once", "toy.n",
+    "model.z_dim", "data.shards_at_once", "toy.n", "cluster.jobs", "cluster.signal_delay_s",
 )  # fmt: skip

@@ -15,7 +15,8 @@ from pipeline.schema import ClusterConfig, RunConfig
 from pipeline.stages import STAGES
 
 SHARED = {"shard": layout.shards_dir, "classifier": layout.classifier_dir}  # outputs that several runs use
-SINGLE_TASK = ("shard",)  # parallel by processes of its own
+FINISH = "finish"  # the last job of a launch; no stage: it belongs to several runs
+SINGLE_TASK = ("shard", FINISH)  # parallel by processes of its own, or not at all
 SLURM_ONLY = ("partition", "account", "qos", "constraint", "setup", "extra_sbatch")
 
 
@@ -29,17 +30,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Step:
-    """One job: a stage of a run, after the steps whose outputs are `after`."""
+    """One job: a stage of a run, or a part of it, after the steps whose outputs are `after`."""
 
     run: Run
     stage: str
     output: Path  # names the step: two runs with one output share one job
     after: tuple[Path, ...]
+    part: tuple[int, int] | None = None  # (k, n)
 
     @property
     def name(self) -> str:
         """As the job is called on the cluster."""
-        return f"{self.run.config.name}-{self.stage}"
+        return f"{self.run.config.name}-{self.stage}" + (f"-part{self.part[0]}" if self.part else "")
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,16 @@ def _require_stage(name: str, where: str) -> None:
 def stage_resources(config: RunConfig, stage: str) -> ClusterConfig:
     """What one stage asks for. Raises ConfigError that names the key that the executor cannot fulfil."""
     for name in config.cluster.stages:
-        _require_stage(name, "key 'cluster.stages'")
+        if name != FINISH:
+            _require_stage(name, "key 'cluster.stages'")
     wanted = resources(config.cluster, stage)
     if stage in SINGLE_TASK:
         wanted = dataclasses.replace(wanted, nodes=1, tasks_per_node=1, gpus_per_node=0)
-    for key in ("nodes", "tasks_per_node", "cpus_per_task", "timeout_min"):
+    for key in ("nodes", "tasks_per_node", "cpus_per_task", "timeout_min", "jobs"):
         if getattr(wanted, key) < 1:
             raise ConfigError(f"key 'cluster.{key}' for stage {stage}: got {getattr(wanted, key)}, expected at least 1")
+    if wanted.jobs > 1 and not (stage in STAGES and STAGES[stage].splits):
+        raise ConfigError(f"key 'cluster.jobs' for stage {stage}: got {wanted.jobs}, but only the shard stage can be split")
     if wanted.nodes > 1 and wanted.executor != "slurm":
         raise ConfigError(f"key 'cluster.nodes' for stage {stage}: got {wanted.nodes}, but executor '{wanted.executor}' has one node")
     return wanted
@@ -95,9 +100,31 @@ def plan(runs: Iterable[Run], stages: list[str], explicit: bool) -> Chain:
             elif not explicit and STAGES[stage].complete(run.config, run.run_dir):
                 notes.append(f"{run.config.name}: {stage}: complete, not submitted")
             else:
+                parts = _parts(run, stage, outputs[stage])
                 after = tuple(outputs[needed] for needed in STAGES[stage].after if outputs[needed] in steps)
-                steps[outputs[stage]] = Step(run, stage, outputs[stage], after)
+                for step in [*parts, Step(run, stage, outputs[stage], after + tuple(part.output for part in parts))]:
+                    steps[step.output] = step
     return Chain(list(steps.values()), notes)
+
+
+def _parts(run: Run, stage: str, output: Path) -> list[Step]:
+    """The array of jobs over a stage that is split. Not for toy faces: drawing them is the work, and one job does that."""
+    n = stage_resources(run.config, stage).jobs
+    if n == 1 or run.config.cluster.executor != "slurm" or not run.config.shard.source:
+        return []
+    return [Step(run, stage, output / f"part-{k}-of-{n}", (), (k, n)) for k in range(n)]
+
+
+def batches(chain: Chain) -> list[list[Step]]:
+    """The steps that go to Slurm as one job array: of one stage, with the same resources, waiting for the same kinds of steps."""
+    groups: dict[object, list[Step]] = {}
+    kinds = {step.output: (step.stage, step.part is not None) for step in chain.steps}
+    for step in chain.steps:
+        wanted = stage_resources(step.run.config, step.stage)
+        asked = repr(dataclasses.replace(wanted, stages={}))
+        waits = tuple(dict.fromkeys(kinds[output] for output in step.after))
+        groups.setdefault((*kinds[step.output], asked, waits), []).append(step)
+    return sorted(groups.values(), key=lambda group: (list(STAGES).index(group[0].stage), group[0].part is None))
 
 
 def _ignored(cluster: ClusterConfig) -> list[str]:

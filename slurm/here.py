@@ -32,7 +32,7 @@ def run_all(chain: Chain, after_each: Callable[[Path], None]) -> None:
     """
     with _terminate_is_interrupt():
         for step in chain.steps:
-            job = submit(step, [])
+            (job,) = submit([step])
             print(f"{step.name}: job {job.job_id}, {job.num_tasks} process(es), logs in {_logs(step)}", flush=True)
             try:
                 _finish(job, step)

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.runtime.files import write_json
 from pipeline.runtime.record import read_json
+from slurm.queue import FINAL, job_states
 
 # How an error looks on a rank whose peer died first: the least telling of a job's errors.
 PEER_LOST = ("closed by peer", "reset by peer", "Broken pipe", "NCCL", "Timed out waiting", "Connection refused")
@@ -38,10 +39,10 @@ def _entry(run_dir: Path, stage: str, job_id: str) -> Iterator[dict[str, Any]]:
         write_json(run_dir / "jobs.json", jobs)
 
 
-def submitted(run_dir: Path, stage: str, job_id: str, executor: str, after: list[str], logs: Path) -> None:
-    """Note a job that was handed to the executor, after the jobs `after`."""
+def submitted(run_dir: Path, stage: str, job_id: str, executor: str, after: str | None, logs: Path) -> None:
+    """Note a job that was handed to the executor; `after`: its dependencies as sbatch got them."""
     with _entry(run_dir, stage, job_id) as entry:
-        entry |= {"executor": executor, "submitted": time.time(), "after": after, "logs": str(logs)}
+        entry |= {"executor": executor, "submitted": time.time(), "after": after or "", "logs": str(logs)}
 
 
 def started(run_dir: Path, stage: str, job_id: str, hosts: list[str]) -> None:
@@ -61,10 +62,37 @@ def ended(run_dir: Path, stage: str, job_id: str, state: str) -> None:
             attempt |= {"state": state, "ended": time.time()}
 
 
+def crashed(run_dir: Path, stage: str, job_id: str, progress: int, code: int) -> list[int]:
+    """Note a crash at `progress` (see Stage.progress); returns the progress at every crash of this job so far (batch script)."""
+    with _entry(run_dir, stage, job_id) as entry:
+        crashes = entry.setdefault("crashes", [])
+        crashes.append({"time": time.time(), "progress": progress, "code": code})
+        entry["state"] = "CRASHED"
+        for attempt in entry["attempts"][-1:]:  # rank 0 may have been killed and could not say so
+            attempt |= {"state": "CRASHED", "ended": attempt["ended"] or time.time()}
+        return [crash["progress"] for crash in crashes]
+
+
 def state(run_dir: Path, stage: str, job_id: str) -> str:
     """State of the newest entry of this job, as last noted."""
     jobs = [job for job in read_json(run_dir / "jobs.json", []) if (job["stage"], job["id"]) == (stage, job_id)]
     return jobs[-1]["state"] if jobs else "UNKNOWN"
+
+
+def refresh(run_dir: Path) -> None:
+    """Put what Slurm says into jobs.json where a job has ended without being able to say so itself."""
+    with _locked(run_dir):
+        jobs = read_json(run_dir / "jobs.json", [])
+        unsure = [job for job in jobs if job.get("executor") == "slurm" and job["state"] not in FINAL]
+        states = job_states([job["id"] for job in unsure]) if unsure else {}
+        for job in unsure:
+            now = states.get(job["id"], job["state"])
+            if now in FINAL:
+                job["state"] = now
+                for attempt in job["attempts"][-1:]:
+                    attempt |= {"state": now, "ended": attempt["ended"] or time.time()}
+        if unsure:
+            write_json(run_dir / "jobs.json", jobs)
 
 
 def _error_file(run_dir: Path, stage: str) -> Path:
@@ -99,3 +127,11 @@ def note_failure(run_dir: Path, stage: str, rank: int, error: Exception) -> None
         if there is None or weight > there["weight"]:
             content = {"kind": type(error).__name__, "message": message, "user": user, "rank": rank, "weight": weight}
             write_json(_error_file(run_dir, stage), content)
+
+
+def note_end_of_restarts(run_dir: Path, stage: str, job_id: str, reason: str) -> None:
+    """Keep why a job that crashed is not restarted, with the error that it crashed with."""
+    with _locked(run_dir):
+        there = failure(run_dir, stage) or {"kind": "Killed", "message": "a rank ended without a word (killed? out of memory?)", "rank": 0}
+        write_json(_error_file(run_dir, stage), {**there, "message": f"{reason}: {there['message']}", "user": False, "weight": 3})
+    ended(run_dir, stage, job_id, "FAILED")

@@ -54,7 +54,7 @@ def test_dry_run_needs_neither_torch_nor_slurm_and_writes_nothing(tmp_path):
     code = BLOCK.format(blocked={"torch", "mlflow"}) + "launch.main(['--cluster', 'slurm', '--dry-run', 'runs_dir=runs', 'eval.block=7'])"
     done = python(code, tmp_path, PATH="/nowhere")
     assert done.returncode == 0, done.stderr
-    assert "#SBATCH --dependency='afterok:<sigma_cvae-train>:<sigma_cvae-classifier>'" in done.stdout
+    assert "#SBATCH --dependency='afterok:<sigma_cvae-classifier>,aftercorr:<sigma_cvae-train>'" in done.stdout
     assert f"runs_dir: {tmp_path}/runs" in done.stdout and "block: 7" in done.stdout
     assert list(tmp_path.iterdir()) == []
 

@@ -24,21 +24,16 @@ class ShardReport:
 
 
 class Journal:
-    """`journal.jsonl` beside the shards: the digests of the sources in its first line, each further line one report."""
+    """`journal*.jsonl` beside the shards, one for each job that writes: first the sources' digests, then a report per line."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
     def resume(self, sources: dict[str, str], planned: set[str]) -> dict[str, ShardReport]:
-        """Reports of the `planned` shards that an earlier run on the same sources finished.
-
-        Clears the folder of all other tars and of unfinished files, and starts the journal of this run.
-        """
-        done = {name: report for name, report in self._read(sources).items() if name in planned}
-        folder = self.file.parent
-        for stale in [*folder.glob("*.tar"), *folder.glob(".*.tmp")]:
-            if stale.name not in done:
-                stale.unlink()
+        """Reports of the `planned` shards that earlier runs on the same sources finished, from every journal; starts this run's own."""
+        done: dict[str, ShardReport] = {}
+        for file in sorted(self.file.parent.glob("journal*.jsonl")):
+            done |= {name: report for name, report in _read(file, sources).items() if name in planned}
         lines = [sources, *(dataclasses.asdict(report) for report in done.values())]
         write_text(self.file, "".join(json.dumps(line) + "\n" for line in lines))
         return done
@@ -50,14 +45,22 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
 
-    def _read(self, sources: dict[str, str]) -> dict[str, ShardReport]:
-        done: dict[str, ShardReport] = {}
-        try:
-            first, *rest = self.file.read_text().splitlines()
-            if json.loads(first) == sources:
-                for line in rest:
-                    report = ShardReport(**json.loads(line))
-                    done[report.file] = report
-        except (OSError, ValueError, TypeError):
-            pass  # no journal yet, or a last line that was cut off: the shards it lacks are written again
-        return done
+
+def _read(file: Path, sources: dict[str, str]) -> dict[str, ShardReport]:
+    done: dict[str, ShardReport] = {}
+    try:
+        first, *rest = file.read_text().splitlines()
+        if json.loads(first) == sources:
+            for line in rest:
+                report = ShardReport(**json.loads(line))
+                done[report.file] = report
+    except (OSError, ValueError, TypeError):
+        pass  # a last line that was cut off: the shards it lacks are written again
+    return done
+
+
+def clear_folder(folder: Path, keep: set[str]) -> None:
+    """Remove unfinished files and every tar but those in `keep`; only while no other job writes there."""
+    for stale in [*folder.glob("*.tar"), *folder.glob(".*.tmp")]:
+        if stale.name not in keep:
+            stale.unlink()

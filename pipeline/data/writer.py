@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -84,7 +85,7 @@ def write_shard(task: ShardTask) -> ShardReport:
     digest = hashlib.sha256()
     kept: list[int] = []
     skipped: list[list[str]] = []
-    temporary = task.file.with_name(f".{task.file.name}.{os.getpid()}.tmp")
+    temporary = task.file.with_name(f".{task.file.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             for start in range(0, len(task.names), CHUNK):

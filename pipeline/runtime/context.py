@@ -18,3 +18,4 @@ class Context:
     ranks: Ranks
     stop: StopFlag
     log: logging.Logger  # ranks other than 0 only pass warnings
+    part: tuple[int, int] | None = None  # (k, n): only the k-th of n parts of a stage that can be split

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 
-def stage_logger(stage: str, run_dir: Path, rank: int) -> logging.Logger:
+def stage_logger(stage: str, run_dir: Path, rank: int, part: tuple[int, int] | None = None) -> logging.Logger:
     """Logger of one stage on one rank: rank 0 says everything, the others only warnings; also in logs/<stage>/."""
     logger = logging.getLogger(f"cvae.{stage}")
     logger.handlers.clear()
@@ -19,8 +19,9 @@ def stage_logger(stage: str, run_dir: Path, rank: int) -> logging.Logger:
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     folder = run_dir / "logs" / stage
     folder.mkdir(parents=True, exist_ok=True)
+    name = f"rank{rank}.log" if part is None else f"part{part[0]}.log"
     form = logging.Formatter(f"%(asctime)s {stage}[{rank}] %(levelname).1s %(message)s", "%H:%M:%S")
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr), logging.FileHandler(folder / f"rank{rank}.log")]
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr), logging.FileHandler(folder / name)]
     for handler in handlers:
         handler.setFormatter(form)
         logger.addHandler(handler)

@@ -20,9 +20,18 @@ def _shards_complete(config: RunConfig, run_dir: Path) -> bool:
     return (layout.shards_dir(config) / "manifest.json").exists()
 
 
+def _shards_made(config: RunConfig, run_dir: Path) -> int:
+    return len(list(layout.shards_dir(config).glob("*.tar")))
+
+
 def _train_complete(config: RunConfig, run_dir: Path) -> bool:
     done = layout.train_dir(run_dir) / "done.json"
     return done.exists() and json.loads(done.read_text())["images"] >= config.train.images
+
+
+def _train_step(config: RunConfig, run_dir: Path) -> int:
+    steps = [p.stem.removeprefix("step_") for p in layout.checkpoints_dir(run_dir).glob("step_*.json")]
+    return max((int(step) for step in steps if step.isdigit()), default=0)
 
 
 def _classifier_complete(config: RunConfig, run_dir: Path) -> bool:
@@ -33,6 +42,10 @@ def _never_complete(config: RunConfig, run_dir: Path) -> bool:
     return False  # an evaluation is asked for by name or by a chain; a rerun gets a new number
 
 
+def _no_progress(config: RunConfig, run_dir: Path) -> int:
+    return 0  # starts again after an interruption
+
+
 @dataclass(frozen=True)
 class Stage:
     """One job of the chain: `run(config, context)` of `module`, on every rank, after the stages named in `after`."""
@@ -41,6 +54,8 @@ class Stage:
     module: str
     after: tuple[str, ...]
     complete: Callable[[RunConfig, Path], bool]  # outputs are there and belong to this configuration
+    progress: Callable[[RunConfig, Path], int] = _no_progress  # what a restart would keep; grows as work is saved
+    splits: bool = False  # may be done in parts by several jobs at once, before the whole stage completes it
 
     def run(self, config: RunConfig, context: Context) -> None:
         """Run the stage in this process (all ranks call it)."""
@@ -50,8 +65,8 @@ class Stage:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("shard", "pipeline.stages.shard", (), _shards_complete),
-        Stage("train", "pipeline.stages.train", ("shard",), _train_complete),
+        Stage("shard", "pipeline.stages.shard", (), _shards_complete, _shards_made, splits=True),
+        Stage("train", "pipeline.stages.train", ("shard",), _train_complete, _train_step),
         Stage("classifier", "pipeline.stages.classifier", ("shard",), _classifier_complete),
         Stage("eval", "pipeline.stages.eval", ("train", "classifier"), _never_complete),
     )

@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from pipeline import layout
-from pipeline.data.celeba import read_celeba
-from pipeline.data.journal import Journal
+from pipeline.data.celeba import Celeba, read_celeba
+from pipeline.data.journal import Journal, ShardReport, clear_folder
 from pipeline.data.pixels import HEIGHT, WIDTH
 from pipeline.data.shards import MANIFEST
 from pipeline.data.toy.dataset import make_toy_celeba
-from pipeline.data.writer import build_manifest, check_space, plan_shards, write_shards
+from pipeline.data.writer import ShardTask, build_manifest, check_space, plan_shards, write_shards
 from pipeline.errors import ConfigError
 from pipeline.runtime.context import Context
 from pipeline.runtime.files import write_json
@@ -30,6 +30,8 @@ from pipeline.schema import RunConfig
 def run(config: RunConfig, context: Context) -> None:
     """Fill layout.shards_dir(config); rank 0 works with all cores of its job, the other ranks wait for it.
 
+    With `context.part` only that part's tars are written, beside other jobs that write theirs: the whole stage, run
+    afterwards, finds them, makes what is missing, and writes the manifest.
     Raises ConfigError, DataError (what is wrong with the source), Stopped (finished shards are kept for the next start).
     """
     if config.shard.crop > min(WIDTH, HEIGHT):
@@ -39,7 +41,7 @@ def run(config: RunConfig, context: Context) -> None:
     stopped = torch.zeros(1, device=context.ranks.device)
     if context.ranks.is_main:
         try:
-            make_shards(config, context)
+            make_part(config, context) if context.part else make_shards(config, context)
         except Stopped as reason:
             context.log.info("%s", reason)
             stopped += 1
@@ -51,40 +53,77 @@ def make_shards(config: RunConfig, context: Context) -> None:
     """The work of rank 0; waits where another run is making the same shards."""
     folder, log = layout.shards_dir(config), context.log
     processes = len(os.sched_getaffinity(0))
-    with exclusive(folder.with_suffix(".lock"), context.stop):
+    with locked(folder.with_suffix(".lock"), context.stop):
         if (folder / MANIFEST).exists():
             log.info("%s is there already", folder)
             return
-        source = layout.source_path(config)
-        if not config.shard.source:
-            make_toy_celeba(source, config.toy.n, config.toy.seed, processes, log)
-        celeba = read_celeba(source, config.shard.allow_subset)
-        log.info("%s: %d images of %d annotated", celeba.images, len(celeba.names), celeba.annotated)
-        folder.mkdir(parents=True, exist_ok=True)
-        tasks = plan_shards(celeba, config.shard, folder)
-        journal = Journal(folder / "journal.jsonl")
+        celeba, tasks = planned(config, context, processes)
+        start, journal = time.monotonic(), Journal(folder / "journal.jsonl")
         done = journal.resume(celeba.digests, {task.file.name for task in tasks})
-        tasks = [replace(task, done=done.get(task.file.name)) for task in tasks]
-        check_space(tasks, folder)
-        start, reports = time.monotonic(), []
-        for report in progress(write_shards(tasks, processes, context.stop), len(tasks), "shards", log):
-            if done.get(report.file) != report:
-                journal.add(report)
-            reports.append(report)
+        clear_folder(folder, keep=set(done))
+        reports = write_all(tasks, done, journal, context, processes)
         manifest = build_manifest(celeba, config.shard, reports)
         write_json(folder / MANIFEST, manifest)
     written, seconds = sum(report.samples for report in reports), time.monotonic() - start
     log.info("%d images in %d shards, %.0f images/s; %d damaged", written, len(reports), written / seconds, manifest["counts"]["skipped"])
 
 
+def make_part(config: RunConfig, context: Context) -> None:
+    """Tars k, k + n, k + 2n, ... for part (k, n), noted in a journal of their own."""
+    assert context.part is not None
+    (k, n), folder = context.part, layout.shards_dir(config)
+    processes = len(os.sched_getaffinity(0))
+    # Parts work side by side, but not beside the whole stage, which clears away what it does not know.
+    with locked(folder.with_suffix(".lock"), context.stop, shared=True), locked(folder.with_suffix(f".{k}-of-{n}.lock"), context.stop):
+        if (folder / MANIFEST).exists():
+            context.log.info("%s is there already", folder)
+            return
+        celeba, tasks = planned(config, context, processes)
+        journal = Journal(folder / f"journal-{k}-of-{n}.jsonl")
+        done = journal.resume(celeba.digests, {task.file.name for task in tasks[k::n]})
+        reports = write_all(tasks[k::n], done, journal, context, processes)
+    context.log.info("part %d of %d: %d images in %d shards", k, n, sum(report.samples for report in reports), len(reports))
+
+
+def planned(config: RunConfig, context: Context, processes: int) -> tuple[Celeba, list[ShardTask]]:
+    """The source, checked (drawn first where it is the toy faces), and the shards that it will become."""
+    source, folder = layout.source_path(config), layout.shards_dir(config)
+    if not config.shard.source:
+        with locked(source.with_suffix(".lock"), context.stop):
+            make_toy_celeba(source, config.toy.n, config.toy.seed, processes, context.log)
+    celeba = read_celeba(source, config.shard.allow_subset)
+    context.log.info("%s: %d images of %d annotated", celeba.images, len(celeba.names), celeba.annotated)
+    folder.mkdir(parents=True, exist_ok=True)
+    return celeba, plan_shards(celeba, config.shard, folder)
+
+
+def write_all(
+    tasks: list[ShardTask], done: dict[str, ShardReport], journal: Journal, context: Context, processes: int
+) -> list[ShardReport]:
+    """Write the shards of `tasks` that are not `done`, each noted in `journal` when it is there."""
+    tasks = [replace(task, done=done.get(task.file.name)) for task in tasks]
+    if not tasks:
+        return []
+    check_space(tasks, tasks[0].file.parent)
+    reports = []
+    for report in progress(write_shards(tasks, processes, context.stop), len(tasks), "shards", context.log):
+        if done.get(report.file) != report:
+            journal.add(report)
+        reports.append(report)
+    return reports
+
+
 @contextmanager
-def exclusive(lock: Path, stop: StopFlag) -> Iterator[None]:
-    """Hold the file `lock` against other processes (the kernel frees it, even after a kill); Stopped where asked to stop while waiting."""
+def locked(lock: Path, stop: StopFlag, shared: bool = False) -> Iterator[None]:
+    """Hold the file `lock` against other processes, or `shared` with some (the kernel frees it, even after a kill).
+
+    Raises Stopped where asked to stop while waiting.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as handle:
+    with lock.open("a") as handle:
         while True:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if stop.requested:

@@ -76,7 +76,7 @@ def test_debug_runs_here_as_one_rank_and_leaves_the_environment_alone(run, monke
 def test_preempted_job_is_requeued_and_goes_on(run, monkeypatch):
     """USR2 reaches every rank, as under Slurm: each saves, rank 0 requeues through submitit, no rank leaves an error."""
     use("StopsOnce", monkeypatch)
-    job = submit(one_step(run).steps[0], [])
+    (job,) = submit(one_step(run).steps)
     wait_for(lambda: all((run.run_dir / f"rank{rank}.0.json").exists() for rank in (0, 1)))
     for rank in (0, 1):
         os.kill(seen(run.run_dir, rank)["pid"], signal.SIGUSR2)
@@ -185,8 +185,8 @@ def test_settings_that_the_executor_cannot_fulfil(run):
 
 def test_dry_run_prints_what_a_submission_writes(slurm_run, fake_slurm):
     step = one_step(slurm_run).steps[0]
-    foretold = sbatch_script(step, ["7", "8"])
-    job = submit(step, ["7", "8"])
+    foretold = sbatch_script([step], "afterok:7:8")
+    (job,) = submit([step], "afterok:7:8")
     assert foretold == job.paths.submission_file.read_text()
     assert "%j" in foretold and job.job_id == "12"
     for line in (
@@ -203,21 +203,22 @@ def test_dry_run_prints_what_a_submission_writes(slurm_run, fake_slurm):
 def test_chain_on_slurm_depends_by_job_id(slurm_run, fake_slurm, monkeypatch, capsys):
     for name in ("SLURM_CPU_BIND", "PMIX_RANK", "MASTER_PORT"):  # as inside a job
         monkeypatch.setenv(name, "7")
-    submit_all(plan([slurm_run], parse_stages(None), explicit=False))
+    submit_all(plan([slurm_run], parse_stages(None), explicit=False), [slurm_run])
     jobs = {job["stage"]: job for job in json.loads((slurm_run.run_dir / "jobs.json").read_text())}
     assert {stage: (job["id"], job["after"]) for stage, job in jobs.items()} == {
-        "shard": ("12", []), "train": ("13", ["12"]), "classifier": ("14", ["12"]), "eval": ("15", ["13", "14"]),
+        "shard": ("12", ""), "train": ("13", "afterok:12"), "classifier": ("14", "afterok:12"), "eval": ("15", "afterok:13:14"),
+        "finish": ("16", "afterany:12:13:14:15"),
     }  # fmt: skip
     text = (Path(jobs["eval"]["logs"]) / "15_submission.sh").read_text()
     assert "afterok:13:14" in text
     inherited = (fake_slurm / "env.13").read_text()
     assert not re.search("^(SLURM_|PMIX_|MASTER_)", inherited, re.MULTILINE)
     assert os.environ["PMIX_RANK"] == "7"
-    assert "trial-eval: job 15 after 13, 14" in capsys.readouterr().out
+    assert "trial-eval: job 15, afterok:13:14" in capsys.readouterr().out
 
 
 def test_shard_is_one_task_without_gpu(slurm_run, fake_slurm):
-    text = sbatch_script(one_step(slurm_run, "shard").steps[0], [])
+    text = sbatch_script(one_step(slurm_run, "shard").steps, None)
     assert "#SBATCH --ntasks-per-node=1" in text and "#SBATCH --nodes=1" in text
     assert "gpus" not in text and "dependency" not in text and "invalid-dep" not in text
 
@@ -227,7 +228,7 @@ def test_refused_job_says_why_and_what_is_queued(slurm_run, fake_slurm):
     refuse = '[ "$id" = 13 ] && { echo "sbatch: error: invalid partition specified: gpu" >&2; exit 1; }\n'
     (fake_slurm / "sbatch").write_text(script.replace("env >", refuse + "env >"))
     with pytest.raises(ConfigError, match="trial-train: .*invalid partition specified: gpu.*scancel 12"):
-        submit_all(plan([slurm_run], parse_stages(None), explicit=False))
+        submit_all(plan([slurm_run], parse_stages(None), explicit=False), [slurm_run])
 
 
 def test_dry_run_names_jobs_in_place_of_ids_and_needs_no_slurm(slurm_run, monkeypatch):
