@@ -42,7 +42,11 @@ def run_stage(run_dir: Path, stage: str, stop: StopFlag | None = None, part: tup
 
     with process_group(config.train.timeout_s, config.train.threads) as ranks:
         context = Context(run_dir, ranks, stop, stage_logger(stage, run_dir, ranks.rank, part), part)
-        STAGES[stage].run(config, context)
+        try:
+            STAGES[stage].run(config, context)
+        except Stopped as reason:
+            context.log.info("stopped: %s", reason)
+            raise
 
 
 def parse_part(text: str | None) -> tuple[int, int] | None:

@@ -38,6 +38,7 @@ class DataConfig:
     rotation_degrees: float = 0.0  # random rotation within +- this angle
     shards_at_once: int = 8  # shards that are mixed with one another at a time
     verify: str = "once"  # sha256 of shards: once (per node and file) | always
+    stage_to: str = ""  # node-local folder that shards are copied to for training, e.g. $SLURM_TMPDIR; empty: read in place
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Ask Slurm what became of jobs: squeue for those it has, sacct for those that ended, scontrol where there is no sacct."""
+"""Ask Slurm what became of jobs: squeue for those it has, sacct for those that ended, scontrol for what both do not know."""
 
 from __future__ import annotations
 
@@ -24,17 +24,21 @@ def ask(*command: str) -> str | None:
 
 def job_states(ids: list[str]) -> dict[str, str]:
     """{job id: state} of those of `ids` that Slurm still knows; array tasks as 12_3."""
-    wanted, found = set(ids), dict[str, str]()
-    rows = ask("squeue", "-h", "-r", "--me", "-o", "%i|%T") or ""
-    rows += (ask("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(ids)) or "") if shutil.which("sacct") else ""
-    for row in rows.splitlines():
-        job, _, state = row.partition("|")
-        if job in wanted and state:
-            found.setdefault(job, state.split()[0])  # squeue first: sacct lags a few seconds behind
-    for job in wanted - found.keys():
-        if last := state_of(job):
-            found[job] = last
+    queued = _table(ask("squeue", "-h", "-r", "--me", "-o", "%i|%T"))
+    past = _table(ask("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(ids)) if shutil.which("sacct") else None)
+    found = {}
+    for job in ids:
+        state = queued.get(job) or past.get(job)
+        if job not in queued and state not in FINAL:  # sacct lags a few seconds behind the controller
+            state = state_of(job) or state
+        if state:
+            found[job] = state
     return found
+
+
+def _table(rows: str | None) -> dict[str, str]:
+    pairs = [row.partition("|")[::2] for row in (rows or "").splitlines()]
+    return {job: state.split()[0] for job, state in pairs if state}  # "CANCELLED by 1000"
 
 
 def state_of(job_id: str) -> str | None:

@@ -1,12 +1,14 @@
 """A private Slurm on this one host, for trying and testing: `python tools/dev_slurm.py start|stop|status [--folder DIR]`.
 
-Needs Debian's slurmctld, slurmd, slurm-client and munge (slurmdbd, slurm-wlm-mysql-plugin, mariadb-server-core and mariadb-client-core for sacct).
+Needs Debian's slurmctld, slurmd, slurm-client and munge (for sacct also slurmdbd,
+slurm-wlm-mysql-plugin, mariadb-server-core and mariadb-client-core).
 Everything lives in one folder and on 127.0.0.1; nothing of a real cluster is touched.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import getpass
 import os
 import shutil
@@ -28,7 +30,7 @@ from pipeline.errors import UserError, exit_code
 SBIN = "/usr/sbin:/sbin"
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged")
 ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db")
-HOSTS, MARK = Path("/etc/hosts"), "# dev_slurm"
+HOSTS = Path("/etc/hosts")
 START_LIMIT_S = 40.0
 
 
@@ -70,7 +72,7 @@ class Cluster:
     # ---- start
 
     def start(self) -> None:
-        """Write the configuration, start the daemons, wait until every node is idle. Raises UserError where something is missing or fails."""
+        """Write the configuration, start the daemons, wait until every node is idle. Raises UserError where something is missing."""
         if absent := missing(self.accounting):
             packages = (
                 "slurmctld slurmd slurm-client munge"
@@ -149,12 +151,20 @@ class Cluster:
     def _name_nodes(self) -> None:
         """The first node's name is the ranks' meeting point, so it must resolve: lines of our own in /etc/hosts."""
         names = [f"n{node}" for node in range(1, self.nodes + 1)]
-        known = HOSTS.read_text()
-        lines = [f"127.0.0.1 {name} {MARK}" for name in names if name not in known.split()]
-        if lines and os.access(HOSTS, os.W_OK):
-            HOSTS.write_text(known.rstrip("\n") + "\n" + "\n".join(lines) + "\n")
-        elif lines:
+        if os.access(HOSTS, os.W_OK):
+            self._edit_hosts(f"127.0.0.1 {' '.join(names)}")
+        elif set(names) - set(HOSTS.read_text().split()):
             raise UserError(f"{HOSTS}: does not name the nodes {', '.join(names)}; add '127.0.0.1 {' '.join(names)}' as root, once")
+
+    def _edit_hosts(self, line: str) -> None:
+        """Replace this cluster's line, other clusters' lines stay."""
+        mark = f"# dev_slurm {self.folder}"
+        with open(HOSTS, "r+") as hosts:
+            fcntl.flock(hosts, fcntl.LOCK_EX)
+            kept = "".join(other for other in hosts.read().splitlines(True) if not other.endswith(f"{mark}\n"))
+            hosts.seek(0)
+            hosts.truncate()
+            hosts.write(kept.rstrip("\n") + "\n" + (f"{line} {mark}\n" if line else ""))
 
     def _start_accounting(self) -> None:
         folder, user = self.folder, getpass.getuser()
@@ -208,7 +218,7 @@ class Cluster:
             with suppress(OSError):
                 group.rmdir()
         if os.access(HOSTS, os.W_OK):
-            HOSTS.write_text("".join(line for line in HOSTS.read_text().splitlines(True) if MARK not in line))
+            self._edit_hosts("")
 
 
 def end_processes(pid_files: list[Path], limit_s: float = 15.0) -> None:
@@ -329,9 +339,7 @@ def main() -> None:
     cluster = Cluster(args.folder.absolute(), args.nodes, accounting=args.accounting)
     if args.action == "start":
         cluster.start()
-        print(
-            f"export SLURM_CONF={cluster.env['SLURM_CONF']}  # then: python launch.py --cluster slurm ...; stop with tools/dev_slurm.py stop"
-        )
+        print(f"export SLURM_CONF={cluster.env['SLURM_CONF']}  # then launch.py --cluster slurm ...; `tools/dev_slurm.py stop` ends it")
     elif args.action == "stop":
         cluster.stop()
     else:

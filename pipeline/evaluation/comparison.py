@@ -87,7 +87,7 @@ def protocol_line(entry: Entry) -> str:
     return text + "\n" + ", ".join(digests)
 
 
-def _metric_names(group: list[Entry]) -> list[str]:
+def metric_names(group: list[Entry]) -> list[str]:
     """Columns of the table; errors and floors with an interval of their own are in each run's report."""
     names = dict.fromkeys(name for entry in group for name in entry.evaluation.metrics)
     return [name for name in names if not name.endswith(("_shuffled", "_standard_error"))]
@@ -131,7 +131,7 @@ def _reference(group: list[Entry], kind: str, name: str) -> str:
 
 def headline_rows(group: list[Entry]) -> tuple[list[str], list[list[str]]]:
     """Head and rows: one row for each run, then floors and ceilings."""
-    names = _metric_names(group)
+    names = metric_names(group)
     best = {name: _best(group, name) for name in names}
     head = ["run", "seed", "images seen", "training", *(f"{name} {direction(name)}".strip() for name in names)]
     rows = []

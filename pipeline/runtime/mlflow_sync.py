@@ -114,15 +114,31 @@ class Feeder:
             write_json(self.run_dir / "mlflow.json", note)
 
 
-def _find_or_create(client: MlflowClient, config: RunConfig, run_dir: Path, uri: str) -> Run:
-    """The store's run of this directory; its identity is noted on disk first, so a crash in between cannot double it."""
+def send_files(config: RunConfig, name: str, files: list[Path]) -> None:
+    """Keep `files` as artifacts of the one finished run called `name`; sent again they are replaced."""
+    uri = tracking_uri(config)
+    with database_lock(uri):
+        client = open_client(uri)
+        experiment_id = _experiment(client, config, uri)
+        found = client.search_runs([experiment_id], f"run_name = '{name}'", max_results=1)
+        run_id = (found[0] if found else client.create_run(experiment_id, run_name=name)).info.run_id
+        for file in files:
+            client.log_artifact(run_id, str(file))
+        client.set_terminated(run_id, "FINISHED")
+
+
+def _experiment(client: MlflowClient, config: RunConfig, uri: str) -> str:
     name = config.tracking.experiment
     experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        location = (runs_dir(config) / "mlartifacts" / name).as_uri() if uri.startswith("sqlite:") else None
-        experiment_id = client.create_experiment(name, artifact_location=location)
-    else:
-        experiment_id = experiment.experiment_id
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    location = (runs_dir(config) / "mlartifacts" / name).as_uri() if uri.startswith("sqlite:") else None
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _find_or_create(client: MlflowClient, config: RunConfig, run_dir: Path, uri: str) -> Run:
+    """The store's run of this directory; its identity is noted on disk first, so a crash in between cannot double it."""
+    name, experiment_id = config.tracking.experiment, _experiment(client, config, uri)
     note = read_json(run_dir / "mlflow.json", {})
     if "run_dir_id" not in note:
         note = {"run_dir_id": uuid.uuid4().hex}
@@ -149,6 +165,7 @@ def _send_config(client: MlflowClient, run: Run, config: RunConfig, run_dir: Pat
     for job in record.jobs(run_dir):
         stage, number = job.get("stage", ""), str(job.get("id", ""))
         wanted[f"stage.{stage}"] = str(job.get("state", ""))
+        wanted[f"attempts.{stage}"] = str(len(job.get("attempts", [])))
         ids = wanted.get(f"jobs.{stage}", "").split()
         wanted[f"jobs.{stage}"] = " ".join(ids if number in ids else [*ids, number])
     set_tags(client, run, wanted)

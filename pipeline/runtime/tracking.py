@@ -8,10 +8,11 @@ from pathlib import Path
 
 from pipeline.runtime.metrics_log import MetricsLog, read_metrics
 from pipeline.runtime.mlflow_store import TrackingError, redact, tracking_uri
-from pipeline.runtime.mlflow_sync import Feeder
+from pipeline.runtime.mlflow_sync import Feeder, send_files
 from pipeline.runtime.record import run_config
+from pipeline.schema import RunConfig
 
-__all__ = ["Feeder", "LiveSync", "MetricsLog", "TrackingError", "read_metrics", "redact", "sync_run", "tracking_uri"]
+__all__ = ["Feeder", "LiveSync", "MetricsLog", "TrackingError", "read_metrics", "redact", "sync_run", "sync_sweep", "tracking_uri"]
 
 LOG = logging.getLogger("cvae.tracking")
 
@@ -23,6 +24,16 @@ def sync_run(run_dir: Path, log: logging.Logger = LOG) -> None:
     """
     try:
         Feeder(run_dir.absolute()).push()
+    except Exception as error:
+        log.warning("%s", redact(str(error)))
+
+
+def sync_sweep(config: RunConfig, name: str, files: list[Path], log: logging.Logger = LOG) -> None:
+    """Keep a sweep's tables as artifacts of the MLflow run `sweep <name>`; a store that refuses is a warning, the files stay."""
+    if not config.tracking.enabled:
+        return
+    try:
+        send_files(config, f"sweep {name}", files)
     except Exception as error:
         log.warning("%s", redact(str(error)))
 

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline import layout
 from pipeline.data.loader import Batch, Prefetcher, TrainBatches, to_float
 from pipeline.data.shards import Shards
+from pipeline.data.staging import staged
 from pipeline.errors import ConfigError
 from pipeline.evaluation import classifier
 from pipeline.evaluation.blocks import map_blocks
@@ -36,7 +37,8 @@ def run(config: RunConfig, context: Context) -> None:
     An interrupted training starts again: it takes minutes. Raises Stopped on every rank after a stop signal.
     """
     ranks, folder = context.ranks, layout.classifier_dir(config)
-    splits = {name: Shards(layout.shards_dir(config), name, config.data.verify) for name in ("train", "val", "test")}
+    shards = staged(layout.shards_dir(config), config.data.stage_to, context.log)
+    splits = {name: Shards(shards, name, config.data.verify) for name in ("train", "val", "test")}
     start = time.monotonic()
     net = train(config.classifier, splits["train"], splits["val"], context)
     logits = {name: predict(net, splits[name], ranks) for name in ("val", "test")}

@@ -42,8 +42,7 @@ def run(config: RunConfig, context: Context) -> None:
     if context.ranks.is_main:
         try:
             make_part(config, context) if context.part else make_shards(config, context)
-        except Stopped as reason:
-            context.log.info("%s", reason)
+        except Stopped:
             stopped += 1
     if context.ranks.reduce_sum(stopped).item():  # all ranks; also the barrier behind rank 0's work
         raise Stopped("the shard stage was asked to stop; the next start goes on with the shards that are missing")

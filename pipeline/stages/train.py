@@ -18,6 +18,7 @@ from cvae.model import CVAE
 from pipeline import layout
 from pipeline.data.loader import Batch, Prefetcher, TrainBatches, pinned
 from pipeline.data.shards import Shards
+from pipeline.data.staging import staged
 from pipeline.evaluation.validation import calibration_part, validate, whole_split
 from pipeline.runtime.checkpoint import Checkpoints, load_model, require_same, restore, state_tensors
 from pipeline.runtime.context import Context
@@ -58,7 +59,7 @@ def run(config: RunConfig, context: Context) -> None:
                     stopping = monitor.flush() or stopping
                     trainer.save(metrics, trainer.validate() if validating else None)
                 if stopping and trainer.step < last:
-                    raise Stopped(f"stop signal: saved step {trainer.step} of {last}")
+                    raise Stopped(f"by a signal, saved at step {trainer.step} of {last}")
     finally:
         batches.close()
         if live:
@@ -76,7 +77,7 @@ class Trainer:
         train, self.device = config.train, context.ranks.device
         torch.use_deterministic_algorithms(train.deterministic)
         torch.backends.cudnn.benchmark = not train.deterministic
-        shards = layout.shards_dir(config)
+        shards = staged(layout.shards_dir(config), config.data.stage_to, context.log)
         self.shards = Shards(shards, "train", config.data.verify)
         self.attributes = config.data.attributes or self.shards.attribute_names
         self.held_out = whole_split(Shards(shards, "val", config.data.verify), self.attributes)

@@ -51,3 +51,16 @@ def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """A real Slurm of 13 nodes with 2 processors each, on this host."""
+    from real import Cluster, running
+
+    from tools.dev_slurm import missing
+
+    if absent := missing():
+        pytest.skip(f"needs Slurm's packages (see tools/dev_slurm.py): {', '.join(absent)} not installed")
+    with running(Cluster(tmp_path_factory.mktemp("slurm"), nodes=13, cpus=2)) as started:
+        yield started

@@ -43,11 +43,12 @@ class StopsOnce(StandIn):
     def act(self, stop: StopFlag, rank: int, attempt: int) -> None:
         """Stop in attempt 0; afterwards say where it goes on."""
         saved = Path(self.run_dir) / f"step.{rank}"
-        if attempt == 0:
+        if attempt == 0 and self.stage == "train":
             wait_for(lambda: stop.requested)
             saved.write_text("39")
             raise Stopped
-        (Path(self.run_dir) / f"resumed.{rank}").write_text(saved.read_text())
+        if self.stage == "train":
+            (Path(self.run_dir) / f"resumed.{rank}").write_text(saved.read_text())
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,19 @@ class Killed(StandIn):
     def act(self, stop: StopFlag, rank: int, attempt: int) -> None:
         """Die without a word."""
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class KilledOnce(StandIn):
+    """The last rank of the first attempt is killed; the others wait for it, as they would in a collective."""
+
+    def act(self, stop: StopFlag, rank: int, attempt: int) -> None:
+        """Die in attempt 0."""
+        if attempt == 0 and self.stage == "train":
+            wait_for(lambda: len(list(Path(self.run_dir).glob("rank*.0.json"))) == int(os.environ["WORLD_SIZE"]))
+            if rank == int(os.environ["WORLD_SIZE"]) - 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            wait_for(lambda: False)
 
 
 def wait_for(condition, limit_s: float = 30.0) -> None:

@@ -1,0 +1,156 @@
+"""What the tests on a real Slurm share: the cluster, a tiny training, faults, and what must hold after them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from pipeline.runtime.metrics_log import read_metrics
+from slurm.queue import FINAL, state_of
+from tools.dev_slurm import Cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 240
+TINY = (
+    "shard.size=16", "shard.samples_per_shard=20", "model.net.channels=[8,16]", "model.z_dim=8", "model.conditioner.width=8",
+    "model.prior.hidden=16", "model.prior.flow.layers=2", "model.prior.flow.hidden=16", "train.batch_size=8", f"train.images={8 * STEPS}",
+    "train.val_interval=60", "train.checkpoint_interval=20", "train.log_interval=5", "train.threads=1", "optim.warmup_images=16",
+    "train.kl_warmup_images=64", "classifier.epochs=1", "classifier.batch_size=8", "eval.n=6", "eval.block=4", "eval.iw_images=4",
+    "eval.iw_samples=2", "eval.rare_samples=4",
+)  # fmt: skip
+HOST_DEPENDENT = ("train/images_per_s", "train/data_wait_share")
+
+
+def wait_for(condition: Callable[[], object], what: str, limit_s: float = 240.0) -> None:
+    """Poll until `condition()` holds; TimeoutError names `what`."""
+    end = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(what)
+        time.sleep(0.1)
+
+
+@contextmanager
+def running(cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster, started, and its variables in this process."""
+    before = dict(os.environ)
+    try:
+        cluster.start()
+        os.environ.update(cluster.env)
+        yield cluster
+    finally:
+        cluster.stop()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def launch(*args: str, root: Path = ROOT) -> subprocess.CompletedProcess:
+    """`launch.py` as a user calls it."""
+    command = [sys.executable, str(root / "launch.py"), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def profile(folder: Path, **cluster: object) -> Path:
+    """A cluster profile of the test cluster."""
+    base = {"executor": "slurm", "partition": "gpu", "cpus_per_task": 1, "mem_gb": 2, "timeout_min": 60, "gpus_per_node": 0}
+    base["setup"] = ["export OMP_NUM_THREADS=1"]
+    file = folder / f"profile_{len(list(folder.glob('profile_*')))}.yaml"
+    file.write_text(json.dumps({"cluster": base | cluster}))  # JSON is YAML
+    return file
+
+
+def job_ids(run_dir: Path, stage: str) -> list[str]:
+    """Ids of the jobs of a stage, oldest first."""
+    return [job["id"] for job in json.loads((run_dir / "jobs.json").read_text()) if job["stage"] == stage]
+
+
+def entry(run_dir: Path, stage: str) -> dict:
+    """The last entry of a stage in jobs.json."""
+    return [job for job in json.loads((run_dir / "jobs.json").read_text()) if job["stage"] == stage][-1]
+
+
+def step(run_dir: Path) -> int:
+    """The newest step in metrics.jsonl."""
+    records = read_metrics(run_dir / "train" / "metrics.jsonl")
+    return max((record["step"] for record in records), default=0)
+
+
+def ended(job_id: str) -> bool:
+    """Whether a job has come to its end for good."""
+    return state_of(job_id) in FINAL
+
+
+def ranks_of(job_id: str) -> dict[int, int]:
+    """{rank: pid} of the processes of a job on this host."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = dict(item.split(b"=", 1) for item in (folder / "environ").read_bytes().split(b"\0") if b"=" in item)
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if environment.get(b"SLURM_JOB_ID") == job_id.encode() and b"submitit.core._submit" in command and b"srun" not in command:
+            found[int(environment.get(b"SLURM_PROCID", b"-1"))] = int(folder.name)
+    return found
+
+
+# ---- faults: each disturbs one job
+
+
+def stop_signal(cluster: Cluster, job_id: str, nodes: list[str]) -> None:
+    """What Slurm sends before the time limit."""
+    cluster.run("scancel", "--signal=USR2", job_id)
+
+
+def requeue(cluster: Cluster, job_id: str, nodes: list[str]) -> None:
+    """An operator requeues the job."""
+    cluster.run("scontrol", "requeue", job_id)
+
+
+def preempt(cluster: Cluster, job_id: str, nodes: list[str]) -> None:
+    """A job of a partition with priority wants the nodes."""
+    cluster.run("sbatch", "-p", "urgent", "-w", ",".join(nodes), f"-N{len(nodes)}", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+
+
+def kill_rank(cluster: Cluster, job_id: str, nodes: list[str]) -> None:
+    """The last rank dies without a word."""
+    ranks = ranks_of(job_id)
+    os.kill(ranks[max(ranks)], signal.SIGKILL)
+
+
+def kill_slurmd(cluster: Cluster, job_id: str, nodes: list[str]) -> None:
+    """The daemon of the job's last node dies: after SlurmdTimeout Slurm takes the node for dead, though its rank lives on.
+
+    The rank on the other node is frozen, else so small a training ends before Slurm notices.
+    """
+    os.kill(ranks_of(job_id)[0], signal.SIGSTOP)
+    os.kill(cluster.pid(f"slurmd.{nodes[-1]}"), signal.SIGKILL)
+
+
+# ---- what must hold afterwards
+
+
+def weights(run_dir: Path) -> dict:
+    """All tensors of the last checkpoint: weights, averaged weights, moments."""
+    return load_file(max((run_dir / "train" / "checkpoints").glob("step_*.safetensors")))
+
+
+def series(run_dir: Path) -> list[tuple]:
+    """Every deterministic number of metrics.jsonl, in the order of the file."""
+    records = read_metrics(run_dir / "train" / "metrics.jsonl")
+    return [(r["step"], k, repr(v)) for r in records for k, v in r["values"].items() if k not in HOST_DEPENDENT]
+
+
+def resumed_at(run_dir: Path) -> list[int]:
+    """Steps at which attempts went on."""
+    return [int(s) for s in re.findall(r"resuming at step (\d+)", (run_dir / "logs" / "train" / "rank0.log").read_text())]

@@ -1,0 +1,178 @@
+"""The chain on a real Slurm: from CelebA files to MLflow, dependents of parents that end in every way, and the submitted code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from real import ROOT, TINY, ended, entry, job_ids, launch, profile, wait_for
+
+from slurm import ledger
+from slurm.chain import Chain, Run, Step
+from slurm.launcher import submit_all
+from slurm.queue import job_states, state_of
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture(scope="module")
+def chain(cluster, noise_celeba, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """One variant on two nodes with two tasks each, the shards in two parts."""
+    folder = tmp_path_factory.mktemp("chain with a space")
+    one = {"nodes": 1, "tasks_per_node": 1}
+    on = profile(folder, nodes=2, tasks_per_node=2, stages={"shard": {"jobs": 2}, "classifier": one, "eval": one})
+    short = [word for word in TINY if not word.startswith("train.images")] + ["train.images=320"]
+    done = launch("--cluster", on, "--config", "sigma_cvae_nf", f"shard.source={noise_celeba}", f"runs_dir={folder}/runs", *short)
+    assert done.returncode == 0, done.stderr
+    run_dir = folder / "runs" / "sigma_cvae_nf"
+    wait_for(lambda: ended(job_ids(run_dir, "finish")[0]), "the finishing job")
+    return run_dir, done
+
+
+def test_every_stage_ran_once_and_ended_well(chain):
+    run_dir, _ = chain
+    jobs = json.loads((run_dir / "jobs.json").read_text())
+    assert [job["stage"] for job in jobs] == ["shard", "shard", "shard", "train", "classifier", "eval", "finish"]
+    assert {job["state"] for job in jobs} == {"COMPLETED"} and {len(job["attempts"]) for job in jobs} == {1}
+    assert set(job_states([job["id"] for job in jobs]).values()) == {"COMPLETED"}
+
+
+def test_four_ranks_on_two_nodes_trained(chain):
+    run_dir, _ = chain
+    assert json.loads((run_dir / "train" / "done.json").read_text())["world_size"] == 4
+    assert len(entry(run_dir, "train")["attempts"][0]["hosts"]) == 2
+
+
+def test_shards_made_by_an_array_are_those_of_one_process(chain, noise_celeba, tmp_path):
+    run_dir, _ = chain
+    from pipeline import layout
+    from pipeline.config import dump, load
+    from pipeline.data.shards import read_manifest
+    from pipeline.run import run_stage
+
+    config = load([run_dir / "config.yaml"])
+    alone = replace(config, runs_dir=str(tmp_path))
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "config.yaml").write_text(dump(alone))
+    run_stage(tmp_path / "alone", "shard")
+    assert read_manifest(layout.shards_dir(config)) == read_manifest(layout.shards_dir(alone))
+    journals = sorted(file.name for file in layout.shards_dir(config).glob("journal-*"))
+    assert journals == ["journal-0-of-2.jsonl", "journal-1-of-2.jsonl"]
+
+
+def test_mlflow_has_the_run_with_its_evaluation(chain):
+    from mlflow import MlflowClient
+
+    run_dir, _ = chain
+    client = MlflowClient(f"sqlite:///{run_dir.parent}/mlflow.db")
+    found = client.search_runs([client.get_experiment_by_name("cvae").experiment_id])
+    (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    assert parent.info.status == "FINISHED" and len(found) == 2
+    assert parent.data.tags["stage.eval"] == "COMPLETED" and "test/fd_classifier_samples" in parent.data.metrics
+
+
+def test_complete_stages_are_not_submitted_again(chain):
+    run_dir, _ = chain
+    again = launch("--run-dir", run_dir, "--dry-run")
+    for stage in ("shard", "train", "classifier"):
+        assert f"sigma_cvae_nf: {stage}: complete, not submitted" in again.stdout
+    assert again.stdout.count("#!/bin/bash") == 1
+
+
+# ---- dependents, with stages that need no torch
+
+
+@pytest.fixture
+def submit_pair(cluster, run, monkeypatch):
+    """Submit a train job of the given kind and an evaluation after it; returns the run directory."""
+
+    def go(kind: str, **limits: int) -> Path:
+        import stand_in_jobs
+
+        from pipeline.config import dump
+
+        monkeypatch.setattr("slurm.job.StageJob", getattr(stand_in_jobs, kind))
+        on = replace(run.config.cluster, executor="slurm", partition="gpu", mem_gb=1, tasks_per_node=2, **limits)
+        one = Run(replace(run.config, cluster=on, tracking=replace(run.config.tracking, enabled=False)), run.run_dir)
+        (one.run_dir / "config.yaml").write_text(dump(one.config))
+        steps = [Step(one, "train", one.run_dir / "train", ()), Step(one, "eval", one.run_dir / "eval", (one.run_dir / "train",))]
+        submit_all(Chain(steps, []), [one])
+        return one.run_dir
+
+    return go
+
+
+def states(run_dir: Path) -> dict[str, str | None]:
+    """What Slurm says of the pair and of the finishing job, once all have ended."""
+    ids = {stage: job_ids(run_dir, stage)[-1] for stage in ("train", "eval", "finish")}
+    wait_for(lambda: all(ended(job_id) for job_id in ids.values()), f"the end of {ids}")
+    return {stage: state_of(job_id) for stage, job_id in ids.items()}
+
+
+def test_dependent_runs_after_a_parent_that_ends_well(submit_pair):
+    run_dir = submit_pair("StandIn")
+    assert states(run_dir) == {"train": "COMPLETED", "eval": "COMPLETED", "finish": "COMPLETED"}
+
+
+def test_a_users_mistake_is_not_tried_again_and_its_dependent_does_not_wait_for_ever(submit_pair):
+    run_dir = submit_pair("BadData")
+    assert states(run_dir) == {"train": "FAILED", "eval": "CANCELLED", "finish": "COMPLETED"}
+    train = entry(run_dir, "train")
+    assert (train["state"], len(train["attempts"]), train.get("crashes")) == ("FAILED", 1, None)
+    assert entry(run_dir, "eval")["state"] == "CANCELLED"  # told by Slurm, written by the finishing job
+    failure = ledger.failure(run_dir, "train")
+    assert failure and failure["message"] == "shards/00003.tar: damaged; run the shard stage again"
+
+
+def test_a_stopped_parent_is_requeued_and_its_dependent_waits(submit_pair, cluster):
+    run_dir = submit_pair("StopsOnce")
+    wait_for(lambda: (run_dir / "rank1.0.json").exists() and (run_dir / "rank0.0.json").exists(), "both ranks")
+    cluster.run("scancel", "--signal=USR2", job_ids(run_dir, "train")[0])
+    assert states(run_dir) == {"train": "COMPLETED", "eval": "COMPLETED", "finish": "COMPLETED"}
+    assert [attempt["state"] for attempt in entry(run_dir, "train")["attempts"]] == ["REQUEUED", "COMPLETED"]
+
+
+def test_a_crashed_parent_is_restarted_and_its_dependent_waits(submit_pair):
+    run_dir = submit_pair("KilledOnce")
+    assert states(run_dir) == {"train": "COMPLETED", "eval": "COMPLETED", "finish": "COMPLETED"}
+    train = entry(run_dir, "train")
+    assert [attempt["state"] for attempt in train["attempts"]] == ["CRASHED", "COMPLETED"] and len(train["crashes"]) == 1
+
+
+def test_a_crash_loop_ends_with_the_reason(submit_pair):
+    run_dir = submit_pair("Killed", max_crashes=2)
+    assert states(run_dir) == {"train": "FAILED", "eval": "CANCELLED", "finish": "COMPLETED"}
+    assert entry(run_dir, "train")["state"] == "FAILED" and len(entry(run_dir, "train")["crashes"]) == 2
+    failure = ledger.failure(run_dir, "train")
+    assert failure and failure["message"].startswith("2 crashes in a row without progress (at 0)")
+
+
+def test_a_cancelled_parent_stays_cancelled_and_takes_its_dependent_along(submit_pair, cluster):
+    run_dir = submit_pair("StopsOnce")
+    wait_for(lambda: (run_dir / "rank0.0.json").exists(), "rank 0")
+    cluster.run("scancel", job_ids(run_dir, "train")[0])
+    assert states(run_dir) == {"train": "CANCELLED", "eval": "CANCELLED", "finish": "COMPLETED"}
+    assert entry(run_dir, "train")["state"] == "CANCELLED" and "crashes" not in entry(run_dir, "train")
+
+
+# ---- the submitted code
+
+
+def test_a_queued_job_runs_the_code_that_was_submitted(cluster, noise_celeba, tmp_path):
+    copy = tmp_path / "code"
+    for part in ("cvae", "pipeline", "slurm", "configs", "tools"):
+        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "launch.py", copy)
+    on = profile(tmp_path, nodes=1, tasks_per_node=1, extra_sbatch={"hold": "true"})
+    config = ["--config", copy / "configs" / "sigma_cvae_nf.yaml", f"runs_dir={tmp_path}/runs", f"shard.source={noise_celeba}"]
+    done = launch("--cluster", on, *config, "shard.size=16", "--stages", "shard", root=copy)
+    assert done.returncode == 0, done.stderr
+    (copy / "pipeline" / "stages" / "shard.py").write_text("raise SystemExit('edited after the submission')\n")
+    (job_id,) = job_ids(tmp_path / "runs" / "sigma_cvae_nf", "shard")
+    cluster.run("scontrol", "release", job_id)
+    wait_for(lambda: ended(job_id), "the shard job")
+    assert state_of(job_id) == "COMPLETED"
