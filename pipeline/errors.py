@@ -22,6 +22,14 @@ class CheckpointError(UserError):
     """A checkpoint that is damaged, missing, or of another configuration."""
 
 
+class StorageError(UserError):
+    """The disk refused a write: full, over its quota, read-only."""
+
+
+class OwnedError(UserError):
+    """The run directory belongs to a process that is alive."""
+
+
 def exit_code(main: Callable[[], object]) -> int:
     """Run `main`; return 0, or 2 after printing a UserError's message to stderr (other errors keep their traceback)."""
     try:

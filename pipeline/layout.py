@@ -57,7 +57,7 @@ def reference_dir(config: RunConfig) -> Path:
 
 TRAIN_FREE = {  # may change on resume: length, intervals, logging, precision; everything else decides the weights
     "images", "micro_batch", "precision", "channels_last", "deterministic", "log_interval", "val_interval",
-    "checkpoint_interval", "keep_checkpoints", "max_bad_steps", "profile", "threads", "timeout_s",
+    "checkpoint_interval", "keep_checkpoints", "keep_every", "max_bad_steps", "profile", "threads", "timeout_s", "stall_s",
 }  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def train_dir(run_dir: Path) -> Path:
 
 
 def checkpoints_dir(run_dir: Path) -> Path:
-    """step_00001200.{safetensors,json} and best.json."""
+    """step_00001200.{safetensors,json}; damaged ones have .damaged behind their name."""
     return train_dir(run_dir) / "checkpoints"
 
 

@@ -14,17 +14,18 @@ from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.stages import STAGES
 
 
-def run_stage(run_dir: Path, stage: str, stop: StopFlag | None = None, part: tuple[int, int] | None = None) -> None:
+def run_stage(run_dir: Path, stage: str, stop: StopFlag | None = None, part: tuple[int, int] | None = None, job: str = "") -> None:
     """Run `stage` of the run in `run_dir` on this rank (all ranks call it).
 
     Reads run_dir/config.yaml and the variables RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
     `stop`: a flag that listens already, for a caller that wants to know afterwards which signals came.
     `part`: (k, n), only the k-th of n parts of a stage that can be split; the whole stage afterwards completes it.
+    `job`: the scheduler's name of this job, for messages.
     Raises ConfigError where the run or the stage is unknown, Stopped after a stop signal was honoured.
     """
     if stop is None:
         with StopFlag() as stop:  # before torch is imported, which takes seconds
-            return run_stage(run_dir, stage, stop, part)
+            return run_stage(run_dir, stage, stop, part, job)
     if stage not in STAGES:
         raise ConfigError(f"unknown stage {stage!r}, expected one of {', '.join(STAGES)}")
     if part and not (STAGES[stage].splits and 0 <= part[0] < part[1]):
@@ -41,7 +42,7 @@ def run_stage(run_dir: Path, stage: str, stop: StopFlag | None = None, part: tup
     from pipeline.runtime.logs import stage_logger
 
     with process_group(config.train.timeout_s, config.train.threads) as ranks:
-        context = Context(run_dir, ranks, stop, stage_logger(stage, run_dir, ranks.rank, part), part)
+        context = Context(run_dir, ranks, stop, stage_logger(stage, run_dir, ranks.rank, part), part, job)
         try:
             STAGES[stage].run(config, context)
         except Stopped as reason:

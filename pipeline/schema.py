@@ -70,10 +70,12 @@ class TrainConfig:
     val_interval: int = 300  # steps
     checkpoint_interval: int = 300  # steps
     keep_checkpoints: int = 2  # newest ones kept, besides the best
+    keep_every: int = 0  # steps; checkpoints at multiples of this are kept too; 0: none
     max_bad_steps: int = 5  # non-finite losses in a row before the run stops
     profile: int = 0  # steps to trace with torch.profiler
     threads: int = 0  # CPU threads per rank; 0: cores / ranks on this node
-    timeout_s: int = 600  # of the process group
+    timeout_s: int = 600  # of the process group while training starts
+    stall_s: int = 180  # a step that takes longer ends the job with the names of the ranks that did not answer; 0: off
     init_from: str = ""  # run directory whose best weights training starts from
 
 

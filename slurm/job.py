@@ -54,7 +54,7 @@ class StageJob:
 
     def run(self, stop: StopFlag) -> None:
         """The stage itself (all ranks)."""
-        run_stage(Path(self.run_dir), self.stage, stop, self.part)
+        run_stage(Path(self.run_dir), self.stage, stop, self.part, JobEnvironment().job_id)
 
     def checkpoint(self) -> DelayedSubmission:
         """What submitit requeues: the same again, since the stage finds its newest checkpoint by itself."""

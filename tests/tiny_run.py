@@ -79,6 +79,7 @@ def make_checkpoint(run_dir: Path, config: RunConfig, attributes: list[str]) -> 
     tensors = {f"{kind}.{name}": t.clone() for kind in ("model", "ema") for name, t in model.state_dict().items()}
     validation = {f"val_{w}/{k}": v for w in ("ema", "raw") for k, v in (("loss", 1.0), ("s2", 0.2), ("s2_fit", 0.2))}
     meta = {"images": 120, "size": SIZE, "attributes": attributes, "sections": layout.trained_sections(config), "validation": validation}
+    meta |= {"seconds": 1.0, "scaler": {}}
     Checkpoints(layout.checkpoints_dir(run_dir)).save(10, tensors, meta)
     return model
 

@@ -6,23 +6,30 @@ import json
 import logging
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cvae.model import CVAE
 from pipeline import config as configuration
 from pipeline import layout
-from pipeline.errors import CheckpointError
-from pipeline.runtime.files import sha256, write_json
+from pipeline.errors import CheckpointError, StorageError
+from pipeline.runtime.files import intact, seal, sha256, sync_folder, write_json
 
-FORMAT = 1
-log = logging.getLogger("cvae.checkpoint")
+FORMAT = 2
+READABLE = (1, 2)  # 1: the JSON had no digest of its own
+META: dict[str, tuple[type, ...]] = {
+    "images": (int,), "seconds": (int, float), "attributes": (list,), "size": (int,), "sections": (dict,), "scaler": (dict,),
+    "validation": (dict, type(None)),
+}  # fmt: skip
+_NAME = re.compile(r"step_(\d{8,12})\.json")
+log = logging.getLogger("cvae.train")
 
 
 @dataclass(frozen=True)
@@ -37,85 +44,143 @@ class Checkpoint:
         """Optimizer steps behind it."""
         return int(self.meta["step"])
 
+    @property
+    def loss(self) -> float:
+        """Validation loss of the averaged weights; infinite where none was measured."""
+        loss = (self.meta.get("validation") or {}).get("val_ema/loss", math.inf)
+        return loss if math.isfinite(loss) else math.inf
+
     def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """Tensors whose name starts with `prefix`, without it."""
-        with safe_open(self.file, "pt") as opened:
-            return {name[len(prefix) :]: opened.get_tensor(name) for name in opened.keys() if name.startswith(prefix)}
+        """Tensors whose name starts with `prefix`, without it. Raises CheckpointError."""
+        try:
+            with safe_open(self.file, "pt") as opened:
+                return {name[len(prefix) :]: opened.get_tensor(name) for name in opened.keys() if name.startswith(prefix)}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.file}: not readable as safetensors ({error})") from None
 
 
 class Checkpoints:
-    """The folder of a run's checkpoints. Only rank 0 saves; every rank may read."""
+    """The folder of a run's checkpoints. Only the owner's rank 0 writes; every rank may read."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int = 2, keep_every: int = 0) -> None:
+        self.folder, self.keep, self.keep_every = folder, keep, keep_every
 
     def steps(self) -> list[int]:
         """Steps with a JSON (the JSON is written last), oldest first."""
-        return sorted(int(p.stem.removeprefix("step_")) for p in self.folder.glob("step_*.json"))
+        return sorted(int(name[1]) for file in self.folder.glob("step_*.json") if (name := _NAME.fullmatch(file.name)))
 
     def path(self, step: int) -> Path:
         """The tensors' file of one step."""
         return self.folder / f"step_{step:08d}.safetensors"
 
     def save(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Write one checkpoint durably, then forget old ones; best.json follows meta["validation"]["val_ema/loss"]."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write one checkpoint durably, then forget old ones. Raises StorageError where the disk refuses."""
         file = self.path(step)
         temporary = file.with_suffix(".tmp")
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        digest = sha256(temporary)
-        os.replace(temporary, file)
-        write_json(file.with_suffix(".json"), {"format": FORMAT, "step": step, **meta, "sha256": digest})
-        self._note_best(step, meta)
-        self._forget()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary)
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            digest = sha256(temporary)
+            os.replace(temporary, file)
+            sync_folder(self.folder)  # the tensors' name is on the disk before the JSON that vouches for it
+            write_json(file.with_suffix(".json"), seal({"format": FORMAT, "step": step, **meta, "sha256": digest}))
+            self._forget()
+        except (OSError, SafetensorError) as error:
+            for half in (temporary, file) if not file.with_suffix(".json").exists() else (temporary,):
+                _unlink(half)
+            raise StorageError(
+                f"{file}: could not be written ({error}); the checkpoint of step {max(self.steps(), default=0)} is the newest; "
+                "make room or give the right to write, then the same command continues from there"
+            ) from None
 
-    def _note_best(self, step: int, meta: dict[str, Any]) -> None:
-        loss = (meta.get("validation") or {}).get("val_ema/loss")
-        best = self.best()
-        if loss is not None and math.isfinite(loss) and (best is None or loss < best["loss"]):
-            write_json(self.folder / "best.json", {"step": step, "loss": loss})
+    def best(self) -> int | None:
+        """Step of the checkpoint with the lowest validation loss of the averaged weights."""
+        losses = {step: self._loss(step) for step in self.steps()}
+        best = min(losses, key=lambda step: losses[step], default=None)
+        return best if best is not None and losses[best] < math.inf else None
 
-    def best(self) -> dict[str, Any] | None:
-        """{"step", "loss"} of the lowest validation loss of the averaged weights."""
-        file = self.folder / "best.json"
-        return json.loads(file.read_text()) if file.exists() else None
+    def _loss(self, step: int) -> float:
+        try:
+            return Checkpoint(self.path(step), self._meta(step)).loss
+        except CheckpointError:
+            return math.inf
 
     def _forget(self) -> None:
-        best = self.best()
-        kept = {*self.steps()[-self.keep :], best["step"] if best else -1}
+        kept = {*self.steps()[-self.keep :], self.best()}
         for step in self.steps():
-            if step not in kept:
+            if step not in kept and not (self.keep_every and step % self.keep_every == 0):
                 self.path(step).with_suffix(".json").unlink()
                 self.path(step).unlink(missing_ok=True)
 
-    def read(self, step: int) -> Checkpoint:
-        """One checkpoint, its digest verified. Raises CheckpointError that names the file."""
-        file = self.path(step)
+    def clear_unfinished(self) -> None:
+        """Remove what an earlier owner that died while writing or forgetting left: temporary files, tensors without JSON."""
+        for file in [*self.folder.glob("*.tmp"), *self.folder.glob(".*.tmp"), *self.folder.glob("step_*.safetensors")]:
+            if not file.with_suffix(".json").exists():
+                _unlink(file)
+
+    def _meta(self, step: int) -> dict[str, Any]:
+        file = self.path(step).with_suffix(".json")
         try:
-            meta = json.loads(file.with_suffix(".json").read_text())
-            digest = sha256(file)
-        except (OSError, ValueError) as error:
+            meta = json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{file}: not readable ({error})") from None
-        if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("step") != step:
-            raise CheckpointError(f"{file.with_suffix('.json')}: not a description of format {FORMAT} and step {step}")
+        if not isinstance(meta, dict) or meta.get("format") not in READABLE or meta.get("step") != step:
+            raise CheckpointError(f"{file}: not a description of format {FORMAT} and step {step}")
+        if (meta["format"] > 1 and "digest" not in meta) or not intact(meta):
+            raise CheckpointError(f"{file}: damaged: its digest differs from the one noted when it was written")
+        for key, kind in META.items():
+            if not isinstance(meta.get(key), kind):
+                raise CheckpointError(f"{file}: key '{key}': got {str(meta.get(key))[:80]!r}, expected another type")
+        if not all(isinstance(v, (int, float)) for v in (meta["validation"] or {}).values()):
+            raise CheckpointError(f"{file}: key 'validation': expected numbers")
+        return meta
+
+    def read(self, step: int) -> Checkpoint:
+        """One checkpoint, its digests verified. Raises CheckpointError that names the file."""
+        file, meta = self.path(step), self._meta(step)
+        try:
+            digest = sha256(file)
+        except OSError as error:
+            raise CheckpointError(f"{file}: not readable ({error})") from None
         if digest != meta.get("sha256"):
             raise CheckpointError(f"{file}: damaged: its sha256 differs from the one noted when it was written")
         return Checkpoint(file, meta)
 
     def newest(self, set_aside: bool = False) -> Checkpoint | None:
-        """The newest checkpoint that verifies; damaged newer ones get a warning and, if `set_aside` (one rank), another name."""
+        """The newest checkpoint that verifies; damaged newer ones get a warning and, if `set_aside` (one rank), another name.
+
+        Raises CheckpointError where there are some but none verifies: beginning again must be somebody's wish.
+        """
         for step in reversed(self.steps()):
             try:
                 return self.read(step)
             except CheckpointError as error:
                 log.warning("%s; falling back to an older one", error)
                 if set_aside:
-                    for file in (self.path(step), self.path(step).with_suffix(".json")):
-                        if file.exists():
-                            file.rename(file.with_name(file.name + ".damaged"))
+                    self._set_aside(step)
+        damaged = sorted(self.folder.glob("step_*.damaged"))
+        if damaged or self.steps():
+            raise CheckpointError(
+                f"{self.folder}: none of its checkpoints is intact; remove {self.folder} to begin again from the first step"
+            )
         return None
+
+    def _set_aside(self, step: int) -> None:
+        for file in (self.path(step), self.path(step).with_suffix(".json")):
+            if file.exists():
+                try:
+                    file.rename(file.with_name(file.name + ".damaged"))
+                except OSError as error:
+                    log.warning("%s: could not be set aside (%s)", file, error)
+
+
+def _unlink(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError:
+        pass  # a folder that has become read-only: an unfinished file never has a JSON, so nobody reads it
 
 
 def state_tensors(model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -127,9 +192,9 @@ def state_tensors(model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optim
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the tensors of `checkpoint` back where `state_tensors` took them (every rank, the same file)."""
-    model.load_state_dict(checkpoint.tensors("model."))
-    ema.load_state_dict(checkpoint.tensors("ema."))
+    """Put the tensors of `checkpoint` back where `state_tensors` took them (every rank, the same file). Raises CheckpointError."""
+    load_weights(checkpoint, model, "model.")
+    load_weights(checkpoint, ema, "ema.")
     moments = checkpoint.tensors("optim.")
     for name, parameter in model.named_parameters():
         own = {k.removeprefix(f"{name}."): v for k, v in moments.items() if k.rpartition(".")[0] == name}
@@ -137,6 +202,14 @@ def restore(checkpoint: Checkpoint, model: nn.Module, ema: nn.Module, optimizer:
         optimizer.state[parameter] = {
             k: torch.empty_like(parameter).copy_(v) if v.shape == parameter.shape else v.to(parameter.device) for k, v in own.items()
         }
+
+
+def load_weights(checkpoint: Checkpoint, model: nn.Module, prefix: str) -> None:
+    """Load the tensors under `prefix` into `model`; raises CheckpointError where names or shapes differ."""
+    try:
+        model.load_state_dict(checkpoint.tensors(prefix))
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint.file}: its tensors are not those of this model: {' '.join(str(error).split())[:300]}") from None
 
 
 def require_same(then: dict[str, Any], now: dict[str, Any], where: Path) -> None:
@@ -169,22 +242,23 @@ def load_model(run_dir: Path, which: str, weights: str, device: torch.device) ->
     """
     store = Checkpoints(layout.checkpoints_dir(run_dir))
     best = store.best()
-    if which == "best" and best:
-        checkpoint: Checkpoint | None = store.read(best["step"])
+    if which == "best" and best is not None:
+        checkpoint: Checkpoint | None = store.read(best)
     elif which.isdigit():
         checkpoint = store.read(int(which))
     else:
         checkpoint = store.newest()
     if checkpoint is None:
         raise CheckpointError(f"{store.folder}: no checkpoint; run the train stage first: launch.py --stages train --run-dir {run_dir}")
-    meta = checkpoint.meta
-    if not meta["validation"]:
+    meta, values = checkpoint.meta, checkpoint.meta["validation"]
+    if not values:
         raise CheckpointError(f"{checkpoint.file}: saved on a stop signal, without its variance; resume training, or use 'best'")
     config = configuration.load([run_dir / "config.yaml"])
-    require_same({"model": meta["sections"]["model"]}, {"model": configuration.to_dict(config.model)}, run_dir)
+    require_same({"model": meta["sections"].get("model")}, {"model": configuration.to_dict(config.model)}, run_dir)
     model = CVAE(config.model, meta["size"], len(meta["attributes"]))
-    model.load_state_dict(checkpoint.tensors("ema." if weights == "ema" else "model."))
-    values = meta["validation"]
+    load_weights(checkpoint, model, "ema." if weights == "ema" else "model.")
+    if not {f"val_{weights}/s2", f"val_{weights}/s2_fit"} <= values.keys():
+        raise CheckpointError(f"{checkpoint.file}: its validation lacks the decoder variance; use another checkpoint")
     info = CheckpointInfo(
         checkpoint.step,
         meta["images"],

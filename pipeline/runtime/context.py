@@ -19,3 +19,4 @@ class Context:
     stop: StopFlag
     log: logging.Logger  # ranks other than 0 only pass warnings
     part: tuple[int, int] | None = None  # (k, n): only the k-th of n parts of a stage that can be split
+    job: str = ""  # the scheduler's name of this job, for people to read

@@ -54,6 +54,24 @@ class Ranks:
         dist.all_gather(parts, padded)
         return torch.cat([part[:n] for part, n in zip(parts, counts.tolist(), strict=True)])
 
+    def text_from_main(self, text: str) -> str:
+        """Rank 0's `text`, on every rank (all ranks take part)."""
+        if self.world_size == 1:
+            return text
+        content = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(self.device) if self.is_main and text else None
+        length = torch.tensor([0 if content is None else len(content)], device=self.device)
+        dist.broadcast(length, 0)
+        if not int(length):
+            return ""
+        content = torch.empty(int(length), dtype=torch.uint8, device=self.device) if content is None else content
+        dist.broadcast(content, 0)
+        return bytes(content.tolist()).decode()
+
+    def set_timeout(self, seconds: float) -> None:
+        """How long a collective waits for a rank from now on (all ranks); torch has no public way."""
+        if self.world_size > 1:
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:
@@ -77,8 +95,9 @@ def tune_process() -> None:
 
     glibc keeps freed blocks of up to 32 MB: a step on the CPU allocates and frees the same tensors again and again, and the kernel
     would clear every page anew. The GIL changes hands after 0.2 ms: within Python's 5 ms a prefetch thread prepares whole batches
-    while the main thread waits for it after every operation.
+    while the main thread waits for it after every operation. No file is made that everybody may write.
     """
+    os.umask(os.umask(0o077) | 0o002)
     sys.setswitchinterval(2e-4)
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StorageError
 from pipeline.runtime.files import write_text
 
 
@@ -31,12 +31,20 @@ class MetricsLog:
         """Write one record at once; JSON has no NaN, so non-finite values become the strings "nan", "inf" and "-inf"."""
         numbers = {name: float(value) for name, value in values.items()}
         written = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
-        self._file.write(_line({"step": int(step), "time": round(time.time(), 3), "values": written}))
+        try:
+            self._file.write(_line({"step": int(step), "time": round(time.time(), 3), "values": written}))
+        except OSError as error:
+            raise self._refused(error) from None
 
     def sync(self) -> None:
-        """Bring every record to the disk; called before a checkpoint's JSON is written, which then vouches for them."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Bring every record to the disk (any thread); done before a checkpoint's JSON is written, which then vouches for them."""
+        try:
+            os.fsync(self._file.fileno())  # the file is line-buffered: nothing waits in this process
+        except OSError as error:
+            raise self._refused(error) from None
+
+    def _refused(self, error: OSError) -> StorageError:
+        return StorageError(f"{self._file.name}: could not be written ({error.strerror}); make room, then the same command continues")
 
     def close(self) -> None:
         """Bring every record to the disk and close the file."""
@@ -70,7 +78,7 @@ def _raw_records(path: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             record["step"], record["values"].items()
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             if number == len(lines):  # no newline behind it: the writer died, or is at it just now
                 break
             raise DataError(f"{path}, line {number}: not a metrics record; remove the line and start again") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from logging import Logger
 from typing import NamedTuple, TypeVar
 
@@ -35,13 +35,27 @@ class Record(NamedTuple):
 
 
 class StepMonitor:
-    """Every rank has one and reads the same reduced numbers at the same step; only rank 0 has `metrics` to write."""
+    """Every rank has one and reads the same reduced numbers at the same step; only rank 0 has `metrics` to write.
 
-    def __init__(self, metrics: MetricsLog | None, log: Logger, interval: int, max_bad: int, step: int, last: int, batch: int) -> None:
+    `testify(bad_steps)` writes down what this rank knows about the bad steps before the run stops, and returns the file.
+    """
+
+    def __init__(
+        self,
+        metrics: MetricsLog | None,
+        log: Logger,
+        interval: int,
+        max_bad: int,
+        step: int,
+        last: int,
+        batch: int,
+        testify: Callable[[list[tuple[Record, dict[str, float]]]], object],
+    ) -> None:
+        self.testify, self.bad_steps = testify, list[tuple[Record, dict[str, float]]]()
         self.metrics, self.log, self.interval, self.max_bad = metrics, log, interval, max_bad
         self.first, self.last, self.batch = step, last, batch
         self.pending: tuple[Record, Tensor, torch.cuda.Event | None] | None = None
-        self.bad_in_a_row = self.bad = 0
+        self.bad = 0
         self.start = self.window_start = self.line = time.monotonic()
         self.window_step, self.waited = step, 0.0
         self.bar = tqdm(total=last, initial=step, desc="train", leave=False) if metrics and sys.stderr.isatty() else None
@@ -85,13 +99,13 @@ class StepMonitor:
 
     def _count_bad(self, bad: bool, record: Record, values: dict[str, float]) -> None:
         self.bad += bad
-        self.bad_in_a_row = self.bad_in_a_row + 1 if bad else 0
+        self.bad_steps = [*self.bad_steps, (record, values)] if bad else []
         if bad:
             self.log.warning("step %d: the loss or its gradient is not finite; the step was skipped: %s", record.step, values)
-        if self.bad_in_a_row > self.max_bad:
+        if len(self.bad_steps) > self.max_bad:
             raise TrainingDiverged(
-                f"step {record.step}: {self.bad_in_a_row} steps in a row without a finite loss and gradient; last terms {values}; "
-                f"samples of this rank {record.indices[:16].tolist()}...; lower optim.lr, or raise train.kl_warmup_images"
+                f"step {record.step}: {len(self.bad_steps)} steps in a row without a finite loss and gradient; last terms {values}; "
+                f"terms and samples of all of them are in {self.testify(self.bad_steps)}; lower optim.lr, or raise train.kl_warmup_images"
             )
 
     def _write(self, step: int, values: dict[str, float]) -> None:

@@ -24,11 +24,15 @@ from pipeline.runtime.checkpoint import Checkpoints, load_model, require_same, r
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import share
 from pipeline.runtime.files import write_json
+from pipeline.runtime.health import complaints
 from pipeline.runtime.optim import Ema, Precision, kl_weight, learning_rate, make_optimizer
+from pipeline.runtime.owner import Ownership, owned
 from pipeline.runtime.preempt import Stopped
 from pipeline.runtime.profile import profiler
+from pipeline.runtime.saver import Saver
 from pipeline.runtime.steps import Record, StepMonitor
 from pipeline.runtime.tracking import LiveSync, MetricsLog
+from pipeline.runtime.watchdog import Watchdog
 from pipeline.schema import RunConfig
 
 RECORDED = ("loss", "nll", "kl", "log_det", "mse", "sigma", "grad_norm", "bad", "stop")
@@ -38,34 +42,52 @@ def run(config: RunConfig, context: Context) -> None:
     """Train until `train.images` images were seen, from the newest valid checkpoint on (all ranks).
 
     Raises Stopped once a stop signal was honoured, CheckpointError where the configuration or the shards changed,
-    TrainingDiverged after several non-finite losses in a row.
+    TrainingDiverged after several non-finite losses in a row, OwnedError where another process trains this run,
+    StorageError where the disk refuses. Leaves with Watchdog's exit code where a rank does not answer.
     """
-    train, is_main, folder = config.train, context.ranks.is_main, layout.train_dir(context.run_dir)
+    folder = layout.train_dir(context.run_dir)
+    with owned(folder, context.ranks, context.job) as owner, Watchdog(context.ranks, config.train.stall_s, folder, context.log) as watchdog:
+        train_on(config, context, owner, watchdog)
+
+
+def train_on(config: RunConfig, context: Context, owner: Ownership | None, watchdog: Watchdog) -> None:
+    """The loop (all ranks); rank 0 alone has an `owner`, and writes."""
+    train, folder = config.train, layout.train_dir(context.run_dir)
     trainer = Trainer(config, context)
     trainer.resume()
     last = -(-train.images // train.batch_size)
-    metrics = MetricsLog(folder / "metrics.jsonl", trainer.step) if is_main else None
-    live = LiveSync(context.run_dir, log=context.log) if is_main else None
-    monitor = StepMonitor(metrics, context.log, train.log_interval, train.max_bad_steps, trainer.step, last, train.batch_size)
+    metrics = MetricsLog(folder / "metrics.jsonl", trainer.step) if owner else None
+    live = LiveSync(context.run_dir, log=context.log) if owner else None
+    saver = Saver(trainer.checkpoints, metrics.sync, owner.check) if metrics and owner else None
+    monitor = StepMonitor(
+        metrics, context.log, train.log_interval, train.max_bad_steps, trainer.step, last, train.batch_size, trainer.testify
+    )
     batches = Prefetcher(trainer.prepare, trainer.step, last)
     try:
         with profiler(train.profile, folder / f"trace_rank{context.ranks.rank}.json") as profile:
             for batch in monitor.timed(batches):
+                watchdog.at(trainer.step)
                 # Numbers are read one step late: the host never waits for the device, and every rank acts at the same step.
                 stopping = monitor.push(trainer.train_step(batch))
                 profile()
                 validating = trainer.step % train.val_interval == 0 or trainer.step == last
                 if validating or stopping or trainer.step % train.checkpoint_interval == 0:
-                    stopping = monitor.flush() or stopping
-                    trainer.save(metrics, trainer.validate() if validating else None)
+                    with watchdog.paused():
+                        stopping = monitor.flush() or stopping
+                        trainer.save(saver, metrics, trainer.validate() if validating else None)
+                if saver:
+                    saver.poll()
                 if stopping and trainer.step < last:
                     raise Stopped(f"by a signal, saved at step {trainer.step} of {last}")
     finally:
         batches.close()
-        if live:
-            live.stop()
-    if is_main:
-        write_json(folder / "done.json", trainer.summary())
+        with watchdog.paused():
+            if saver:
+                saver.close()  # a checkpoint on its way is worth waiting for, whatever has happened
+            if live:
+                live.stop()
+    if saver:
+        write_json(folder / "done.json", trainer.summary() | {"checkpoints_blocked_s": round(saver.blocked_s, 3)})
         context.log.info("done: %d images in %.0f s", trainer.images, trainer.seconds)
 
 
@@ -94,7 +116,7 @@ class Trainer:
         self.batches = TrainBatches(
             self.shards, config.data, config.seed, train.batch_size, self.model.z_dim, self.ranks.rank, self.ranks.world_size
         )
-        self.checkpoints = Checkpoints(layout.checkpoints_dir(self.run_dir), train.keep_checkpoints)
+        self.checkpoints = Checkpoints(layout.checkpoints_dir(self.run_dir), train.keep_checkpoints, train.keep_every)
         self.step, self.started, self.seconds_before = 0, time.monotonic(), 0.0
         self.forward: nn.Module = self._distribute()
 
@@ -132,14 +154,16 @@ class Trainer:
         return {**layout.trained_sections(self.config), "shards_content": self.shards.content_digest}
 
     def resume(self) -> None:
-        """Continue from the newest valid checkpoint, if there is one (all ranks read the same file)."""
+        """Continue from the newest valid checkpoint, if there is one (all ranks read the file that rank 0 has chosen)."""
+        chosen = None
         if self.ranks.is_main:
-            self.checkpoints.newest(set_aside=True)
+            self.checkpoints.clear_unfinished()
+            chosen = self.checkpoints.newest(set_aside=True)
             write_json(self.run_dir / "inputs.json", {"shards": self.shards.content_digest, "size": self.shards.size})
-        self.ranks.barrier()
-        checkpoint = self.checkpoints.newest()
-        if checkpoint is None:
+        step = self.ranks.text_from_main(str(chosen.step) if chosen else "")
+        if not step:
             return
+        checkpoint = chosen or self.checkpoints.read(int(step))
         require_same(checkpoint.meta["sections"], self.sections(), self.run_dir)
         restore(checkpoint, self.model, self.ema.model, self.optimizer)
         self.precision.scaler.load_state_dict(checkpoint.meta["scaler"])
@@ -206,15 +230,27 @@ class Trainer:
         self.model.train()
         text = "step %d: val loss %.1f nats (%.4f bits/dim), mse %.5f, kl %.1f, %d active units"
         self.log.info(text, self.step, *(values[f"val_ema/{k}"] for k in ("loss", "bits_per_dim", "mse", "kl", "active_units")))
+        if self.images >= self.config.train.kl_warmup_images:
+            for complaint in complaints(values, self.config.model) if self.ranks.is_main else ():
+                self.log.warning("step %d: %s", self.step, complaint)
         return values
 
-    def save(self, metrics: MetricsLog | None, validation: dict[str, float] | None) -> None:
-        """Write a checkpoint; the metrics before it are made durable first (rank 0)."""
-        if metrics is None:
+    def testify(self, bad_steps: list[tuple[Record, dict[str, float]]]) -> Path:
+        """Write what led to a divergence: steps, terms, and the keys of this rank's samples."""
+        file = layout.train_dir(self.run_dir) / "forensics" / f"step_{self.step:08d}_rank{self.ranks.rank}.json"
+        steps = [
+            {"step": record.step, "terms": {k: str(v) for k, v in values.items()}, "samples": self.shards.keys(record.indices)}
+            for record, values in bad_steps
+        ]
+        write_json(file, {"seed": self.config.seed, "precision": self.precision.name, "world_size": self.ranks.world_size, "steps": steps})
+        return file
+
+    def save(self, saver: Saver | None, metrics: MetricsLog | None, validation: dict[str, float] | None) -> None:
+        """Start to write a checkpoint (rank 0)."""
+        if saver is None or metrics is None:
             return
         if validation:
             metrics.append(self.step, validation)
-        metrics.sync()
         meta = {
             "images": self.images,
             "seconds": self.seconds,
@@ -227,7 +263,7 @@ class Trainer:
             "precision": self.precision.name,
             "torch": torch.__version__,
         }
-        self.checkpoints.save(self.step, state_tensors(self.model, self.ema.model, self.optimizer), meta)
+        saver.save(self.step, state_tensors(self.model, self.ema.model, self.optimizer), meta)
 
     def summary(self) -> dict[str, Any]:
         """What done.json says."""

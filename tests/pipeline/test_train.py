@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from pipeline import config as configuration
 from pipeline import layout
+from pipeline.data.loader import TrainBatches
+from pipeline.data.shards import Shards
 from pipeline.errors import CheckpointError
 from pipeline.runtime.checkpoint import Checkpoints, load_model
 from pipeline.runtime.context import Context
@@ -82,8 +84,8 @@ def test_metrics_have_every_promised_number(trained):
 def test_checkpoints_are_few_and_best_is_the_lowest_validation_loss(trained):
     store = Checkpoints(layout.checkpoints_dir(trained))
     losses = {s: v["val_ema/loss"] for s, v in deterministic_metrics(trained) if "val_ema/loss" in v}
-    assert store.best()["step"] == min(losses, key=losses.get)
-    assert set(store.steps()) == {18, 24, store.best()["step"]}
+    assert store.best() == min(losses, key=losses.get)
+    assert set(store.steps()) == {18, 24, store.best()}
 
 
 @pytest.mark.parametrize("weights", ["ema", "raw"])
@@ -157,8 +159,13 @@ def test_a_step_without_a_finite_loss_changes_nothing(tiny_overrides, tmp_path):
 def test_too_many_bad_steps_stop_the_run_with_the_step(tiny_overrides, tmp_path, monkeypatch):
     config = make_run(tmp_path / "run", [*tiny_overrides, "train.max_bad_steps=2"])
     monkeypatch.setattr("pipeline.stages.train.Trainer", lambda c, ctx: poisoned_trainer(c, ctx.run_dir, {5, 6, 7, 8}))
-    with pytest.raises(TrainingDiverged, match="step 8: 3 steps in a row"):
+    with pytest.raises(TrainingDiverged, match="step 8: 3 steps in a row.*step_00000009_rank0.json"):
         run_train(config, Context(tmp_path / "run", Ranks(), StopFlag(), logging.getLogger("test")))
+    told = json.loads((tmp_path / "run/train/forensics/step_00000009_rank0.json").read_text())
+    assert [step["step"] for step in told["steps"]] == [6, 7, 8] and {step["terms"]["loss"] for step in told["steps"]} == {"nan"}
+    shards = Shards(layout.shards_dir(config), "train")
+    wanted = TrainBatches(shards, config.data, config.seed, 8, 8, 0, 1).at(6).indices
+    assert told["steps"][1]["samples"] == shards.keys(wanted)
 
 
 def test_a_profile_is_a_trace(tiny_overrides, tmp_path):

@@ -24,6 +24,7 @@ from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks, process_group
 from pipeline.runtime.metrics_log import MetricsLog
 from pipeline.runtime.preempt import StopFlag, Stopped
+from pipeline.runtime.saver import Saver
 from pipeline.schema import RunConfig
 from pipeline.stages import train as train_stage
 from tools._benchmarks.harness import Bench, Contenders, Result, measure, one_thread
@@ -152,16 +153,20 @@ def pauses(bench: Bench, trainer: train_stage.Trainer, what: str) -> Result:
     """Seconds of one checkpoint and of one validation."""
     metrics = MetricsLog(bench.folder / "pauses/metrics.jsonl", None)
     validation = trainer.validate()
+    saver = Saver(trainer.checkpoints, metrics.sync)
     contenders: Contenders = {
-        "checkpoint": lambda: seconds_of(lambda: trainer.save(metrics, validation)),
+        "checkpoint, until training goes on": lambda: seconds_of(lambda: trainer.save(saver, metrics, validation)),
+        "checkpoint, from then until it is durable": lambda: seconds_of(saver.wait),
         "validation": lambda: seconds_of(trainer.validate),
     }
     measured = measure(contenders, bench.repeats)
     megabytes = max(file.stat().st_size for file in trainer.checkpoints.folder.glob("*.safetensors")) / 1e6
+    saver.close()
     protocol = what + (
-        f"Checkpoint: {megabytes:.0f} MB (weights, their average, Adam's moments) written, synced and hashed. Validation: raw and averaged "
-        f"weights on {len(trainer.held_out.indices)} held-out and {len(trainer.calibration.indices)} calibration images. The stage has one "
-        f"of each every {bench.config.train.val_interval} steps unless told otherwise."
+        f"Checkpoint: {megabytes:.0f} MB (weights, their average, Adam's moments) copied aside; then written, synced and hashed. "
+        f"Validation: raw and averaged weights on {len(trainer.held_out.indices)} held-out and {len(trainer.calibration.indices)} "
+        "calibration images. "
+        f"The stage has one of each every {bench.config.train.val_interval} steps unless told otherwise."
     )
     return {"title": "Pauses of the train stage", "unit": "s", "protocol": protocol, **measured}
 

@@ -1,0 +1,134 @@
+"""Finds the rank that stands still: each rank says in the group's store which step it is in; one that falls silent ends the job.
+
+A thread per rank, so a rank that waits in a collective still speaks, and one that is frozen (SIGSTOP, a dead node, a hung driver) does not.
+The process leaves by os._exit: its main thread sits in a collective that no exception reaches. The scheduler restarts the job.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.files import write_json
+from pipeline.runtime.owner import start_ticks
+
+EXIT_CODE = 75  # EX_TEMPFAIL: worth another try
+WARM_UP_STEPS = 2  # the first ones compile and choose kernels
+PAUSED, DONE = "paused", "done"
+
+
+class Watchdog:
+    """Watches from the third step on, and not inside `paused`: validation takes as long as it takes, and the group's timeout bounds it."""
+
+    def __init__(self, ranks: Ranks, limit_s: float, folder: Path, log: logging.Logger, leave: Callable[[int], None] = os._exit) -> None:
+        """All ranks; `folder` gets stall.json. `limit_s` 0: does nothing."""
+        self.ranks, self.limit_s, self.folder, self.log, self.leave = ranks, limit_s, folder, log, leave
+        self.state, self.since, self.steps = PAUSED, time.monotonic(), 0
+        self._end = threading.Event()
+        self._peers: dict[int, list] = {}
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        """Begin to watch (all ranks)."""
+        if self.limit_s:
+            self._store = dist.distributed_c10d._get_default_store().clone() if self.ranks.world_size > 1 else None  # type: ignore[attr-defined]
+            if self._store is not None:
+                self._store.set_timeout(timedelta(seconds=max(1.0, self.limit_s / 2)))
+                identity = [socket.gethostname(), os.getpid(), start_ticks(os.getpid())]
+                self._store.set(f"watchdog/who/{self.ranks.rank}", json.dumps(identity))
+                self._store.set(f"watchdog/beat/{self.ranks.rank}", f"0 {PAUSED}")
+                names = [f"watchdog/who/{rank}" for rank in range(self.ranks.world_size)]
+                self.ranks.barrier()
+                self._peers = {rank: json.loads(self._store.get(name)) for rank, name in enumerate(names)}
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop watching; this rank may leave before the others."""
+        self._end.set()
+        if self.limit_s:
+            self._thread.join(self.limit_s)
+
+    def at(self, step: int) -> None:
+        """This rank begins `step` (main thread); after warm-up collectives get a shorter timeout."""
+        self.steps += 1
+        if self.steps == WARM_UP_STEPS + 1 and self.limit_s:
+            self.ranks.set_timeout(2 * self.limit_s)
+        if self.steps > WARM_UP_STEPS:
+            self.state, self.since = str(step), time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What may take long: validation, waiting for a checkpoint."""
+        self.state = PAUSED
+        yield
+
+    # ---- the thread
+
+    def _watch(self) -> None:
+        period = min(5.0, self.limit_s / 5)
+        heard = {rank: ("", time.monotonic()) for rank in range(self.ranks.world_size)}
+        count = 0
+        while not self._end.wait(period):
+            count += 1
+            now = time.monotonic()
+            for rank, value in self._exchange(f"{count} {self.state}").items():
+                if value != heard[rank][0]:
+                    heard[rank] = (value, now)
+            silent = [r for r, (value, at) in heard.items() if now - at > self.limit_s and not value.endswith(DONE)]
+            if not silent and self.state != PAUSED and now - self.since > self.limit_s:
+                silent = self._behind({rank: value.partition(" ")[2] for rank, (value, _) in heard.items()})
+            if silent and not self._end.is_set():
+                return self._bring_down(silent)
+        self._exchange(f"{count} {DONE}", read=False)
+
+    def _exchange(self, mine: str, read: bool = True) -> dict[int, str]:
+        """Say where this rank is and hear the others; nothing is heard where the store's host is gone."""
+        if self._store is None:
+            return {0: mine}
+        try:
+            self._store.set(f"watchdog/beat/{self.ranks.rank}", mine)
+            if not read:
+                return {}
+            names = [f"watchdog/beat/{rank}" for rank in range(self.ranks.world_size)]
+            return {rank: value.decode() for rank, value in enumerate(self._store.multi_get(names))}
+        except RuntimeError:  # all of torch.distributed's errors
+            return {self.ranks.rank: mine}
+
+    def _behind(self, states: dict[int, str]) -> list[int]:
+        """Ranks in an earlier step than this one; none while a rank validates or saves; all where all are in one step."""
+        if PAUSED in states.values() or not all(state.isdigit() for state in states.values()):
+            return []
+        steps = {rank: int(state) for rank, state in states.items()}
+        least = min(steps.values())
+        return [rank for rank, step in steps.items() if step == least]
+
+    def _bring_down(self, silent: list[int]) -> None:
+        names = ", ".join(f"{r} (process {self._peers[r][1]} on {self._peers[r][0]})" if r in self._peers else str(r) for r in silent)
+        message = f"step {self.state}: no answer for {self.limit_s:g} s from rank {names}; leaving, so that the job can be restarted"
+        reporter = threading.Thread(target=self._report, args=(silent, message), daemon=True)  # the disk itself may hang
+        reporter.start()
+        reporter.join(5.0)
+        for rank in silent:
+            if rank != self.ranks.rank and rank in self._peers:
+                host, pid, started = self._peers[rank]
+                if host == socket.gethostname() and started is not None and start_ticks(pid) == started:
+                    os.kill(pid, signal.SIGKILL)  # a frozen process cannot leave by itself
+        self.leave(EXIT_CODE)
+
+    def _report(self, silent: list[int], message: str) -> None:
+        self.log.error("%s", message)
+        note = {"step": self.state, "ranks": silent, "limit_s": self.limit_s, "noticed_by": self.ranks.rank, "message": message}
+        write_json(self.folder / "stall.json", note)
