@@ -103,7 +103,7 @@ def submit(steps: list[Step], dependency: str | None = None) -> list[Job[None]]:
     calls = [StageJob(str(step.run.run_dir), step.stage, step.part) for step in steps]
     jobs = _submit(first.name, config, first.stage, folder, dependency, calls)
     for step, job in zip(steps, jobs, strict=True):
-        ledger.submitted(step.run.run_dir, step.stage, job.job_id, config.cluster.executor, dependency, folder)
+        ledger.submitted(step.run.run_dir, step.stage, job.job_id, config.cluster.executor, dependency, folder, step.part)
     return jobs
 
 

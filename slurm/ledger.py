@@ -39,10 +39,14 @@ def _entry(run_dir: Path, stage: str, job_id: str) -> Iterator[dict[str, Any]]:
         write_json(run_dir / "jobs.json", jobs)
 
 
-def submitted(run_dir: Path, stage: str, job_id: str, executor: str, after: str | None, logs: Path) -> None:
-    """Note a job that was handed to the executor; `after`: its dependencies as sbatch got them."""
+def submitted(
+    run_dir: Path, stage: str, job_id: str, executor: str, after: str | None, logs: Path, part: tuple[int, int] | None = None
+) -> None:
+    """Note a job that was handed to the executor; `after`: its dependencies as sbatch got them; `part`: (k, n) of the stage."""
     with _entry(run_dir, stage, job_id) as entry:
-        entry |= {"executor": executor, "submitted": time.time(), "after": after or "", "logs": str(logs)}
+        entry |= {"executor": executor, "submitted": time.time(), "after": after or "", "logs": str(logs)} | (
+            {"part": part} if part else {}
+        )
 
 
 def started(run_dir: Path, stage: str, job_id: str, hosts: list[str]) -> None:
@@ -77,6 +81,12 @@ def state(run_dir: Path, stage: str, job_id: str) -> str:
     """State of the newest entry of this job, as last noted."""
     jobs = [job for job in read_json(run_dir / "jobs.json", []) if (job["stage"], job["id"]) == (stage, job_id)]
     return jobs[-1]["state"] if jobs else "UNKNOWN"
+
+
+def unfinished(run_dir: Path) -> list[dict[str, Any]]:
+    """Entries of jobs on Slurm that have not ended, as far as Slurm tells."""
+    refresh(run_dir)
+    return [job for job in read_json(run_dir / "jobs.json", []) if job.get("executor") == "slurm" and job["state"] not in FINAL]
 
 
 def refresh(run_dir: Path) -> None:

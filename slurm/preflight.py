@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import shutil
@@ -65,6 +66,9 @@ def slurm_accepts(group: list[Step]) -> Iterator[Finding]:
     if wanted.partition and (unknown := _unknown_partition(wanted.partition)):
         yield Finding(f"key 'cluster.partition' for stage {stage}: {unknown}", True)
         return
+    if wanted.timeout_min > (limit := _limit_min(wanted.partition)):  # sbatch may accept it and let it wait for ever
+        key = f"key 'cluster.timeout_min' for stage {stage}: {wanted.timeout_min}"
+        yield Finding(f"{key}: the partition's limit is {limit:.0f}; a job that reaches its own limit saves, is requeued and goes on", True)
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:
         script.write(sbatch_script(group[:1], None).replace("#SBATCH --chdir", "# chdir"))  # the copy of the code is not there yet
         script.flush()
@@ -82,6 +86,18 @@ def _unknown_partition(name: str) -> str:
         return ""
     near = difflib.get_close_matches(name, there, 1, 0.4)
     return f"no partition {name!r} on this cluster, there are {', '.join(there)}" + (f"; did you mean '{near[0]}'?" if near else "")
+
+
+def _limit_min(partition: str | None) -> float:
+    """The longest time limit of the partition, minutes; infinity where Slurm does not tell."""
+    limits = []
+    for text in (ask("sinfo", "-h", *(["-p", partition] if partition else []), "-o", "%l") or "").split():
+        days, _, clock = text.rpartition("-")
+        if not re.fullmatch(r"\d+(:\d+)*", clock):  # "infinite"
+            return math.inf
+        parts = [0, 0, *map(int, clock.split(":"))][-3:]  # [hours, minutes, seconds]
+        limits.append(int(days or 0) * 1440 + parts[0] * 60 + parts[1] + parts[2] / 60)
+    return max(limits, default=math.inf)
 
 
 def _asked(wanted: ClusterConfig) -> str:

@@ -46,9 +46,9 @@ def survey(run_dirs: list[Path]) -> list[StageStatus]:
         config = run_config(run_dir)
         ledger.refresh(run_dir)
         jobs = read_json(run_dir / "jobs.json", [])
-        for stage in dict.fromkeys(job["stage"] for job in jobs):
-            own = [job for job in jobs if job["stage"] == stage]
-            newest = [job for job in own if (job.get("logs"), job.get("after")) == (own[-1].get("logs"), own[-1].get("after"))]
+        for stage, part in dict.fromkeys((job["stage"], "part" in job) for job in jobs):
+            own = [job for job in jobs if (job["stage"], "part" in job) == (stage, part)]
+            newest = [job for job in own if job.get("logs") == own[-1].get("logs")]
             found.append(_stage_status(run_dir, config, stage, newest))
     return found
 
@@ -62,7 +62,8 @@ def _stage_status(run_dir: Path, config: RunConfig, stage: str, jobs: list[dict[
     text = error["message"].splitlines()[0][:160] if error and state != "COMPLETED" else ""
     attempt = max(len(job["attempts"]) for job in jobs)
     progress = _progress(run_dir, config) if stage == "train" else ""
-    return StageStatus(run_dir.name, stage, [job["id"] for job in jobs], state, attempt, progress, text)
+    name = f"{stage} parts" if "part" in jobs[0] else stage
+    return StageStatus(run_dir.name, name, [job["id"] for job in jobs], state, attempt, progress, text)
 
 
 def _progress(run_dir: Path, config: RunConfig) -> str:

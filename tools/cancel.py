@@ -10,8 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.errors import UserError, exit_code
+from slurm import ledger
 from slurm.chain import FINISH
-from slurm.status import survey
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="tools/cancel.py", description=__doc__)
     parser.add_argument("run_dir", type=Path, nargs="+")
     run_dirs = [run_dir.absolute() for run_dir in parser.parse_args().run_dir]
-    ids = [job for status in survey(run_dirs) if not status.ended and status.stage != FINISH for job in status.jobs]
+    ids = [job["id"] for run_dir in run_dirs for job in ledger.unfinished(run_dir) if job["stage"] != FINISH]
     if not ids:
         print("nothing is queued and nothing runs")
         return

@@ -57,7 +57,7 @@ def running(cluster: Cluster) -> Iterator[Cluster]:
 def launch(*args: str, root: Path = ROOT) -> subprocess.CompletedProcess:
     """`launch.py` as a user calls it."""
     command = [sys.executable, str(root / "launch.py"), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=400)
 
 
 def profile(folder: Path, **cluster: object) -> Path:

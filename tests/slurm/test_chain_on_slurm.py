@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,16 +22,16 @@ pytestmark = pytest.mark.slurm
 
 @pytest.fixture(scope="module")
 def chain(cluster, noise_celeba, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    """One variant on two nodes with two tasks each, the shards in two parts."""
+    """A sweep of two seeds, each on two nodes with two tasks each, the shards in two parts; followed to its end."""
     folder = tmp_path_factory.mktemp("chain with a space")
     one = {"nodes": 1, "tasks_per_node": 1}
     on = profile(folder, nodes=2, tasks_per_node=2, stages={"shard": {"jobs": 2}, "classifier": one, "eval": one})
     short = [word for word in TINY if not word.startswith("train.images")] + ["train.images=320"]
-    done = launch("--cluster", on, "--config", "sigma_cvae_nf", f"shard.source={noise_celeba}", f"runs_dir={folder}/runs", *short)
-    assert done.returncode == 0, done.stderr
-    run_dir = folder / "runs" / "sigma_cvae_nf"
-    wait_for(lambda: ended(job_ids(run_dir, "finish")[0]), "the finishing job")
-    return run_dir, done
+    (folder / "two.yaml").write_text("configs: [sigma_cvae_nf]\nseeds: [0, 1]\n")
+    sweep = ["--sweep", folder / "two.yaml", f"shard.source={noise_celeba}", f"runs_dir={folder}/runs", *short]
+    done = launch("--cluster", on, *sweep, "--wait")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "runs" / "sigma_cvae_nf-s0", done
 
 
 def test_every_stage_ran_once_and_ended_well(chain):
@@ -39,6 +40,28 @@ def test_every_stage_ran_once_and_ended_well(chain):
     assert [job["stage"] for job in jobs] == ["shard", "shard", "shard", "train", "classifier", "eval", "finish"]
     assert {job["state"] for job in jobs} == {"COMPLETED"} and {len(job["attempts"]) for job in jobs} == {1}
     assert set(job_states([job["id"] for job in jobs]).values()) == {"COMPLETED"}
+    other = json.loads((run_dir.with_name("sigma_cvae_nf-s1") / "jobs.json").read_text())
+    assert [job["stage"] for job in other] == ["train", "eval", "finish"] and {job["state"] for job in other} == {"COMPLETED"}
+    assert [job["id"].partition("_")[2] for job in other] == ["1", "1", ""]  # the second task of an array, the same finishing job
+    assert [job["after"] for job in other[1:2]] == [f"afterok:{jobs[4]['id']},aftercorr:{jobs[3]['id'].partition('_')[0]}"]
+
+
+def test_following_says_what_happened_and_ends_with_a_summary(chain):
+    _, done = chain
+    for said in ("sigma_cvae_nf-s0 train: RUNNING", "sigma_cvae_nf-s1 eval: COMPLETED", "40/40", "finish"):
+        assert said in done.stdout
+
+
+def test_a_sweep_ends_with_a_table_over_seeds_also_in_mlflow(chain):
+    from mlflow import MlflowClient
+
+    run_dir, _ = chain
+    folder = run_dir.parent / "_sweeps" / "two"
+    rows = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("| sigma_cvae_nf |")]
+    assert len(rows) == 1 and rows[0].startswith("| sigma_cvae_nf | 2 |") and "±" in rows[0]
+    client = MlflowClient(f"sqlite:///{run_dir.parent}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("cvae").experiment_id], "run_name = 'sweep two'")
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"table.md", "table.html", "comparison.html"}
 
 
 def test_four_ranks_on_two_nodes_trained(chain):
@@ -70,8 +93,8 @@ def test_mlflow_has_the_run_with_its_evaluation(chain):
     run_dir, _ = chain
     client = MlflowClient(f"sqlite:///{run_dir.parent}/mlflow.db")
     found = client.search_runs([client.get_experiment_by_name("cvae").experiment_id])
-    (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
-    assert parent.info.status == "FINISHED" and len(found) == 2
+    (parent,) = [run for run in found if run.info.run_name == run_dir.name]
+    assert parent.info.status == "FINISHED" and sum(r.data.tags.get("mlflow.parentRunId") == parent.info.run_id for r in found) == 1
     assert parent.data.tags["stage.eval"] == "COMPLETED" and "test/fd_classifier_samples" in parent.data.metrics
 
 
@@ -79,7 +102,7 @@ def test_complete_stages_are_not_submitted_again(chain):
     run_dir, _ = chain
     again = launch("--run-dir", run_dir, "--dry-run")
     for stage in ("shard", "train", "classifier"):
-        assert f"sigma_cvae_nf: {stage}: complete, not submitted" in again.stdout
+        assert f"sigma_cvae_nf-s0: {stage}: complete, not submitted" in again.stdout
     assert again.stdout.count("#!/bin/bash") == 1
 
 
@@ -176,3 +199,97 @@ def test_a_queued_job_runs_the_code_that_was_submitted(cluster, noise_celeba, tm
     cluster.run("scontrol", "release", job_id)
     wait_for(lambda: ended(job_id), "the shard job")
     assert state_of(job_id) == "COMPLETED"
+
+
+# ---- operating
+
+
+def tool(name: str, *args: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / "tools" / name), *map(str, args)], capture_output=True, text=True, timeout=60)
+
+
+def test_status_logs_and_cancel(submit_pair):
+    run_dir = submit_pair("StopsOnce")
+    wait_for(lambda: (run_dir / "rank0.0.json").exists(), "rank 0")
+    before = tool("status.py", run_dir)
+    assert before.returncode == 0 and [row for row in before.stdout.splitlines() if " train " in row and "RUNNING" in row]
+    cancelled = tool("cancel.py", run_dir)
+    assert cancelled.returncode == 0 and job_ids(run_dir, "train")[0] in cancelled.stdout
+    assert states(run_dir) == {"train": "CANCELLED", "eval": "CANCELLED", "finish": "COMPLETED"}
+    assert "nothing is queued" in tool("cancel.py", run_dir).stdout
+    after = tool("status.py", run_dir, "--follow")  # returns, since all have ended
+    assert "CANCELLED" in after.stdout
+
+
+def test_logs_show_the_rank_that_failed(submit_pair):
+    run_dir = submit_pair("Bug", max_crashes=1)
+    assert states(run_dir)["train"] == "FAILED"
+    shown = tool("logs.py", run_dir)
+    assert "the very bug" in shown.stdout and "_1_log.err" in shown.stderr
+
+
+def test_without_accounting_the_controller_is_asked(submit_pair, monkeypatch):
+    run_dir = submit_pair("StandIn")
+    assert states(run_dir)["eval"] == "COMPLETED"
+    monkeypatch.setattr("slurm.queue.shutil.which", lambda name: None)
+    ids = [job_ids(run_dir, stage)[0] for stage in ("train", "eval")]
+    assert job_states([*ids, "999999"]) == dict.fromkeys(ids, "COMPLETED")
+
+
+def test_a_job_submitted_from_inside_a_job_inherits_nothing_of_it(submit_pair, monkeypatch, cluster):
+    for name, value in {"SLURM_CPU_BIND": "mask_cpu:0x1", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "1", "PMIX_RANK": "7"}.items():
+        monkeypatch.setenv(name, value)
+    run_dir = submit_pair("StandIn")
+    monkeypatch.undo()
+    for name, value in cluster.env.items():
+        monkeypatch.setenv(name, value)
+    assert states(run_dir)["train"] == "COMPLETED"
+    assert "_" not in job_ids(run_dir, "train")[0]
+
+
+# ---- preflight
+
+
+@pytest.mark.parametrize(
+    "cluster_keys,overrides,said",
+    [
+        ({"partition": "gpuu"}, [], "no partition 'gpuu' on this cluster, there are gpu, urgent; did you mean 'gpu'?"),
+        ({"gpus_per_node": 7}, [], "cluster.gpus_per_node=7"),
+        ({"timeout_min": 20000}, [], "cluster.timeout_min=20000"),
+        ({"cpus_per_task": 64}, [], "cluster.cpus_per_task=64"),
+        ({}, ["shard.source=/no/such/celeba"], "key 'shard.source': /no/such/celeba: no such folder"),
+        ({}, ["tracking.uri=http://user:secret@127.0.0.1:9"], "key 'tracking.uri': http://***@127.0.0.1:9 does not answer"),
+        ({}, ["eval.inception_weights=/no/weights.pth"], "key 'eval.inception_weights': /no/weights.pth"),
+        ({"timeout_min": 2, "signal_delay_s": 120}, [], "key 'cluster.signal_delay_s' for stage train"),
+    ],
+)  # fmt: skip
+def test_preflight_says_what_is_wrong_and_nothing_is_submitted(cluster, noise_celeba, tmp_path, cluster_keys, overrides, said):
+    on = profile(tmp_path, nodes=1, tasks_per_node=1, **cluster_keys)
+    done = launch(
+        "--cluster",
+        on,
+        "--config",
+        "sigma_cvae_nf",
+        f"shard.source={noise_celeba}",
+        f"runs_dir={tmp_path}/runs",
+        "name=checked",
+        *overrides,
+    )
+    assert done.returncode == 2 and said in done.stderr and "nothing was submitted" in done.stderr and "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+    assert "checked" not in cluster.run("squeue", "-h", "-t", "all", "-o", "%j")
+
+
+def test_preflight_warns_of_an_uneven_batch_and_can_be_skipped(cluster, noise_celeba, tmp_path):
+    on = profile(tmp_path, nodes=2, tasks_per_node=2, extra_sbatch={"hold": "true"})
+    words = ["--config", "sigma_cvae_nf", f"shard.source={noise_celeba}", f"runs_dir={tmp_path}/runs", "train.batch_size=30"]
+    done = launch("--cluster", on, *words)
+    assert (
+        done.returncode == 0
+        and "30 images over 4 ranks are shared unevenly: 6% of the ranks' time is lost; 32 would be even" in done.stderr
+    )
+    assert tool("cancel.py", tmp_path / "runs" / "sigma_cvae_nf").returncode == 0
+    skipped = launch("--cluster", on, "--no-preflight", *words, "name=skipped")
+    assert skipped.returncode == 0 and "unevenly" not in skipped.stderr
+    assert tool("cancel.py", tmp_path / "runs" / "skipped").returncode == 0
