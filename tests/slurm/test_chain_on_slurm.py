@@ -255,7 +255,7 @@ def test_a_job_submitted_from_inside_a_job_inherits_nothing_of_it(submit_pair, m
     [
         ({"partition": "gpuu"}, [], "no partition 'gpuu' on this cluster, there are gpu, urgent; did you mean 'gpu'?"),
         ({"gpus_per_node": 7}, [], "cluster.gpus_per_node=7"),
-        ({"timeout_min": 20000}, [], "cluster.timeout_min=20000"),
+        ({"timeout_min": 20000}, [], "20000: the partition's limit is 10080"),
         ({"cpus_per_task": 64}, [], "cluster.cpus_per_task=64"),
         ({}, ["shard.source=/no/such/celeba"], "key 'shard.source': /no/such/celeba: no such folder"),
         ({}, ["tracking.uri=http://user:secret@127.0.0.1:9"], "key 'tracking.uri': http://***@127.0.0.1:9 does not answer"),
