@@ -4,7 +4,8 @@ Two proofs that an owner lives, and a refusal only upon a proof:
 - the kernel holds its flock (on this host always; across hosts where the file system passes locks on: NFS, GPFS, Lustre with -o flock);
 - its heartbeat moves while we watch, for file systems that keep locks to one host. No clock is compared with another host's.
 The kernel frees the lock of a killed process. A lock that outlives its owner (a node that died under NFS) is broken after STALE_S
-without a heartbeat; an owner that slept through that finds another name in the file, and leaves before it writes again.
+without a heartbeat, at once where the same job of a scheduler is started anew; an owner that lived through that finds another name
+in the file, and leaves before it writes again.
 """
 
 from __future__ import annotations
@@ -90,13 +91,15 @@ def acquire(folder: Path, job: str = "", lost: Callable[[], None] = lambda: os._
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        if not _lock(handle):
-            _require_dead(file, STALE_S)
+        before, free = _read(file), _lock(handle)
+        # A scheduler that starts a job again has given its last attempt up, also one that lives on, on a node that was taken for dead.
+        given_up = bool(job) and before.get("job") == job
+        if not free:
+            if not given_up:
+                _require_dead(file, STALE_S)
             handle = _replace(file, handle)
-        else:
-            before = _read(file)
-            if before and before.get("host") != who["host"]:  # a lock that is kept to one host proves nothing about another
-                _require_dead(file, 3 * BEAT_S)
+        elif before and before.get("host") != who["host"] and not given_up:  # a lock kept to one host proves nothing about another
+            _require_dead(file, 3 * BEAT_S)
         if before := _read(file):
             log.warning("%s: its owner, %s, is gone; going on in its place", folder, describe(before))
         return Ownership(file, handle, who, lost)
