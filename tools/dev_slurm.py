@@ -1,4 +1,4 @@
-"""A private Slurm on this one host, for trying and testing: `python tools/dev_slurm.py start|stop|status [--folder DIR]`.
+"""A private Slurm on this one host, for trying and testing: `python tools/dev_slurm.py start|stop|status|hold [--folder DIR]`.
 
 Needs Debian's slurmctld, slurmd, slurm-client and munge (for sacct also slurmdbd,
 slurm-wlm-mysql-plugin, mariadb-server-core and mariadb-client-core).
@@ -221,6 +221,18 @@ class Cluster:
             self._edit_hosts("")
 
 
+def hold(cluster: Cluster) -> None:
+    """Run the cluster until standard input ends: with the process that holds its other end, however that dies."""
+    try:
+        cluster.start()
+        print("ready", flush=True)
+        sys.stdin.read()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        cluster.stop()
+
+
 def end_processes(pid_files: list[Path], limit_s: float = 15.0) -> None:
     """SIGTERM to the processes in the files, SIGKILL to those that are still there after `limit_s`."""
     pids = []
@@ -331,15 +343,18 @@ StorageLoc=slurm_acct_db
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="tools/dev_slurm.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("start", "stop", "status"))
+    parser.add_argument("action", choices=("start", "stop", "status", "hold"), help="hold: start, and stop when standard input ends")
     parser.add_argument("--folder", type=Path, default=Path.home() / ".cache" / "dev_slurm", help="of the cluster (default: %(default)s)")
     parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--cpus", type=int, default=4, help="per node, as Slurm believes")
     parser.add_argument("--no-accounting", dest="accounting", action="store_false", help="no slurmdbd, so no sacct")
     args = parser.parse_args()
-    cluster = Cluster(args.folder.absolute(), args.nodes, accounting=args.accounting)
+    cluster = Cluster(args.folder.absolute(), args.nodes, cpus=args.cpus, accounting=args.accounting)
     if args.action == "start":
         cluster.start()
         print(f"export SLURM_CONF={cluster.env['SLURM_CONF']}  # then launch.py --cluster slurm ...; `tools/dev_slurm.py stop` ends it")
+    elif args.action == "hold":
+        hold(cluster)
     elif args.action == "stop":
         cluster.stop()
     else:

@@ -21,10 +21,12 @@ from tools.dev_slurm import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 240
+INTERVAL = 20  # steps between checkpoints
+AT = 45  # the step from which on a fault strikes
 TINY = (
     "shard.size=16", "shard.samples_per_shard=20", "model.net.channels=[8,16]", "model.z_dim=8", "model.conditioner.width=8",
     "model.prior.hidden=16", "model.prior.flow.layers=2", "model.prior.flow.hidden=16", "train.batch_size=8", f"train.images={8 * STEPS}",
-    "train.val_interval=60", "train.checkpoint_interval=20", "train.log_interval=5", "train.threads=1", "optim.warmup_images=16",
+    "train.val_interval=60", f"train.checkpoint_interval={INTERVAL}", "train.log_interval=5", "train.threads=1", "optim.warmup_images=16",
     "train.kl_warmup_images=64", "classifier.epochs=1", "classifier.batch_size=8", "eval.n=6", "eval.block=4", "eval.iw_images=4",
     "eval.iw_samples=2", "eval.rare_samples=4",
 )  # fmt: skip
@@ -42,14 +44,19 @@ def wait_for(condition: Callable[[], object], what: str, limit_s: float = 240.0)
 
 @contextmanager
 def running(cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster, started, and its variables in this process."""
+    """The cluster, started, and its variables in this process; it ends with this process, however that dies."""
     before = dict(os.environ)
+    command = [sys.executable, str(ROOT / "tools" / "dev_slurm.py"), "hold", "--folder", str(cluster.folder)]
+    numbers = ["--nodes", str(cluster.nodes), "--cpus", str(cluster.cpus)]
+    holder = subprocess.Popen([*command, *numbers], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdin and holder.stdout
     try:
-        cluster.start()
+        assert holder.stdout.readline() == "ready\n", "the cluster did not start"
         os.environ.update(cluster.env)
         yield cluster
     finally:
-        cluster.stop()
+        holder.stdin.close()
+        holder.wait(60)
         os.environ.clear()
         os.environ.update(before)
 
@@ -106,6 +113,8 @@ def ranks_of(job_id: str) -> dict[int, int]:
 
 # ---- faults: each disturbs one job
 
+Fault = Callable[[Cluster, str, list[str]], None]
+
 
 def stop_signal(cluster: Cluster, job_id: str, nodes: list[str]) -> None:
     """What Slurm sends before the time limit."""
@@ -135,6 +144,48 @@ def kill_slurmd(cluster: Cluster, job_id: str, nodes: list[str]) -> None:
     """
     os.kill(ranks_of(job_id)[0], signal.SIGSTOP)
     os.kill(cluster.pid(f"slurmd.{nodes[-1]}"), signal.SIGKILL)
+
+
+FAULTS: dict[str, Fault] = {
+    "signal": stop_signal,
+    "requeue": requeue,
+    "preempt": preempt,
+    "kill_rank": kill_rank,
+    "kill_slurmd": kill_slurmd,
+}
+
+
+def disturbed(cluster: Cluster, folder: Path, celeba: Path, faults: dict[str, Fault], tasks: int, *overrides: str) -> dict[str, Path]:
+    """Run directories of an undisturbed training "calm" and of one per fault, all run at the same time, each on two nodes of its own.
+
+    `tasks` per node; a fault strikes at step AT. Prints what each one cost.
+    """
+    common = [f"shard.source={celeba}", f"runs_dir={folder}", *TINY, *overrides]
+    places = {name: [f"n{2 * i + 1}", f"n{2 * i + 2}"] for i, name in enumerate(["calm", *faults])}
+    first = launch("--cluster", profile(folder, nodes=1, tasks_per_node=1), "--config", "sigma_cvae_nf", "--stages", "shard", *common)
+    assert first.returncode == 0, first.stderr
+    wait_for(lambda: entry(folder / "sigma_cvae_nf", "shard")["state"] == "COMPLETED", "shards")
+    jobs, struck = {}, {}
+    for name in places:
+        others = [n for other, place in places.items() if other != name for n in place] + (["n13"] if name != "kill_slurmd" else [])
+        on = profile(folder, nodes=2, tasks_per_node=tasks, extra_sbatch={"exclude": ",".join(others)})
+        done = launch("--cluster", on, "--config", "sigma_cvae_nf", "--stages", "train", f"name={name}", *common)
+        assert done.returncode == 0, done.stderr
+        (jobs[name],) = job_ids(folder / name, "train")
+    for name, fault in faults.items():
+        wait_for(lambda name=name: step(folder / name) >= AT, f"{name}: step {AT}")
+        assert ranks_of(jobs[name]).keys() == set(range(2 * tasks))
+        struck[name] = (time.time(), step(folder / name))
+        fault(cluster, jobs[name], places[name])
+    for name, job_id in jobs.items():
+        wait_for(lambda job_id=job_id: ended(job_id), f"{name}: end")
+        assert state_of(job_id) == "COMPLETED", (name, (folder / name / "jobs.json").read_text())
+    if "kill_slurmd" in faults:
+        cluster.start_node(places["kill_slurmd"][1])
+    for name, (when, at) in struck.items():
+        again = entry(folder / name, "train")["attempts"][1]["started"] - when
+        print(f"{name}: struck at step {at} (last logged), went on at step {resumed_at(folder / name)}, {again:.0f} s later")
+    return {name: folder / name for name in places}
 
 
 # ---- what must hold afterwards

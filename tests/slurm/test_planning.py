@@ -1,0 +1,173 @@
+"""What needs no cluster: sweeps, arrays and their dependencies, the decision to restart, the copy of the code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import layout
+from pipeline.config import dump
+from pipeline.errors import ConfigError, DataError
+from pipeline.schema import StageResources
+from slurm import ledger
+from slurm.chain import Run, batches, parse_stages, plan
+from slurm.launcher import dependencies
+from slurm.preflight import _limit_min
+from slurm.restart import wanted
+from slurm.snapshot import code, snapshot, snapshot_folder
+from slurm.status import as_table, duration, log_of, survey
+from slurm.sweep import read_sweep
+
+
+def sweep(tmp_path: Path, text: str) -> Path:
+    (tmp_path / "sweep.yaml").write_text(text)
+    return tmp_path / "sweep.yaml"
+
+
+def test_a_sweep_is_configs_times_grid_times_seeds(tmp_path):
+    file = sweep(tmp_path, "configs: [a, b]\nseeds: [0, 7]\ngrid: {model.z_dim: [8, 16]}\noverrides: {train.images: 100}\n")
+    cells = read_sweep(file)
+    assert len(cells) == 8
+    assert cells[1].config == "a"
+    assert cells[1].overrides == ["train.images=100", "model.z_dim=8", "seed=7", "name=a-z_dim8-s7"]
+
+
+@pytest.mark.parametrize(
+    "text,said",
+    [
+        ("seeds: [0]", "expected the keys configs"),
+        ("configs: [a]\nseed: [1]", "seed"),
+        ("configs: [a]\nseeds: 3", "'seeds'"),
+        (":", "YAML"),
+    ],
+)
+def test_a_wrong_sweep_file_is_named_with_its_key(tmp_path, text, said):
+    with pytest.raises(ConfigError, match="sweep.yaml") as error:
+        read_sweep(sweep(tmp_path, text))
+    assert said in str(error.value)
+
+
+def several(run: Run, **cluster: object) -> list[Run]:
+    """Three runs on the same data."""
+    config = replace(run.config, cluster=replace(run.config.cluster, executor="slurm", **cluster))
+    config = replace(config, shard=replace(config.shard, source="/celeba"))
+    return [Run(replace(config, name=f"r{i}", seed=i), run.run_dir.parent / f"r{i}") for i in range(3)]
+
+
+def test_arrays_wait_for_each_other_task_by_task_and_for_what_they_share_as_a_whole(run):
+    chain = plan(several(run, stages={"shard": StageResources(jobs=4)}), parse_stages(None), explicit=False)
+    groups = batches(chain)
+    assert [(group[0].stage, len(group)) for group in groups] == [
+        ("shard", 4), ("shard", 1), ("train", 3), ("classifier", 1), ("eval", 3),
+    ]  # fmt: skip
+    ids, said = {}, []
+    for number, group in enumerate(groups, 10):
+        said.append(dependencies(group, ids))
+        ids |= {step.output: f"{number}_{i}" if len(group) > 1 else str(number) for i, step in enumerate(group)}
+    assert said == [None, "afterok:10", "afterok:11", "afterok:11", "afterok:13,aftercorr:12"]
+
+
+def test_where_tasks_do_not_correspond_every_one_needed_is_waited_for(run):
+    """One training is complete: the evaluations that need the others are an array of their own."""
+    runs = several(run)
+    done = layout.train_dir(runs[1].run_dir) / "done.json"
+    done.parent.mkdir(parents=True)
+    done.write_text(json.dumps({"images": 10**9}))
+    groups = batches(plan(runs, ["train", "eval"], explicit=False))
+    assert [[step.run.config.name for step in group] for group in groups] == [["r0", "r2"], ["r0", "r2"], ["r1"]]
+
+
+def test_toy_faces_are_drawn_by_one_job(run):
+    runs = [Run(replace(r.config, shard=replace(r.config.shard, source="")), r.run_dir) for r in several(run)]
+    runs = [Run(replace(r.config, cluster=replace(r.config.cluster, stages={"shard": StageResources(jobs=4)})), r.run_dir) for r in runs]
+    assert len(plan(runs, ["shard"], explicit=False).steps) == 1
+
+
+def test_only_the_shard_stage_can_be_split(run):
+    with pytest.raises(ConfigError, match=r"cluster\.jobs.*train.*only the shard stage"):
+        plan(several(run, stages={"train": StageResources(jobs=2)}), ["train"], explicit=True)
+
+
+# ---- restarts
+
+
+@pytest.fixture
+def crashing(run: Run) -> Path:
+    """A run whose job 5 crashes; its progress is the newest checkpoint."""
+    cluster = replace(run.config.cluster, max_crashes=3, max_restarts=5)
+    (run.run_dir / "config.yaml").write_text(dump(replace(run.config, cluster=cluster)))
+    return run.run_dir
+
+
+def reach(run_dir: Path, step: int) -> None:
+    folder = layout.checkpoints_dir(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"step_{step:08d}.json").write_text("{}")
+
+
+def test_a_crash_is_tried_again_until_it_makes_no_progress(crashing):
+    assert wanted(crashing, "train", "5", 137) and wanted(crashing, "train", "5", 137)
+    reach(crashing, 100)
+    assert wanted(crashing, "train", "5", 1) and wanted(crashing, "train", "5", 1)  # the first two were elsewhere
+    assert not wanted(crashing, "train", "5", 1)
+    failure = ledger.failure(crashing, "train")
+    assert failure and failure["message"].startswith("3 crashes in a row without progress (at 100)")
+    assert ledger.state(crashing, "train", "5") == "FAILED"
+
+
+def test_crashes_are_limited_also_with_progress(crashing):
+    answers = []
+    for step in range(1, 7):
+        reach(crashing, step)
+        answers.append(wanted(crashing, "train", "5", 1))
+    assert answers == [True] * 5 + [False]
+
+
+def test_a_users_mistake_is_not_tried_again(crashing):
+    ledger.note_failure(crashing, "train", 0, DataError("shards: gone"))
+    assert not wanted(crashing, "train", "5", 2)
+    failure = ledger.failure(crashing, "train")
+    assert failure and failure["message"] == "shards: gone"
+
+
+# ---- the copy of the code
+
+
+def test_the_copy_holds_all_that_a_job_imports_and_is_made_once(tmp_path):
+    folder = snapshot(tmp_path)
+    files = code()
+    assert {Path("launch.py"), Path("slurm/job.py"), Path("configs/cluster/slurm.yaml")} <= files.keys()
+    assert all((folder / file).read_bytes() == content for file, content in files.items())
+    before = (folder / "launch.py").stat().st_mtime_ns
+    assert snapshot(tmp_path) == folder and (folder / "launch.py").stat().st_mtime_ns == before
+    assert snapshot_folder(tmp_path, files | {Path("launch.py"): b"edited"}) != folder
+
+
+# ---- status
+
+
+@pytest.mark.parametrize(
+    "text,minutes", [("7-00:00:00", 10080), ("1:30:00", 90), ("30:00", 30), ("infinite", float("inf")), ("", float("inf"))]
+)
+def test_time_limits_of_partitions(monkeypatch, text, minutes):
+    monkeypatch.setattr("slurm.preflight.ask", lambda *command: text)
+    assert _limit_min("gpu") == minutes
+
+
+def test_durations():
+    assert [duration(s) for s in (5, 250, 11100, float("inf"))] == ["5 s", "4 min", "3 h 05 min", "?"]
+
+
+def test_status_and_log_of_a_run_of_this_machine(crashing):
+    ledger.submitted(crashing, "train", "5", "local", None, crashing / "logs/train/submitit/1")
+    ledger.started(crashing, "train", "5", ["here"])
+    (status,) = survey([crashing])
+    assert (status.stage, status.state, status.attempt) == ("train", "RUNNING", 1)
+    assert log_of(crashing, None, None) == crashing / "logs/train/rank0.log"
+    ledger.note_failure(crashing, "train", 1, ZeroDivisionError("the bug"))
+    ledger.ended(crashing, "train", "5", "FAILED")
+    assert "the bug" in as_table(survey([crashing]))
+    assert log_of(crashing, None, None) == crashing / "logs/train/submitit/1/5_1_log.err"
