@@ -28,10 +28,13 @@ from slurm.snapshot import snapshot
 if TYPE_CHECKING:
     from submitit import AutoExecutor, Job
 
+# A job that was cancelled, ran out of time or was requeued is no longer RUNNING. Asked here and not in Python, which may be in a container.
 TRAP = """\
 restart_after_crash() {{
   code=$?
-  if [ $code -ne 0 ] && {python} -m slurm.restart {folder} $code; then scontrol requeue "$SLURM_JOB_ID"; fi
+  [ $code -ne 0 ] || return
+  scontrol show job -o "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING ' || return
+  if {python} -m slurm.restart {folder} $code; then scontrol requeue "$SLURM_JOB_ID"; fi
 }}
 trap restart_after_crash EXIT"""
 

@@ -13,9 +13,6 @@ from pathlib import Path
 from pipeline.runtime.record import read_json, run_config
 from pipeline.stages import STAGES
 from slurm import ledger
-from slurm.queue import state_of
-
-USER_ERROR = 2
 
 
 def wanted(run_dir: Path, stage: str, job_id: str, code: int) -> bool:
@@ -45,8 +42,6 @@ def main() -> int:
     folder, code = Path(sys.argv[1]), int(sys.argv[2])
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     job_id = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}" if task else os.environ["SLURM_JOB_ID"]
-    if state_of(os.environ["SLURM_JOB_ID"]) != "RUNNING":  # cancelled, out of time, or requeued already
-        return 1
     step = read_json(folder / "steps.json")[int(task or 0)]
     return 0 if wanted(Path(step["run_dir"]), step["stage"], job_id, code) else 1
 

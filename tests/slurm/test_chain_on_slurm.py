@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -245,6 +246,22 @@ def test_a_job_submitted_from_inside_a_job_inherits_nothing_of_it(submit_pair, m
         monkeypatch.setenv(name, value)
     assert states(run_dir)["train"] == "COMPLETED"
     assert "_" not in job_ids(run_dir, "train")[0]
+
+
+def test_ctrl_c_detaches_and_leaves_the_jobs_alone(cluster, noise_celeba, tmp_path):
+    on = profile(tmp_path, nodes=1, tasks_per_node=1, extra_sbatch={"hold": "true"})
+    words = ["--config", "sigma_cvae_nf", f"shard.source={noise_celeba}", f"runs_dir={tmp_path}/runs", "--stages", "shard", "--wait"]
+    command = [sys.executable, str(ROOT / "launch.py"), "--cluster", str(on), *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        line = next(line for line in process.stdout if ": SUBMITTED" in line or ": PENDING" in line)
+        assert "sigma_cvae_nf shard" in line
+        process.send_signal(signal.SIGINT)
+        assert "follow them again: python tools/status.py --follow" in process.stderr.read()
+    assert process.returncode == 130
+    (job_id,) = job_ids(tmp_path / "runs" / "sigma_cvae_nf", "shard")
+    assert state_of(job_id) == "PENDING"
+    assert tool("cancel.py", tmp_path / "runs" / "sigma_cvae_nf").returncode == 0
 
 
 # ---- preflight
