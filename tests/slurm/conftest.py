@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.config import dump
 from pipeline.schema import ClusterConfig, RunConfig
-from slurm.chain import Run
+from slurm.chain import Chain, Run, Step
+from slurm.launcher import submit_all
 
 HERE = str(Path(__file__).parent)
 sys.path.append(HERE)  # stand_in_jobs, which jobs import by name
@@ -59,10 +60,30 @@ def cluster(tmp_path_factory):
     """A real Slurm of 13 nodes with 2 processors each, on this host."""
     from real import Cluster, running
 
-    from tools.dev_slurm import missing
+    from tools._slurm.cluster import missing
 
     if absent := missing():
         say = pytest.fail if os.environ.get("REQUIRE_SLURM") else pytest.skip  # CI installs Slurm and must have run these tests
         say(f"needs Slurm's packages (see tools/dev_slurm.py): {', '.join(absent)} not installed")
     with running(Cluster(tmp_path_factory.mktemp("slurm"), nodes=13, cpus=2)) as started:
         yield started
+
+
+@pytest.fixture
+def submit_pair(cluster, run, monkeypatch):
+    """Submit a train job of the given kind and an evaluation after it; returns the run directory."""
+
+    def go(kind: str, **limits: int) -> Path:
+        import stand_in_jobs
+
+        from pipeline.config import dump
+
+        monkeypatch.setattr("slurm.job.StageJob", getattr(stand_in_jobs, kind))
+        on = replace(run.config.cluster, executor="slurm", partition="gpu", mem_gb=1, tasks_per_node=2, **limits)
+        one = Run(replace(run.config, cluster=on, tracking=replace(run.config.tracking, enabled=False)), run.run_dir)
+        (one.run_dir / "config.yaml").write_text(dump(one.config))
+        steps = [Step(one, "train", one.run_dir / "train", ()), Step(one, "eval", one.run_dir / "eval", (one.run_dir / "train",))]
+        submit_all(Chain(steps, []), [one])
+        return one.run_dir
+
+    return go

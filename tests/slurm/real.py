@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from pipeline.runtime.metrics_log import read_metrics
 from slurm.queue import FINAL, state_of
-from tools.dev_slurm import Cluster
+from tools._slurm.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 240
@@ -67,6 +67,10 @@ def launch(*args: str, root: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=400)
 
 
+def tool(name: str, *args: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / "tools" / name), *map(str, args)], capture_output=True, text=True, timeout=60)
+
+
 def profile(folder: Path, **cluster: object) -> Path:
     """A cluster profile of the test cluster."""
     base = {"executor": "slurm", "partition": "gpu", "cpus_per_task": 1, "mem_gb": 2, "timeout_min": 60, "gpus_per_node": 0}
@@ -109,6 +113,13 @@ def ranks_of(job_id: str) -> dict[int, int]:
         if environment.get(b"SLURM_JOB_ID") == job_id.encode() and b"submitit.core._submit" in command and b"srun" not in command:
             found[int(environment.get(b"SLURM_PROCID", b"-1"))] = int(folder.name)
     return found
+
+
+def states(run_dir: Path) -> dict[str, str | None]:
+    """What Slurm says of the pair and of the finishing job, once all have ended."""
+    ids = {stage: job_ids(run_dir, stage)[-1] for stage in ("train", "eval", "finish")}
+    wait_for(lambda: all(ended(job_id) for job_id in ids.values()), f"the end of {ids}")
+    return {stage: state_of(job_id) for stage, job_id in ids.items()}
 
 
 # ---- faults: each disturbs one job
