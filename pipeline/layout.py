@@ -67,7 +67,7 @@ def trained_sections(config: RunConfig) -> dict[str, Any]:
     The shards' content belongs to it too; the train stage adds its digest, for a path may move.
     """
     train = {k: v for k, v in to_dict(config.train).items() if k not in TRAIN_FREE}
-    data = {k: v for k, v in to_dict(config.data).items() if k not in ("verify", "stage_to")}
+    data = {k: v for k, v in to_dict(config.data).items() if k not in ("verify", "stage_to", "damaged")}
     return {
         "seed": config.seed,
         "data": data,

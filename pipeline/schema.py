@@ -38,6 +38,7 @@ class DataConfig:
     rotation_degrees: float = 0.0  # random rotation within +- this angle
     shards_at_once: int = 8  # shards that are mixed with one another at a time
     verify: str = "once"  # sha256 of shards: once (per node and file) | always
+    damaged: str = "stop"  # a damaged shard: stop, or exclude its samples (counted in the log and in MLflow)
     stage_to: str = ""  # node-local folder that shards are copied to for training, e.g. $SLURM_TMPDIR; empty: read in place
 
 
@@ -186,6 +187,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.net.norm": cvae_config.NORM_NAMES,
     "model.net.activation": cvae_config.ACTIVATION_NAMES,
     "data.verify": ("once", "always"),
+    "data.damaged": ("stop", "exclude"),
     "train.precision": ("auto", "fp32", "bf16", "fp16", "fp64"),
     "classifier.precision": ("auto", "fp32", "bf16", "fp16"),
     "eval.split": ("val", "test"),

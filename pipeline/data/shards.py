@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import mmap
 import os
 import re
@@ -17,9 +18,11 @@ import numpy as np
 from pipeline.data.records import TAIL, RecordFormat, key_of
 from pipeline.errors import DataError
 from pipeline.layout import SHARD_FORMAT
-from pipeline.runtime.files import sha256, write_json
+from pipeline.runtime.files import intact, sha256, write_json
 
 MANIFEST = "manifest.json"
+MAX_SIZE = 4096  # pixels
+log = logging.getLogger("cvae.train")
 _FILE = re.compile(r"(train|val|test)-\d{5}\.tar")
 
 
@@ -28,47 +31,77 @@ def content_digest(entries: list[dict[str, Any]]) -> str:
     return hashlib.sha256("".join(f"{e['file']} {e['sha256']}\n" for e in entries).encode()).hexdigest()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of shards; DataError where it is missing, malformed or does not fit the tars' names there."""
+def read_manifest(folder: Path, strangers: str = "refuse") -> dict[str, Any]:
+    """The manifest of a folder of shards; DataError where it is missing, malformed, or (unless `strangers` is "ignore") lacks a tar."""
     file = folder / MANIFEST
     try:
-        manifest = json.loads(file.read_text())
+        manifest = json.loads(file.read_bytes())
         form = manifest["format"]
         if form == SHARD_FORMAT:
             entries = [entry for split in manifest["splits"].values() for entry in split["shards"]]
-            sound = all(_FILE.fullmatch(e["file"]) and e["samples"] > 0 and e["bytes"] > 0 for e in entries) and manifest["size"] > 0
-            sound = sound and bool(manifest["attributes"]) and content_digest(entries) == manifest["content_digest"]
+            sound = _sound(manifest) and content_digest(entries) == manifest["content_digest"]
     except OSError:
         raise DataError(f"{file}: cannot be read; run the shard stage, which writes it last") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{file}: is damaged; delete it and run the shard stage again") from None
     if form != SHARD_FORMAT:
-        raise DataError(f"{file}: shards of format {form}, expected {SHARD_FORMAT}; delete {folder} and run the shard stage again")
+        raise DataError(f"{file}: shards of format {form!r:.80}, expected {SHARD_FORMAT}; delete {folder} and run the shard stage again")
     if not sound:
         raise DataError(f"{file}: is damaged (its content_digest does not fit its list of shards); delete it and run the shard stage again")
+    if not intact(manifest):
+        raise DataError(f"{file}: is damaged (its digest does not fit its content); delete it and run the shard stage again")
     for stranger in sorted({tar.name for tar in folder.glob("*.tar")} - {entry["file"] for entry in entries}):
-        raise DataError(f"{folder / stranger}: is not listed in {MANIFEST}; remove it")
+        if strangers == "refuse":
+            raise DataError(f"{folder / stranger}: is not listed in {MANIFEST}; remove it")
+        log.warning("%s: is not listed in %s and is left alone", folder / stranger, MANIFEST)
     return manifest
+
+
+def _sound(manifest: dict[str, Any]) -> bool:
+    """Whether every entry has the right form, belongs to its split, and is listed once."""
+    files: list[str] = []
+    for split, content in manifest["splits"].items():
+        for e in content["shards"]:
+            if not (_FILE.fullmatch(e["file"]) and e["file"].startswith(f"{split}-")):
+                return False
+            if not all(type(e[key]) is int and e[key] > 0 for key in ("samples", "bytes")):
+                return False
+            files.append(e["file"])
+    names = manifest["attributes"]
+    listed = isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names)
+    return listed and len(set(files)) == len(files) and type(manifest["size"]) is int and 0 < manifest["size"] <= MAX_SIZE
 
 
 class Shards:
     """One split as an array of samples.
 
     `verify`: sha256 of every tar "once" (per node and file, remembered in the user's cache folder) or "always".
-    Raises DataError that names the file where anything differs from the manifest.
+    `damaged`: what a tar that differs from the manifest does: "stop" (DataError that names the file), or "exclude": it is left out,
+    with a warning, and listed in `excluded`; the order of samples is another one then.
     """
 
-    def __init__(self, folder: Path, split: str, verify: str = "once") -> None:
-        self.manifest = read_manifest(folder)
+    def __init__(self, folder: Path, split: str, verify: str = "once", damaged: str = "stop") -> None:
+        self.manifest = read_manifest(folder, "refuse" if damaged == "stop" else "ignore")
         if split not in self.manifest["splits"]:
             raise DataError(f"{folder / MANIFEST}: no split {split!r}, expected one of {', '.join(self.manifest['splits'])}")
         self.size: int = self.manifest["size"]
         self.attribute_names: list[str] = self.manifest["attributes"]
         self.content_digest: str = self.manifest["content_digest"]
         self.format = RecordFormat(self.size, len(self.attribute_names))
-        entries = self.manifest["splits"][split]["shards"]
+        listed = self.manifest["splits"][split]["shards"]
         with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
-            self._maps = list(pool.map(lambda entry: open_shard(folder, entry, self.format, verify), entries))
+            opened = list(pool.map(lambda entry: _open_or_why(folder, entry, self.format, verify), listed))
+        self.excluded: dict[str, int] = {}  # damaged tars that were left out -> their samples
+        for entry, result in zip(listed, opened, strict=True):
+            if isinstance(result, DataError):
+                if damaged == "stop":
+                    raise result
+                log.warning("%s; its %d samples are left out (data.damaged=exclude)", result, entry["samples"])
+                self.excluded[entry["file"]] = entry["samples"]
+        entries = [entry for entry in listed if entry["file"] not in self.excluded]
+        self._maps = [result for result in opened if not isinstance(result, DataError)]
+        if not entries:
+            raise DataError(f"{folder}: no intact shard of the {split} split is left; run the shard stage again")
         samples = [entry["samples"] for entry in entries]
         self.bounds = np.concatenate([[0], np.cumsum(samples)]).astype(np.int64)  # [n_shards + 1]
         tars = [np.frombuffer(mapped, np.uint8) for mapped in self._maps]
@@ -124,6 +157,13 @@ class Shards:
 def _array(rows: list[memoryview], shape: tuple[int, ...]) -> np.ndarray:
     """Rows of bytes, copied once, as a writable array uint8 [n, *shape]."""
     return np.frombuffer(bytearray().join(rows), np.uint8).reshape(len(rows), *shape)
+
+
+def _open_or_why(folder: Path, entry: dict[str, Any], form: RecordFormat, verify: str) -> mmap.mmap | DataError:
+    try:
+        return open_shard(folder, entry, form, verify)
+    except DataError as error:
+        return error
 
 
 def open_shard(folder: Path, entry: dict[str, Any], form: RecordFormat, verify: str) -> mmap.mmap:

@@ -26,7 +26,7 @@ from pipeline.data.records import TAIL, RecordFormat
 from pipeline.data.shards import content_digest
 from pipeline.errors import DataError
 from pipeline.layout import SHARD_FORMAT
-from pipeline.runtime.files import sha256
+from pipeline.runtime.files import seal, sha256
 from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.schema import ShardConfig
 
@@ -194,7 +194,7 @@ def build_manifest(celeba: Celeba, config: ShardConfig, reports: list[ShardRepor
             "shards": entries,
         }
     skipped = sorted(skip for report in reports for skip in report.skipped)
-    return {
+    manifest = {
         "format": SHARD_FORMAT,
         "content_digest": content_digest([entry for split in splits.values() for entry in split["shards"]]),
         "size": config.size,
@@ -206,3 +206,4 @@ def build_manifest(celeba: Celeba, config: ShardConfig, reports: list[ShardRepor
         "skipped": skipped[:LISTED_SKIPS],
         "splits": splits,
     }
+    return seal(manifest)

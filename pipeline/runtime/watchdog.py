@@ -59,7 +59,7 @@ class Watchdog:
         """Stop watching; this rank may leave before the others."""
         self._end.set()
         if self.limit_s:
-            self._thread.join(self.limit_s)
+            self._thread.join(1.0)  # it may wait for a store whose host is gone
 
     def at(self, step: int) -> None:
         """This rank begins `step` (main thread); after warm-up collectives get a shorter timeout."""
@@ -84,9 +84,11 @@ class Watchdog:
         while not self._end.wait(period):
             count += 1
             now = time.monotonic()
-            for rank, value in self._exchange(f"{count} {self.state}").items():
-                if value != heard[rank][0]:
-                    heard[rank] = (value, now)
+            values = self._exchange(f"{count} {self.state}")
+            for rank, (value, _) in heard.items():
+                # Where the store is silent, only rank 0, whose host keeps it, is known to be.
+                if values.get(rank, value) != value or (not values and rank):
+                    heard[rank] = (values.get(rank, value), now)
             silent = [r for r, (value, at) in heard.items() if now - at > self.limit_s and not value.endswith(DONE)]
             if not silent and self.state != PAUSED and now - self.since > self.limit_s:
                 silent = self._behind({rank: value.partition(" ")[2] for rank, (value, _) in heard.items()})
@@ -95,7 +97,7 @@ class Watchdog:
         self._exchange(f"{count} {DONE}", read=False)
 
     def _exchange(self, mine: str, read: bool = True) -> dict[int, str]:
-        """Say where this rank is and hear the others; nothing is heard where the store's host is gone."""
+        """Say where this rank is and hear all; nothing is heard where the store's host is gone."""
         if self._store is None:
             return {0: mine}
         try:
@@ -105,7 +107,7 @@ class Watchdog:
             names = [f"watchdog/beat/{rank}" for rank in range(self.ranks.world_size)]
             return {rank: value.decode() for rank, value in enumerate(self._store.multi_get(names))}
         except RuntimeError:  # all of torch.distributed's errors
-            return {self.ranks.rank: mine}
+            return {}
 
     def _behind(self, states: dict[int, str]) -> list[int]:
         """Ranks in an earlier step than this one; none while a rank validates or saves; all where all are in one step."""

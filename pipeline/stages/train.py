@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from pipeline import layout
 from pipeline.data.loader import Batch, Prefetcher, TrainBatches, pinned
 from pipeline.data.shards import Shards
 from pipeline.data.staging import staged
+from pipeline.errors import DataError
 from pipeline.evaluation.validation import calibration_part, validate, whole_split
 from pipeline.runtime.checkpoint import Checkpoints, load_model, require_same, restore, state_tensors
 from pipeline.runtime.context import Context
@@ -57,6 +59,9 @@ def train_on(config: RunConfig, context: Context, owner: Ownership | None, watch
     trainer.resume()
     last = -(-train.images // train.batch_size)
     metrics = MetricsLog(folder / "metrics.jsonl", trainer.step) if owner else None
+    if metrics and trainer.excluded:
+        counts = {"data/excluded_shards": float(len(trainer.excluded)), "data/excluded_samples": float(sum(trainer.excluded.values()))}
+        metrics.append(trainer.step, counts)
     live = LiveSync(context.run_dir, log=context.log) if owner else None
     saver = Saver(trainer.checkpoints, metrics.sync, owner.check) if metrics and owner else None
     monitor = StepMonitor(
@@ -100,9 +105,15 @@ class Trainer:
         torch.use_deterministic_algorithms(train.deterministic)
         torch.backends.cudnn.benchmark = not train.deterministic
         shards = staged(layout.shards_dir(config), config.data.stage_to, context.log)
-        self.shards = Shards(shards, "train", config.data.verify)
+        self.shards = Shards(shards, "train", config.data.verify, config.data.damaged)
         self.attributes = config.data.attributes or self.shards.attribute_names
-        self.held_out = whole_split(Shards(shards, "val", config.data.verify), self.attributes)
+        held_out = Shards(shards, "val", config.data.verify, config.data.damaged)
+        self.excluded = self.shards.excluded | held_out.excluded
+        if self.ranks.text_from_main(json.dumps(self.excluded)) != json.dumps(self.excluded):
+            raise DataError(
+                f"{shards}: rank {self.ranks.rank} finds other shards damaged than rank 0: {', '.join(self.excluded) or 'none'}"
+            )
+        self.held_out = whole_split(held_out, self.attributes)
         self.calibration = calibration_part(self.shards, self.attributes)
         self.precision = Precision(train.precision, self.device)
         torch.manual_seed(config.seed)

@@ -21,7 +21,7 @@ from pipeline.data.records import RecordFormat, key_of
 from pipeline.data.shards import Shards, content_digest
 from pipeline.data.writer import build_manifest, plan_shards, write_shards
 from pipeline.errors import DataError
-from pipeline.runtime.files import sha256, write_json
+from pipeline.runtime.files import seal, sha256, write_json
 from pipeline.runtime.preempt import StopFlag
 from pipeline.schema import ShardConfig
 from tests.celeba_source import make_source
@@ -233,6 +233,7 @@ def replace_tar(folder: Path, name: str, content: bytes) -> None:
         if entry["file"] == name:
             entry |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     manifest["content_digest"] = content_digest(entries)
+    manifest = seal({key: value for key, value in manifest.items() if key != "digest"})
     write_json(folder / "manifest.json", manifest)
 
 
@@ -258,6 +259,9 @@ def test_manifest_that_is_missing_damaged_or_of_another_format(folder: Path) -> 
         (good.replace('"format": 1', '"format": 2'), "shards of format 2, expected 1"),
         (good.replace("train-00000.tar", "../rain-00000.tar"), "manifest.json: is damaged"),
         (good.replace("train-00000.tar", "train-00009.tar"), "manifest.json: is damaged .its content_digest"),
+        (good.replace("train-00000.tar", "train-00001.tar"), "manifest.json: is damaged"),
+        (good.replace('"Young"', '"Yonug"'), "manifest.json: is damaged .its digest"),
+        ("[" * 100_000, "manifest.json: is damaged"),
     ):
         assert text != good
         file.write_text(text)
@@ -266,6 +270,42 @@ def test_manifest_that_is_missing_damaged_or_of_another_format(folder: Path) -> 
     file.unlink()
     with pytest.raises(DataError, match="manifest.json: cannot be read; run the shard stage"):
         Shards(folder, "train")
+
+
+def test_damage_is_left_out_and_counted_where_that_is_asked_for(original: Path, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = Shards(original, "train")
+    flip(folder / "train-00000.tar", 9999)
+    (folder / "train-00002.tar").unlink()
+    (folder / "train-00009.tar").write_bytes(b"extra")
+    shards = Shards(folder, "train", damaged="exclude")
+    assert shards.excluded == {"train-00000.tar": 4, "train-00002.tar": 5} and len(shards) == 4
+    np.testing.assert_array_equal(shards.gather(np.arange(4))[0], whole.gather(np.arange(4, 8))[0])
+    for name in (
+        "train-00000.tar: its sha256",
+        "train-00002.tar: is listed",
+        "train-00009.tar: is not listed",
+        "its 5 samples are left out",
+    ):
+        assert name in caplog.text
+    (folder / "train-00001.tar").write_bytes(b"")
+    with pytest.raises(DataError, match="no intact shard of the train split is left"):
+        Shards(folder, "train", damaged="exclude")
+
+
+def test_truncation_at_any_byte_and_swapped_or_doubled_tars_are_found(folder: Path) -> None:
+    file, content = folder / "val-00000.tar", (folder / "val-00000.tar").read_bytes()
+    for length in {0, 1, 511, 512, len(content) - 1, *np.random.default_rng(0).integers(0, len(content), 40).tolist()}:
+        file.write_bytes(content[:length])
+        with pytest.raises(DataError, match="val-00000.tar: has"):
+            Shards(folder, "val")
+    file.write_bytes(content)
+    one, two = folder / "train-00000.tar", folder / "train-00001.tar"
+    first, second = one.read_bytes(), two.read_bytes()
+    for left, right in ((second, first), (first, first)):
+        one.write_bytes(left)
+        two.write_bytes(right)
+        with pytest.raises(DataError, match="sha256 differs"):
+            Shards(folder, "train")
 
 
 def test_unknown_split(original: Path) -> None:
