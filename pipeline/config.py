@@ -6,14 +6,21 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from pipeline.errors import ConfigError
 from pipeline.schema import AT_LEAST_ONE, CHOICES, ClusterConfig, RunConfig, StageResources
+
+MAX_DEPTH = 20
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+OmegaConf.clear_resolver("oc.env")  # a configuration from others must not read the environment, where secrets are
 
 
 def load(files: list[Path], overrides: list[str] | None = None, base: RunConfig | None = None) -> RunConfig:
@@ -29,6 +36,7 @@ def load(files: list[Path], overrides: list[str] | None = None, base: RunConfig 
         key, equals, _ = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"override {override!r}: expected key=value, e.g. train.batch_size=256")
+        _refuse_tricks(override.partition("=")[2], f"override {override[:80]!r}")
         try:
             delta = OmegaConf.from_dotlist([override])
         except Exception as error:  # yaml errors of the value
@@ -48,6 +56,8 @@ def _with_bases(file: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, Dic
     base = delta.pop("base", None)
     if base is None:
         return [(file, delta)]
+    if not isinstance(base, str) or not _NAME.fullmatch(base):
+        raise ConfigError(f"{file}: `base:` is {str(base)[:80]!r}, expected the name of a .yaml file beside it")
     if file in seen:
         raise ConfigError(f"{file}: its `base:` leads back to itself")
     return [*_with_bases(file.parent / f"{base}.yaml", (*seen, file)), (file, delta)]
@@ -55,7 +65,11 @@ def _with_bases(file: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, Dic
 
 def _read_yaml(file: Path) -> DictConfig:
     try:
-        delta = OmegaConf.load(file)
+        text = file.read_text()
+        _refuse_tricks(text, str(file))
+        delta = OmegaConf.load(StringIO(text))
+    except ConfigError:
+        raise
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such configuration file{_nearest_file(file)}") from None
     except Exception as error:
@@ -63,6 +77,18 @@ def _read_yaml(file: Path) -> DictConfig:
     if not isinstance(delta, DictConfig):
         raise ConfigError(f"{file}: expected `key: value` lines at the top level, found a list or a single value")
     return delta
+
+
+def _refuse_tricks(text: str, origin: str) -> None:
+    """Raise ConfigError for what YAML allows and no configuration needs: aliases (a few lines of them fill the memory) and deep nesting."""
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
+                raise ConfigError(f"{origin}: YAML aliases (*name) and more than {MAX_DEPTH} levels are not accepted; write the value out")
+    except yaml.YAMLError:
+        return  # said better where it is loaded
 
 
 def _merge(config: DictConfig, delta: DictConfig, origin: str) -> DictConfig:

@@ -77,8 +77,12 @@ def _raw_records(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             record = json.loads(line)
-            record["step"], record["values"].items()
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            known = {"step": int, "time": (int, float), "values": dict}
+            if not all(isinstance(record[key], kind) for key, kind in known.items()):  # type: ignore[arg-type]
+                raise TypeError
+            for value in record["values"].values():
+                float(value)  # "nan" and "inf" too
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             if number == len(lines):  # no newline behind it: the writer died, or is at it just now
                 break
             raise DataError(f"{path}, line {number}: not a metrics record; remove the line and start again") from None

@@ -191,8 +191,12 @@ def named(trial: Trial, codes: list[int]) -> None:
 
 
 def second_launch(trial: Trial) -> None:
-    """Another group on the same run directory must be refused, with the owner's name, and leave no trace."""
+    """Another group on the same run directory must be refused, with the owner's name; the first one is held meanwhile."""
+    for rank in range(trial.world):
+        trial.group.signal(rank, signal.SIGSTOP)
     codes = trial.other_group().wait(trial.limit_s)
+    for rank in range(trial.world):
+        trial.group.signal(rank, signal.SIGCONT)
     require(codes == [2] * trial.world, f"exit codes of the second launch {codes}", trial)
     text = "".join(log.read_text() for log in (trial.folder / "second").glob("*.log"))
     require(f"is being trained by process {trial.group.pids[0]} on" in text, f"the owner is not named: {text[-500:]}", trial)
