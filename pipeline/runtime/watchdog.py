@@ -1,6 +1,6 @@
 """Finds the rank that stands still: each rank says in the group's store which step it is in; one that falls silent ends the job.
 
-A thread per rank, so a rank that waits in a collective still speaks, and one that is frozen (SIGSTOP, a dead node, a hung driver) does not.
+By threads of their own: a rank that waits in a collective still speaks, one that is frozen (SIGSTOP, a dead node) does not.
 The process leaves by os._exit: its main thread sits in a collective that no exception reaches. The scheduler restarts the job.
 """
 
@@ -37,8 +37,11 @@ class Watchdog:
         self.ranks, self.limit_s, self.folder, self.log, self.leave = ranks, limit_s, folder, log, leave
         self.state, self.since, self.steps = PAUSED, time.monotonic(), 0
         self._end = threading.Event()
+        self._period = min(5.0, limit_s / 5)
         self._peers: dict[int, list] = {}
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._heard: dict[int, tuple[str, float]] = {}  # rank -> what it said last, and when that was new
+        self._answered = time.monotonic()  # the store
+        self._threads = [threading.Thread(target=work, name="watchdog", daemon=True) for work in (self._talk, self._watch)]
 
     def __enter__(self) -> Watchdog:
         """Begin to watch (all ranks)."""
@@ -52,14 +55,17 @@ class Watchdog:
                 names = [f"watchdog/who/{rank}" for rank in range(self.ranks.world_size)]
                 self.ranks.barrier()
                 self._peers = {rank: json.loads(self._store.get(name)) for rank, name in enumerate(names)}
-            self._thread.start()
+                self._answered = time.monotonic()
+                self._heard = {rank: ("", self._answered) for rank in range(self.ranks.world_size)}
+            for thread in self._threads:
+                thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop watching; this rank may leave before the others."""
         self._end.set()
-        if self.limit_s:
-            self._thread.join(1.0)  # it may wait for a store whose host is gone
+        for thread in self._threads if self.limit_s else ():
+            thread.join(1.0)  # it may wait for a store whose host is gone
 
     def at(self, step: int) -> None:
         """This rank begins `step` (main thread); after warm-up collectives get a shorter timeout."""
@@ -75,39 +81,41 @@ class Watchdog:
         self.state = PAUSED
         yield
 
-    # ---- the thread
+    # ---- the threads: one talks to the store, whose host may be the one that froze; the other draws the conclusions
+
+    def _talk(self) -> None:
+        """Say where this rank is and hear the others, again and again; blocks for ever where the store's host is frozen."""
+        if self._store is None:
+            return
+        names = [f"watchdog/beat/{rank}" for rank in range(self.ranks.world_size)]
+        count = 0
+        try:
+            while not self._end.wait(self._period):
+                count += 1
+                self._store.set(names[self.ranks.rank], f"{count} {self.state}")
+                now = time.monotonic()
+                for rank, content in enumerate(self._store.multi_get(names)):
+                    if (value := content.decode()) != self._heard[rank][0]:
+                        self._heard[rank] = (value, now)
+                self._answered = time.monotonic()
+            self._store.set(names[self.ranks.rank], f"{count} {DONE}")
+        except RuntimeError:  # all of torch.distributed's errors: the store is gone
+            pass
 
     def _watch(self) -> None:
-        period = min(5.0, self.limit_s / 5)
-        heard = {rank: ("", time.monotonic()) for rank in range(self.ranks.world_size)}
-        count = 0
-        while not self._end.wait(period):
-            count += 1
+        while not self._end.wait(self._period):
             now = time.monotonic()
-            values = self._exchange(f"{count} {self.state}")
-            for rank, (value, _) in heard.items():
-                # Where the store is silent, only rank 0, whose host keeps it, is known to be.
-                if values.get(rank, value) != value or (not values and rank):
-                    heard[rank] = (values.get(rank, value), now)
-            silent = [r for r, (value, at) in heard.items() if now - at > self.limit_s and not value.endswith(DONE)]
+            if self._store is None:
+                silent = []
+            elif now - self._answered > self.limit_s:
+                silent = [0] if self.ranks.rank else []  # rank 0's host keeps the store
+            else:
+                silent = [r for r, (value, at) in self._heard.items() if now - at > self.limit_s and not value.endswith(DONE)]
             if not silent and self.state != PAUSED and now - self.since > self.limit_s:
-                silent = self._behind({rank: value.partition(" ")[2] for rank, (value, _) in heard.items()})
+                here = {self.ranks.rank: (f"0 {self.state}", now)}
+                silent = self._behind({rank: value.partition(" ")[2] for rank, (value, _) in (self._heard | here).items()})
             if silent and not self._end.is_set():
                 return self._bring_down(silent)
-        self._exchange(f"{count} {DONE}", read=False)
-
-    def _exchange(self, mine: str, read: bool = True) -> dict[int, str]:
-        """Say where this rank is and hear all; nothing is heard where the store's host is gone."""
-        if self._store is None:
-            return {0: mine}
-        try:
-            self._store.set(f"watchdog/beat/{self.ranks.rank}", mine)
-            if not read:
-                return {}
-            names = [f"watchdog/beat/{rank}" for rank in range(self.ranks.world_size)]
-            return {rank: value.decode() for rank, value in enumerate(self._store.multi_get(names))}
-        except RuntimeError:  # all of torch.distributed's errors
-            return {}
 
     def _behind(self, states: dict[int, str]) -> list[int]:
         """Ranks in an earlier step than this one; none while a rank validates or saves; all where all are in one step."""

@@ -1,0 +1,62 @@
+"""Every damaged tar is listed, and made again byte for byte from its source."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline import config as configuration
+from pipeline import layout
+from pipeline.errors import DataError
+from tests.conftest import run_stage_here, write_noise_celeba
+from tools.check_shards import main
+
+
+@pytest.fixture
+def run_dir(tmp_path) -> Path:
+    source = write_noise_celeba(tmp_path / "source", 20)
+    overrides = [f"shard.source={source}", f"runs_dir={tmp_path / 'runs'}", "shard.size=16", "shard.samples_per_shard=4"]
+    run_stage_here(configuration.load([], overrides), tmp_path / "runs" / "run", "shard")
+    return tmp_path / "runs" / "run"
+
+
+def tars(run_dir: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder_of(run_dir).glob("*.tar")}
+
+
+def folder_of(run_dir: Path) -> Path:
+    return layout.shards_dir(configuration.load([run_dir / "config.yaml"]))
+
+
+def test_damage_is_listed_and_repaired_from_the_source(run_dir, capsys):
+    main([str(run_dir)])
+    assert "intact" in capsys.readouterr().out
+    folder, before = folder_of(run_dir), tars(run_dir)
+    first, second, third = sorted(before)[:3]
+    os.truncate(folder / first, 700)
+    (folder / second).write_bytes(bytes([before[second][0] ^ 1]) + before[second][1:])
+    (folder / third).unlink()
+    with pytest.raises(SystemExit):
+        main([str(folder)])
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in (first, second, third)) and "3 damaged" in listed
+    main([str(folder), "--repair", str(run_dir)])
+    assert tars(run_dir) == before and "intact" in capsys.readouterr().out
+
+
+def test_an_extra_tar_is_listed_and_left_alone(run_dir, capsys):
+    (folder_of(run_dir) / "train-00099.tar").write_bytes(b"?")
+    with pytest.raises(SystemExit):
+        main([str(run_dir), "--repair", str(run_dir)])
+    assert "train-00099.tar: is not listed" in capsys.readouterr().out
+
+
+def test_another_source_repairs_nothing(run_dir, tmp_path):
+    before = tars(run_dir)
+    victim = folder_of(run_dir) / min(before)
+    victim.write_bytes(b"")
+    changed = tmp_path / "source" / "img_align_celeba" / "000001.jpg"
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    with pytest.raises(DataError, match="is not the source that these shards were made from"):
+        main([str(run_dir), "--repair", str(run_dir)])
+    assert victim.read_bytes() == b""
