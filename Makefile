@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.installed
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint audit chaos bench clean
 .NOTPARALLEL:
 
 $(READY): setup.cfg pyproject.toml constraints.txt
@@ -25,6 +25,14 @@ lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m pip check
+
+audit: $(READY)  ## known vulnerabilities of the pinned packages; asks pypi.org, so it is no part of `make lint`
+	$(RUN) -m pip install -q --disable-pip-version-check pip-audit
+	$(RUN) -m pip_audit --strict --no-deps --disable-pip -r constraints.txt
+
+chaos: $(READY)  ## 200 seeded faults: docs/reliability.md
+	$(RUN) tools/chaos.py --trials 200 --json runs/chaos.json
 
 bench: $(READY)  ## speed of loader and train stage: docs/bench.md
 	$(RUN) tools/bench.py --json runs/bench.json --markdown docs/bench.md

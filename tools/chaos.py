@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -47,11 +47,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--worlds", metavar="W,W", default="1,2,3,4", help="numbers of ranks, taking turns (default: 1,2,3,4)")
     parser.add_argument("--jobs", metavar="J", type=int, default=2, help="trials at a time (default: 2)")
     parser.add_argument("--only", metavar="TEXT", default="", help="fault kinds whose name contains TEXT")
+    parser.add_argument("--skip", metavar="TEXT", help="not the fault kinds whose name contains TEXT")
     parser.add_argument("--limit-s", metavar="S", type=float, default=120.0, help="seconds after which a rank that is still there hangs")
     parser.add_argument("--folder", metavar="DIR", type=Path, help="keep what failed here (default: a temporary folder)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all outcomes")
     args = parser.parse_args(argv)
-    args.kinds = [kind for kind in FAULTS if args.only.lower() in kind.lower()]
+    args.kinds = [kind for kind in FAULTS if args.only in kind and not (args.skip and args.skip in kind)]
     if not args.kinds or args.trials < 1:
         raise ConfigError(f"--only {args.only} --trials {args.trials}: nothing to do; kinds are {', '.join(FAULTS)}")
     args.worlds = [int(world) for world in args.worlds.split(",")]
@@ -96,9 +97,11 @@ def run_all(args: argparse.Namespace, folder: Path) -> list[Outcome]:
         for number in range(args.trials):
             kind, world = args.kinds[number % len(args.kinds)], args.worlds[(number + number // len(args.kinds)) % len(args.worlds)]
             futures.append(pool.submit(one, number, kind, world, args.seed + number, folder, args.limit_s, wanted[world]))
-        for done, future in enumerate(futures, 1):
+        for done, future in enumerate(as_completed(futures), 1):
             outcome = future.result()
             outcomes.append(outcome)
+            if args.json:  # at once: also what a harness found that was itself killed
+                args.json.write_text(json.dumps([dataclasses.asdict(o) for o in outcomes], indent=1))
             log.info("%d/%d %s on %d: %s", done, len(futures), outcome.kind, outcome.world, outcome.error or f"ok, {outcome.lost} lost")
         for stopping in [pool.submit(stop_server) for _ in range(4 * args.jobs)]:  # each worker gets some
             stopping.result()
@@ -133,8 +136,6 @@ def main(argv: list[str] | None = None) -> None:
     minutes = (time.monotonic() - start) / 60
     print(table(outcomes))
     print(f"\n{len(outcomes)} trials, {len(failed)} broke a promise; {STEPS} steps each, a checkpoint every {INTERVAL}; {minutes:.1f} min")
-    if args.json:
-        args.json.write_text(json.dumps([dataclasses.asdict(o) for o in outcomes], indent=1))
     for outcome in failed:
         print(f"\n{outcome.kind} on {outcome.world} ranks, seed {outcome.seed}: {outcome.error}", file=sys.stderr)
     if failed:

@@ -24,7 +24,7 @@ METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100  # MLflow's own limits
 LOCK_TIMEOUT_S = 120.0
 QUIET = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default waits for a dead server for minutes
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # a slow server is not a dead one; only the feeding thread waits
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -41,7 +41,7 @@ def tracking_uri(config: RunConfig) -> str:
 
 def redact(text: str) -> str:
     """`text` with the user name and password of every URI in it blotted out."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
+    return re.sub(r"://[^/\s]*@", "://***@", text)
 
 
 def runs_dir(config: RunConfig) -> Path:

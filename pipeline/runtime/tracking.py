@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
+import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pipeline.runtime.metrics_log import MetricsLog, read_metrics
 from pipeline.runtime.mlflow_store import TrackingError, redact, tracking_uri
@@ -15,6 +18,7 @@ from pipeline.schema import RunConfig
 __all__ = ["Feeder", "LiveSync", "MetricsLog", "TrackingError", "read_metrics", "redact", "sync_run", "sync_sweep", "tracking_uri"]
 
 LOG = logging.getLogger("cvae.tracking")
+LONGEST_WAIT = 16  # intervals between two tries during an outage
 
 
 def sync_run(run_dir: Path, log: logging.Logger = LOG) -> None:
@@ -38,6 +42,21 @@ def sync_sweep(config: RunConfig, name: str, files: list[Path], log: logging.Log
         log.warning("%s", redact(str(error)))
 
 
+def require_listening(uri: str) -> None:
+    """Raise TrackingError where nobody listens at `uri`: a connection costs nothing, importing mlflow holds the GIL for seconds.
+
+    Nothing is tried where a proxy stands in between.
+    """
+    url = urlsplit(uri)
+    host = url.hostname or ""
+    if url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
+        return
+    try:
+        socket.create_connection((host, url.port or (443 if url.scheme == "https" else 80)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise TrackingError(f"MLflow server {redact(uri)} does not answer ({error})") from None
+
+
 class LiveSync:
     """A thread of rank 0 of the train stage that feeds an MLflow server while training runs.
 
@@ -49,8 +68,9 @@ class LiveSync:
         self._feeder, self._interval_s, self._log = Feeder(run_dir.absolute()), interval_s, log
         self._stop, self._failing = threading.Event(), False
         config = run_config(run_dir)
+        self._uri = tracking_uri(config)
         self._thread: threading.Thread | None = None
-        if config.tracking.enabled and tracking_uri(config).startswith(("http://", "https://")):
+        if config.tracking.enabled and self._uri.startswith(("http://", "https://")):
             self._thread = threading.Thread(target=self._feed, name="mlflow", daemon=True)
             self._thread.start()
 
@@ -63,13 +83,14 @@ class LiveSync:
                 self._log.warning("MLflow is slow to answer; `python tools/sync_mlflow.py %s` sends the rest", self._feeder.run_dir)
 
     def _feed(self) -> None:
-        last = False
+        last, wait_s = False, self._interval_s
         while not last:
-            last = self._stop.wait(self._interval_s)
+            last = self._stop.wait(wait_s)
             try:
+                require_listening(self._uri)
                 self._feeder.push()
-                self._failing = False
+                self._failing, wait_s = False, self._interval_s
             except Exception as error:
                 if not self._failing:  # one warning per outage
-                    self._log.warning("%s", redact(str(error)))
-                self._failing = True
+                    self._log.warning("%s; `python tools/sync_mlflow.py %s` sends it later", redact(str(error)), self._feeder.run_dir)
+                self._failing, wait_s = True, min(2 * wait_s, LONGEST_WAIT * self._interval_s)

@@ -82,6 +82,15 @@ def test_another_host_that_is_silent_is_dead(tmp_path, monkeypatch):
     acquire(tmp_path).release()
 
 
+def test_another_host_that_has_been_silent_for_long_is_followed_at_once(tmp_path, monkeypatch):
+    """A requeued job on another node: its predecessor's last heartbeat is older than the watch would take."""
+    other_host(tmp_path)
+    os.utime(tmp_path / FILE, (time.time() - 100, time.time() - 100))
+    monkeypatch.setattr(owner.time, "sleep", lambda s: pytest.fail("watched"))
+    acquire(tmp_path).release()
+    assert [p.name for p in tmp_path.iterdir()] == [FILE]
+
+
 def test_a_lock_that_outlived_its_owner_is_broken_and_the_sleeper_leaves(holder, tmp_path, monkeypatch):
     """The lock of a dead node, as NFS may keep it: held, but without a heartbeat. Should its owner wake up, it finds another's name."""
     monkeypatch.setattr(owner, "STALE_S", 0.5)

@@ -392,6 +392,24 @@ def test_dead_server_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert [r.name for r in caplog.records if r.name.startswith("cvae")] == ["cvae.tracking"]
 
 
+def test_a_server_that_never_answers_holds_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # accepts, and says nothing
+        run = make_run(tmp_path, overrides=(f"tracking.uri=http://127.0.0.1:{mute.getsockname()[1]}",), steps=2)
+        live = LiveSync(run, interval_s=0.01)
+        live.stop(timeout_s=0.5)
+        assert "MLflow is slow to answer; `python tools/sync_mlflow.py" in caplog.text
+
+
+def test_a_dead_server_is_not_worth_an_import(tmp_path: Path) -> None:
+    run = make_run(tmp_path, overrides=(f"tracking.uri=http://127.0.0.1:{free_port()}",), steps=2)
+    script = (
+        "import sys; from pathlib import Path; from pipeline.runtime.tracking import LiveSync;"
+        f"LiveSync(Path({str(run)!r}), 0.01).stop(); print('mlflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False\n" and "does not answer" in done.stderr, done.stderr
+
+
 def test_refusing_server_is_asked_a_few_times_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -432,5 +450,6 @@ def test_locked_store_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_redact() -> None:
     assert redact("API request to https://ada:p%40ss@host:5000/api failed") == "API request to https://***@host:5000/api failed"
+    assert redact("http://ada:p@ss@host/x") == "http://***@host/x"
     assert redact("sqlite:////runs/a@b.db") == "sqlite:////runs/a@b.db"
     assert mlflow_sync.clean_name("fd 1:2/x?é") == "fd 1:2/x__"
