@@ -21,10 +21,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import OwnedError, StorageError
-from pipeline.runtime.distributed import Ranks
+
+if TYPE_CHECKING:
+    from pipeline.runtime.distributed import Ranks
 
 BEAT_S = 5.0
 STALE_S = 60.0  # a lock whose heartbeat stands still for this long is broken
@@ -99,7 +101,7 @@ def acquire(folder: Path, job: str = "", lost: Callable[[], None] = lambda: os._
                 _require_dead(file, STALE_S)
             handle = _replace(file, handle)
         elif before and before.get("host") != who["host"] and not given_up:  # a lock kept to one host proves nothing about another
-            _require_dead(file, 3 * BEAT_S)
+            _require_dead(file, 3 * BEAT_S - _silent_s(file))
         if before := _read(file):
             log.warning("%s: its owner, %s, is gone; going on in its place", folder, describe(before))
         return Ownership(file, handle, who, lost)
