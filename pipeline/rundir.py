@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from pipeline.schema import RunConfig
 from pipeline.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]  # of the code
+WEIGHTS_VARIABLE = "CVAE_INCEPTION_WEIGHTS"  # where eval.inception_weights comes from when it is empty
 
 
 def absolute_paths(config: RunConfig) -> RunConfig:
@@ -30,7 +32,11 @@ def absolute_paths(config: RunConfig) -> RunConfig:
         runs_dir=full(config.runs_dir),
         shard=replace(config.shard, source=full(config.shard.source)),
         train=replace(config.train, init_from=full(config.train.init_from)),
-        eval=replace(config.eval, inception_weights=full(config.eval.inception_weights)),
+        eval=replace(
+            config.eval,
+            inception_weights=full(config.eval.inception_weights or os.environ.get(WEIGHTS_VARIABLE, "")),
+            network=full(config.eval.network),
+        ),
     )
 
 

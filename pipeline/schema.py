@@ -99,12 +99,20 @@ class EvalConfig:
     split: str = "test"
     n: int = 3000  # samples and reconstructions; at most the size of the split
     block: int = 100  # images per forward pass; fixed, so that the result does not depend on the ranks
-    checkpoint: str = "best"  # best | latest | a step
+    checkpoint: str = "best"  # best | latest | a step | all (each kept one, the best last)
     weights: str = "ema"  # ema | raw
+    metrics: list[str] = field(default_factory=list)  # names in METRICS; empty: all
     iw_images: int = 500
     iw_samples: int = 50  # K of the importance-weighted bound
     rare_samples: int = 500  # per rare combination
-    inception_weights: str = ""  # torch-fidelity's weights-inception-2015-12-05-6726825d.pth; empty: fd_classifier
+    neighbour_images: int = 20_000  # training images among which a sample's nearest one is looked for
+    kid_subsets: int = 100  # of kid_subset_size images each; torch-fidelity's defaults
+    kid_subset_size: int = 1000  # at most the number of images
+    inception_weights: str = ""  # torch-fidelity's weights-inception-2015-12-05-6726825d.pth; empty: $CVAE_INCEPTION_WEIGHTS, if set
+    network: str = ""  # a further network of features: .safetensors of the torchvision architecture `network_name`, or TorchScript
+    network_name: str = ""  # e.g. resnet50; empty: `network` is TorchScript
+    network_sha256: str = ""  # of the file; needed for TorchScript, which is a program
+    network_size: int = 224  # images are resized to this side, pixels
     seed: int = 0
 
 
@@ -197,6 +205,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 AT_LEAST_ONE = (
     "shard.crop", "shard.size", "shard.samples_per_shard", "train.batch_size", "train.images", "train.log_interval",
     "train.val_interval", "train.checkpoint_interval", "train.keep_checkpoints", "classifier.batch_size",
-    "classifier.epochs", "eval.n", "eval.block", "eval.iw_samples", "cluster.nodes", "cluster.tasks_per_node",
+    "classifier.epochs", "eval.n", "eval.block", "eval.iw_samples", "eval.kid_subsets", "eval.kid_subset_size", "eval.network_size",
+    "eval.neighbour_images", "cluster.nodes", "cluster.tasks_per_node",
     "model.z_dim", "data.shards_at_once", "toy.n", "cluster.jobs", "cluster.signal_delay_s",
 )  # fmt: skip

@@ -53,22 +53,17 @@ def read_celeba(source: Path, allow_subset: bool = False) -> Celeba:
     images = _find(source, (_FOLDER, f"{_FOLDER}.zip"))
     if (images / _FOLDER).is_dir():  # Kaggle's archive unpacks to a folder within the folder
         images /= _FOLDER
-    attributes_file = _find(source, ("list_attr_celeba.txt", "list_attr_celeba.csv"))
-    partition_file = _find(source, ("list_eval_partition.txt", "list_eval_partition.csv"))
-    names, attributes, attributes_sha256 = read_attributes(attributes_file)
-    partition_names, partition, partition_sha256 = read_partition(partition_file)
-    if names != partition_names:
-        _explain_difference(attributes_file, names, partition_file, partition_names)
+    names, attributes, partition, digests = read_annotations(source)
     bytes_of = list_images(images)
     present = np.array([name in bytes_of for name in names])
     _check_images(images, names, present, bytes_of, allow_subset)
     counts = np.bincount(partition[present], minlength=len(SPLITS))
     for index, split in enumerate(SPLITS):
         if counts[index] == 0:
-            raise DataError(f"{partition_file}: no image of the {split} split (value {index}) is in {images}; each split needs some")
+            raise DataError(f"{source}: no image of the {split} split (value {index}) is in {images}; each split needs some")
     names = [name for name, there in zip(names, present.tolist(), strict=True) if there]
     listing = "".join(f"{name} {bytes_of[name]}\n" for name in names)
-    digests = {"attributes": attributes_sha256, "partition": partition_sha256, "images": hashlib.sha256(listing.encode()).hexdigest()}
+    digests["images"] = hashlib.sha256(listing.encode()).hexdigest()
     return Celeba(images, names, attributes[present], partition[present], len(present), digests)
 
 
@@ -102,6 +97,17 @@ def _check_images(images: Path, names: list[str], present: np.ndarray, bytes_of:
 
 
 # ---- annotations
+
+
+def read_annotations(source: Path) -> tuple[list[str], np.ndarray, np.ndarray, dict[str, str]]:
+    """Names in sorted order, attributes uint8 [N, 40], partition uint8 [N] of every annotated image, and the digests of both files."""
+    attributes_file = _find(source, ("list_attr_celeba.txt", "list_attr_celeba.csv"))
+    partition_file = _find(source, ("list_eval_partition.txt", "list_eval_partition.csv"))
+    names, attributes, attributes_sha256 = read_attributes(attributes_file)
+    partition_names, partition, partition_sha256 = read_partition(partition_file)
+    if names != partition_names:
+        _explain_difference(attributes_file, names, partition_file, partition_names)
+    return names, attributes, partition, {"attributes": attributes_sha256, "partition": partition_sha256}
 
 
 def read_attributes(file: Path) -> tuple[list[str], np.ndarray, str]:

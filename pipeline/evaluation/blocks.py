@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -12,17 +13,24 @@ from pipeline.runtime.distributed import Ranks, share
 
 
 @torch.no_grad()
-def map_blocks(function: Callable[[np.ndarray], dict[str, Tensor]], n: int, block: int, ranks: Ranks) -> dict[str, np.ndarray]:
+def map_blocks(
+    function: Callable[[np.ndarray], dict[str, Tensor]], n: int, block: int, ranks: Ranks, clock: dict[str, float] | None = None
+) -> dict[str, np.ndarray]:
     """`function` on the indices 0 .. n - 1, `block` at a time: its named rows [b, ...] put together to [n, ...], on every rank.
 
     All ranks take part; each does an even share of the blocks. A block never depends on its rank, so neither do the rows.
+    `clock`: its "gathering" grows by the seconds that this took.
     """
     mine = list(share(-(-n // block), ranks.rank, ranks.world_size))
     results = [function(np.arange(i * block, min(n, (i + 1) * block))) for i in mine or [0]]
     rows = {name: torch.cat([result[name] for result in results]) for name in results[0]}
     if not mine:  # a rank without a block did the first one, to know the shapes, and contributes nothing
         rows = {name: x[:0] for name, x in rows.items()}
-    return {name: ranks.gather_rows(x).cpu().numpy() for name, x in rows.items()}
+    start = time.monotonic()
+    gathered = {name: ranks.gather_rows(x).cpu().numpy() for name, x in rows.items()}
+    if clock is not None:
+        clock["gathering"] = clock.get("gathering", 0.0) + time.monotonic() - start
+    return gathered
 
 
 def spread(n: int, total: int) -> np.ndarray:

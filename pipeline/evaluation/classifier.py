@@ -57,9 +57,14 @@ class Classifier:
         weight, bias = (p.detach().double().cpu().numpy() for p in (self.net.head.weight, self.net.head.bias))
         return features.astype(np.float64) @ weight.T + bias
 
+    def judge(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and whether each attribute is there, float64 and bool [N, A], from features [N, 512]."""
+        logits = self.logits(features)
+        return logits, logits > self.thresholds
+
     def decide(self, features: np.ndarray) -> np.ndarray:
         """Whether each attribute is there, bool [N, A], from features [N, 512]."""
-        return self.logits(features) > self.thresholds
+        return self.judge(features)[1]
 
 
 def save(folder: Path, net: AttributeNet, attributes: list[str], size: int) -> None:

@@ -6,7 +6,8 @@ it together. Noise is keyed by image: the rows do not depend on the number of ra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cvae.distributions import DiagonalGaussian
+from cvae.distributions import DiagonalGaussian, Distribution, FlowDistribution
 from cvae.losses import importance_weighted_bound, squared_error
 from cvae.model import CVAE
 from pipeline.data.loader import columns, to_float
@@ -23,7 +24,7 @@ from pipeline.data.shards import Shards
 from pipeline.evaluation.blocks import map_blocks, spread, to_uint8
 from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.features import Features
-from pipeline.evaluation.rare import Pair, rare_pairs, requests
+from pipeline.evaluation.rare import FIGURE_5, Combination, Counts, requests
 from pipeline.evaluation.reference import reference_features, reference_key
 from pipeline.runtime.checkpoint import CheckpointInfo
 from pipeline.runtime.distributed import Ranks
@@ -46,6 +47,8 @@ class Evidence:
     ranks: Ranks
     reference_dir: Path
     crop: int
+    annotations: tuple[np.ndarray, np.ndarray] | None = None  # of all of CelebA, where its files are at hand: uint8 [N, A], split [N]
+    clock: dict[str, float] = field(default_factory=dict)  # seconds
 
     @property
     def n(self) -> int:
@@ -88,6 +91,18 @@ class Evidence:
         """Features of as many training images."""
         return self._reference("train")
 
+    @cached_property
+    def memory(self) -> Rows:
+        """The first extractor's features of `neighbour_images` training images: what could have been learnt by heart."""
+        shards, (extractor, *_) = self.splits["train"], self.extractors
+        key = reference_key(shards, "train", self.memory_n, self.settings.block, extractor, self.crop)
+        return {extractor.metric: reference_features(self.reference_dir, shards, key, extractor, self.ranks, self.clock)}
+
+    @property
+    def memory_n(self) -> int:
+        """Training images in `memory`."""
+        return min(self.settings.neighbour_images, len(self.splits["train"]))
+
     def reference_keys(self, split: str) -> list[dict[str, Any]]:
         """What the cached features of a split depend on, one for each extractor."""
         shards, n = self.splits[split], len(self.positions(split))
@@ -95,7 +110,7 @@ class Evidence:
 
     def _reference(self, split: str) -> Rows:
         return {
-            extractor.metric: reference_features(self.reference_dir, self.splits[split], key, extractor, self.ranks)
+            extractor.metric: reference_features(self.reference_dir, self.splits[split], key, extractor, self.ranks, self.clock)
             for extractor, key in zip(self.extractors, self.reference_keys(split), strict=True)
         }
 
@@ -111,32 +126,77 @@ class Evidence:
             return {"mse": self._mse(self._images(indices), mean)}
 
         features = {name: x.cpu().numpy() for name, x in self._features(mean).items()}
-        return features | map_blocks(rows, self.n, block, self.ranks)
+        return features | self._map(rows, self.n)
 
     @cached_property
     def reconstructions(self) -> Rows:
-        """Of the posterior's mean: features, "mse" [n] on the [0, 1] scale, and q(z|x,y): "mean", "variance" [n, D]."""
+        """Of the posterior's mean: features, "mse" [n] on the [0, 1] scale, "edges" and those of the real image, and q's moments [n, D]."""
 
         def rows(indices: np.ndarray) -> dict[str, Tensor]:
             x, decoded, q = self.reconstruct(indices)
-            return self._features(decoded) | {"mse": self._mse(x, decoded), "mean": q.mean, "variance": (2 * q.log_std).exp()}
+            measured = {"mse": self._mse(x, decoded), "edges": edges(decoded), "real_edges": edges(x)}
+            return self._features(decoded) | measured | {"mean": q.mean, "variance": (2 * q.log_std).exp()}
 
-        return map_blocks(rows, self.n, self.settings.block, self.ranks)
+        return self._map(rows, self.n)
+
+    @cached_property
+    def latents(self) -> Rows:
+        """z ~ q(z|x,y) as "encoded" and z ~ p(z|y) as "drawn" [n, D], their log-densities under p(z|y), and log|det df/dz| of "drawn"."""
+
+        def rows(indices: np.ndarray) -> dict[str, Tensor]:
+            y = self.condition(self.requested[indices])
+            prior = self.model.prior(y)
+            encoded = self.model.encode(self._images(indices), y).sample(self.noise("encoded", indices))
+            drawn = prior.sample(self.noise("samples", indices))
+            found = {"encoded": encoded, "drawn": drawn, "log_p_encoded": prior.log_prob(encoded), "log_p_drawn": prior.log_prob(drawn)}
+            return found | {"log_det": log_det(prior, drawn)}
+
+        return self._map(rows, self.n)
 
     @cached_property
     def samples(self) -> Rows:
-        """Features of one sample for each row of `requested`."""
+        """Features and "edges" of one sample for each row of `requested`."""
         return self._sample("samples", self.requested)
 
     @cached_property
-    def rare(self) -> list[tuple[Pair, Rows]]:
-        """Features of `rare_samples` samples for each rare pair of attributes."""
-        names, held_out = self.info.attributes, np.concatenate([self.labels("val"), self.labels("test")])
-        wanted = [
-            (pair, requests(self.labels(self.settings.split), names, pair.attributes, self.settings.rare_samples, self.settings.seed))
-            for pair in rare_pairs(self.labels("train"), held_out, names)
+    def counts(self) -> Counts:
+        """How often the attributes that the model reads occur together: in all annotations of the training partition, in train, held out.
+
+        Held out are val and test for final numbers, val alone for choices.
+        """
+        held_out = [self.labels(split) for split in ("val", "test") if split in ("val", self.settings.split)]
+        train = self.labels("train")
+        annotated = self.annotations[0][self.annotations[1] == 0][:, self._read_of_all] if self.annotations else train
+        return Counts(annotated, train, np.concatenate(held_out), self.info.attributes)
+
+    @property
+    def _read_of_all(self) -> list[int]:
+        return columns(self.splits["train"].attribute_names, self.info.attributes)
+
+    @cached_property
+    def combinations(self) -> list[Combination]:
+        """The rarest pairs, then triples, then the paper's own cases; rank 0's choice, for its files are the ones that were read."""
+        names, chosen = self.info.attributes, torch.full((64, 3), -1.0, dtype=torch.float64)
+        if self.ranks.is_main:
+            figure = [tuple(map(names.index, case)) for case in FIGURE_5 if set(case) <= set(names)]
+            for row, combination in zip(chosen, [*self.counts.rare(2), *self.counts.rare(3), *figure], strict=False):
+                row[: len(combination)] = torch.tensor(combination)
+        chosen = self.ranks.reduce_sum((chosen + 1).to(self.ranks.device) * self.ranks.is_main).long() - 1
+        return [self.counts.of(tuple(i for i in row if i >= 0)) for row in chosen.tolist() if row[0] >= 0]
+
+    @cached_property
+    def rare(self) -> list[tuple[Combination, Rows]]:
+        """Features of `rare_samples` samples for each of `combinations`."""
+        labels, settings = self.labels(self.settings.split), self.settings
+        return [
+            (c, self._sample("rare/" + "+".join(c.attributes), self.requests(c.attributes, settings.rare_samples)))
+            for c in self.combinations
+            if len(labels) and settings.rare_samples
         ]
-        return [(pair, self._sample("rare/" + "+".join(pair.attributes), labels)) for pair, labels in wanted if len(labels)]
+
+    def requests(self, attributes: tuple[str, ...], n: int) -> np.ndarray:
+        """`n` rows of attributes of the split, uint8 [n, A], in which `attributes` are set."""
+        return requests(self.labels(self.settings.split), self.info.attributes, attributes, n, self.settings.seed)
 
     @cached_property
     def log_likelihood(self) -> Rows:
@@ -149,33 +209,39 @@ class Evidence:
 
         def rows(indices: np.ndarray) -> dict[str, Tensor]:
             indices = chosen[indices]
-            y, noise = self._condition(self.requested[indices]), self._noise("importance", indices, self.settings.iw_samples)
+            y, noise = self.condition(self.requested[indices]), self.noise("importance", indices, self.settings.iw_samples)
             x, noise = self._images(indices), noise.transpose(0, 1)
             return {name: importance_weighted_bound(self.model, x, y, noise, s2) for name, s2 in variances.items()}
 
-        return map_blocks(rows, len(chosen), self.settings.block, self.ranks)
+        return self._map(rows, len(chosen))
 
     def reconstruct(self, indices: np.ndarray) -> tuple[Tensor, Tensor, DiagonalGaussian]:
         """Real images [b, 3, S, S], what the decoder makes of their posterior's mean, and the posterior."""
-        x, y = self._images(indices), self._condition(self.requested[indices])
+        x, y = self._images(indices), self.condition(self.requested[indices])
         q = self.model.encode(x, y)
         return x, self.model.decode(q.mean, y), q
 
     def draw(self, purpose: str, indices: np.ndarray, labels: np.ndarray) -> Tensor:
         """Samples [b, 3, S, S] of p(x|y) for attributes [b, A], each with the noise of its index."""
-        y = self._condition(labels)
-        return self.model.decode(self.model.prior(y).sample(self._noise(purpose, indices)), y)
+        y = self.condition(labels)
+        return self.model.decode(self.model.prior(y).sample(self.noise(purpose, indices)), y)
 
     def _sample(self, purpose: str, labels: np.ndarray) -> Rows:
         def rows(indices: np.ndarray) -> dict[str, Tensor]:
-            return self._features(self.draw(purpose, indices, labels[indices]))
+            x = self.draw(purpose, indices, labels[indices])
+            return self._features(x) | {"edges": edges(x)}
 
-        return map_blocks(rows, len(labels), self.settings.block, self.ranks)
+        return self._map(rows, len(labels))
 
-    def _noise(self, purpose: str, indices: np.ndarray, *shape: int) -> Tensor:
+    def _map(self, rows: Callable[[np.ndarray], dict[str, Tensor]], n: int) -> Rows:
+        return map_blocks(rows, n, self.settings.block, self.ranks, self.clock)
+
+    def noise(self, purpose: str, indices: np.ndarray, *shape: int) -> Tensor:
+        """Standard normal [n, *shape, D], a function of purpose and index alone."""
         return keyed_normal(self.settings.seed, purpose, indices, (*shape, self.model.z_dim)).to(self.ranks.device)
 
-    def _condition(self, labels: np.ndarray) -> Tensor:
+    def condition(self, labels: np.ndarray) -> Tensor:
+        """Rows of attributes as the model takes them."""
         return torch.from_numpy(labels).to(self.ranks.device, torch.float32)
 
     def _images(self, indices: np.ndarray) -> Tensor:
@@ -189,3 +255,15 @@ class Evidence:
 
     def _mse(self, x: Tensor, decoded: Tensor) -> Tensor:
         return squared_error(x, decoded).double() / (4 * self.model.pixels)  # [-1, 1] -> [0, 1] halves an error
+
+
+def edges(x: Tensor) -> Tensor:
+    """Mean squared Laplacian of the grey image, [B, 3, S, S] in [-1, 1] -> [B]: what blur takes away."""
+    grey = x.mean(1, keepdim=True)
+    kernel = grey.new_tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
+    return torch.nn.functional.conv2d(grey, kernel).double().square().flatten(1).mean(1)
+
+
+def log_det(prior: Distribution, z: Tensor) -> Tensor:
+    """log|det df/dz| at z [B, D] -> [B]; 0 without a flow."""
+    return prior.flow(z, prior.e)[1] if isinstance(prior, FlowDistribution) else z.new_zeros(len(z))

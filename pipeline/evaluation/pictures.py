@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from pipeline.evaluation.blocks import to_uint8
+from pipeline.evaluation.blocks import spread, to_uint8
 from pipeline.evaluation.evidence import Evidence
-from pipeline.evaluation.rare import requests
+from pipeline.evaluation.neighbours import nearest
+from pipeline.evaluation.rare import FIGURE_5
 
 COLUMNS, ROWS, GAP = 8, 8, 2  # images, images, pixels
 ROW_LABEL = 200  # pixels left of a labelled row
-SHOWN_PAIR = ("Heavy_Makeup", "Male")  # fig. 5 of arXiv 2511.08946
+SWEEP_STEPS = 8  # pictures from one end to the other
+SWEPT = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Heavy_Makeup", "Bald", "Pale_Skin")  # where the model reads them
 
 
 def grid(images: np.ndarray, columns: int = COLUMNS) -> Image.Image:
@@ -42,7 +44,7 @@ def labelled(rows: dict[str, np.ndarray]) -> Image.Image:
 
 @torch.no_grad()
 def draw(evidence: Evidence, folder: Path) -> None:
-    """Write reconstructions.png (rows: real, reconstructed), samples.png, rare.png and the paper's pair to `folder`."""
+    """Write reconstructions.png (rows: real, reconstructed), samples.png, combinations, neighbours, sweeps and extremes to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     first = np.arange(min(evidence.n, COLUMNS * ROWS))
     half = first[: COLUMNS * ROWS // 2]
@@ -51,19 +53,65 @@ def draw(evidence: Evidence, folder: Path) -> None:
     padded = [np.pad(s, ((0, 0), (0, COLUMNS - s.shape[1]), (0, 0), (0, 0), (0, 0)), constant_values=255) for s in strips]
     grid(np.concatenate([row for strip in padded for row in strip])).save(folder / "reconstructions.png")
     grid(_levels(evidence.draw("samples", first, evidence.requested[first]))).save(folder / "samples.png")
-    rare = {" + ".join(pair.attributes): _pair(evidence, pair.attributes, COLUMNS) for pair, _ in evidence.rare}
+    rare = {" + ".join(c.attributes): _combination(evidence, c.attributes, COLUMNS) for c in evidence.combinations}
     if rare:
         labelled(rare).save(folder / "rare.png")
-    if set(SHOWN_PAIR) <= set(evidence.info.attributes):
-        grid(_pair(evidence, SHOWN_PAIR, COLUMNS * ROWS // 2)).save(folder / "male_heavy_makeup.png")
+    for case in FIGURE_5:
+        if set(case) <= set(evidence.info.attributes):
+            grid(_combination(evidence, case, COLUMNS * ROWS // 2)).save(folder / f"{'_'.join(case).lower()}.png")
+    _draw_neighbours(evidence, folder)
+    grid(_sweeps(evidence), SWEEP_STEPS).save(folder / "one_attribute.png")
+    grid(_interpolations(evidence), SWEEP_STEPS).save(folder / "interpolation.png")
+    _draw_extremes(evidence, folder)
 
 
 def _levels(x: torch.Tensor) -> np.ndarray:
     return to_uint8(x).cpu().numpy()
 
 
-def _pair(evidence: Evidence, attributes: tuple[str, str], n: int) -> np.ndarray:
-    """`n` samples [n, S, S, 3] that are asked for both attributes."""
-    settings = evidence.settings
-    wanted = requests(evidence.labels(settings.split), evidence.info.attributes, attributes, n, settings.seed)
-    return _levels(evidence.draw("rare/" + "+".join(attributes), np.arange(n), wanted))
+def _combination(evidence: Evidence, attributes: tuple[str, ...], n: int) -> np.ndarray:
+    """`n` samples [n, S, S, 3] that are asked for all of the attributes."""
+    return _levels(evidence.draw("rare/" + "+".join(attributes), np.arange(n), evidence.requests(attributes, n)))
+
+
+def _draw_neighbours(evidence: Evidence, folder: Path) -> None:
+    """neighbours.png: above, the samples closest to any training image; below, that image. Nothing where its features are not at hand."""
+    (metric, memory), *_ = evidence.memory.items()
+    distance, image = (x[:, 0] for x in nearest(evidence.samples[metric], memory, 1))
+    closest = np.argsort(distance, kind="stable")[:COLUMNS]
+    shards = evidence.splits["train"]
+    positions = spread(evidence.memory_n, len(shards))[image[closest]]
+    samples = _levels(evidence.draw("samples", closest, evidence.requested[closest]))
+    grid(np.concatenate([samples, shards.gather(positions)[0]]), len(closest)).save(folder / "neighbours.png")
+
+
+def _sweeps(evidence: Evidence) -> np.ndarray:
+    """Rows of one z each, in which one attribute goes from 0 to 1 in the decoder's condition, [rows * SWEEP_STEPS, S, S, 3]."""
+    names = [name for name in SWEPT if name in evidence.info.attributes] or evidence.info.attributes[:1]
+    rows = []
+    for number, name in enumerate(names):
+        y = evidence.condition(np.repeat(evidence.requested[[number % evidence.n]], SWEEP_STEPS, 0))
+        z = evidence.model.prior(y[:1]).sample(evidence.noise("samples", np.array([number])))
+        y[:, evidence.info.attributes.index(name)] = torch.linspace(0, 1, SWEEP_STEPS, dtype=y.dtype, device=y.device)
+        rows.append(_levels(evidence.model.decode(z.expand(SWEEP_STEPS, -1), y)))
+    return np.concatenate(rows)
+
+
+def _interpolations(evidence: Evidence) -> np.ndarray:
+    """Rows from one encoded image to another through latent space, each decoded with the attributes of its nearer end."""
+    rows = []
+    for first in range(0, min(evidence.n - evidence.n % 2, 2 * ROWS), 2):
+        ends = np.array([first, first + 1])
+        mean = evidence.reconstruct(ends)[2].mean
+        t = torch.linspace(0, 1, SWEEP_STEPS, dtype=mean.dtype, device=mean.device)[:, None]
+        y = evidence.condition(evidence.requested[ends])[(t[:, 0] > 0.5).long()]
+        rows.append(_levels(evidence.model.decode((1 - t) * mean[:1] + t * mean[1:], y)))
+    return np.concatenate(rows)
+
+
+def _draw_extremes(evidence: Evidence, folder: Path) -> None:
+    """best.png and worst.png: the images with the smallest and largest error, their reconstructions, and the difference."""
+    order = np.argsort(evidence.reconstructions["mse"], kind="stable")
+    for name, chosen in (("best", order[:COLUMNS]), ("worst", order[::-1][:COLUMNS])):
+        real, decoded = evidence.reconstruct(np.ascontiguousarray(chosen))[:2]
+        grid(np.concatenate([_levels(x) for x in (real, decoded, (decoded - real).abs() - 1)]), len(chosen)).save(folder / f"{name}.png")

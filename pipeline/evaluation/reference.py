@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,8 @@ from pipeline.evaluation.features import Features
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.files import write_bytes
 
+WAIT_S = 300.0  # below the time-out of a process group: the other ranks wait in a collective meanwhile
+
 
 def library_versions() -> dict[str, str]:
     """The libraries on whose version a feature or a distance may depend."""
@@ -32,25 +38,53 @@ def reference_key(shards: Shards, split: str, n: int, block: int, extractor: Fea
     return {**images, "features": extractor.metric, "features_digest": extractor.digest, "versions": library_versions()}
 
 
-def reference_features(folder: Path, shards: Shards, key: dict[str, Any], extractor: Features, ranks: Ranks) -> np.ndarray:
+def reference_features(
+    folder: Path, shards: Shards, key: dict[str, Any], extractor: Features, ranks: Ranks, clock: dict[str, float] | None = None
+) -> np.ndarray:
     """Features [n, F] of the images that `key` describes, from the cache where it holds them (all ranks take part).
 
-    On a hit only rank 0 has rows, because only rank 0 computes numbers. Raises DataError where the cached file is damaged.
+    On a hit only rank 0 has rows, because only rank 0 computes numbers. Of several jobs that miss at a time one computes, the others
+    wait for it, at most WAIT_S: then they compute the same rows too, and whoever is last replaces the file by an equal one.
+    Raises DataError where the cached file is damaged.
     """
     file = folder / digest(key) / "features.safetensors"
-    found = ranks.reduce_sum(torch.tensor([float(ranks.is_main and file.exists())], device=ranks.device))
-    if found.item():
-        return _read(file) if ranks.is_main else np.zeros((0, 0), np.float32)
+    with _turn(file) if ranks.is_main else nullcontext():
+        found = ranks.reduce_sum(torch.tensor([float(ranks.is_main and file.exists())], device=ranks.device))
+        if found.item():
+            return _read(file) if ranks.is_main else np.zeros((0, 0), np.float32)
+        return _compute(file, shards, key, extractor, ranks, clock)
+
+
+def _compute(
+    file: Path, shards: Shards, key: dict[str, Any], extractor: Features, ranks: Ranks, clock: dict[str, float] | None
+) -> np.ndarray:
 
     positions = spread(key["n"], len(shards))
 
     def rows(indices: np.ndarray) -> dict[str, Tensor]:
         return {"features": extractor(torch.from_numpy(shards.gather(positions[indices])[0]))}
 
-    features = map_blocks(rows, key["n"], key["block"], ranks)["features"]
+    features = map_blocks(rows, key["n"], key["block"], ranks, clock)["features"]
     if ranks.is_main:
         write_bytes(file, safetensors.numpy.save({"features": features}, {name: str(value) for name, value in key.items()}))
     return features
+
+
+@contextmanager
+def _turn(file: Path) -> Iterator[None]:
+    """Hold the lock beside `file`, or stop waiting for it once the file is there or WAIT_S are over."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    give_up = time.monotonic() + WAIT_S
+    with open(file.with_suffix(".lock"), "w") as handle:
+        while not file.exists() and time.monotonic() < give_up:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.2)
+            except OSError:  # a file system without locks: the work may be done twice
+                break
+        yield
 
 
 def _read(file: Path) -> np.ndarray:

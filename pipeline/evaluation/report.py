@@ -85,13 +85,16 @@ def _pictures(evaluation: Evaluation) -> str:
 
 
 def _rare(evaluation: Evaluation) -> str:
-    head: list[Cell] = ["asked for", *((t, "n") for t in ("in training", "held out", "success", "95 % interval", "real images", "N"))]
+    head: list[Cell] = [
+        "asked for",
+        *((t, "n") for t in ("in CelebA's training", "in training", "held out", "success", "95 % interval", "real images", "N")),
+    ]
     rows: list[tuple[str, list[Cell]]] = []
     for row in evaluation.rare:
-        counts = [number(row.get("train_count")), number(row.get("held_out_count"))]
+        counts = [number(row.get(kind)) for kind in ("annotated_count", "train_count", "held_out_count")]
         success = [number(row.get("success")), f"{number(row.get('low'))} – {number(row.get('high'))}", number(row.get("real_success"))]
         rows.append(("", [" + ".join(row["attributes"]), *((text, "n") for text in [*counts, *success, number(row.get("n"))])]))
-    text = "Attributes that hardly ever meet, asked for together: how often the classifier finds both in a sample."
+    text = "Attributes that hardly ever meet, asked for together: how often the classifier finds all of them in a sample."
     return section("Rare combinations", paragraph(text), table(head, rows)) if rows else ""
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import safetensors
+import safetensors.torch
 import torch
 from torch import nn
+
+from pipeline.errors import ConfigError, DataError
 
 
 @functools.cache  # also keeps the library: its definitions would die with it
@@ -61,3 +67,53 @@ def inception(weights: Any) -> Any:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
+
+
+def network(name: str, weights: bytes) -> nn.Module:
+    """torchvision's architecture `name` with safetensors `weights` and without its last layer: images -> features.
+
+    Raises ConfigError for an unknown name, DataError where the weights are not of this architecture.
+    """
+    _torchvision()
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        near = difflib.get_close_matches(name, models.list_models(module=models), 3)
+        raise ConfigError(
+            f"key 'eval.network_name': torchvision has no architecture {name!r}; did you mean {' or '.join(near) or 'resnet50'}?"
+        )
+    try:
+        state = safetensors.torch.load(weights)
+        net = models.get_model(name, weights=None, **({"init_weights": False} if name in ("inception_v3", "googlenet") else {}))
+        last = next(part for part in ("fc", "classifier", "heads", "head") if hasattr(net, part))
+        state = {key: value for key, value in state.items() if not key.startswith(f"{last}.")}
+        setattr(net, last, nn.Identity())
+        net.load_state_dict(state)
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise DataError(f"key 'eval.network': not safetensors weights of torchvision's {name}: {str(error).splitlines()[0]}") from None
+    return net
+
+
+def imagenet_input(images: torch.Tensor, size: int) -> torch.Tensor:
+    """uint8 images [B, S, S, 3] -> float [B, 3, size, size], resized with antialiasing, with ImageNet's mean and deviation removed."""
+    x = images.permute(0, 3, 1, 2).float() / 255
+    x = nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
+    return (x - x.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / x.new_tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray, subsets: int, subset_size: int) -> tuple[float, float]:
+    """torch-fidelity's KID of float32 features [N, F] and [M, F]: mean and deviation over subsets, with its own seed."""
+    _torchvision()
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
+    given = {"kid_subsets": subsets, "kid_subset_size": min(subset_size, len(a), len(b)), "verbose": False}
+    found = kid_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), **given)
+    return found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD]
+
+
+def fidelity() -> None:
+    """torch-fidelity's own command line, on sys.argv."""
+    _torchvision()
+    from torch_fidelity.fidelity import main
+
+    main()

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline import layout
 from pipeline.config import digest
+from pipeline.data.celeba import read_annotations
 from pipeline.data.shards import Shards
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluation import classifier, pictures
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.features import extractors
-from pipeline.evaluation.metrics import METRICS, collect
+from pipeline.evaluation.metrics import METRICS, Metric, collect
 from pipeline.evaluation.reference import library_versions
 from pipeline.evaluation.report import write_report
-from pipeline.runtime.checkpoint import load_model
+from pipeline.runtime.checkpoint import Checkpoints, load_model
 from pipeline.runtime.context import Context
 from pipeline.runtime.files import write_json
 from pipeline.runtime.preempt import Stopped
@@ -27,53 +31,104 @@ from pipeline.schema import RunConfig
 
 
 def run(config: RunConfig, context: Context) -> None:
-    """Measure the checkpoint `eval.checkpoint` with every metric and write the next eval/<n>/ (all ranks call it).
+    """Measure each checkpoint that `eval.checkpoint` names and write an eval/<n>/ of its own for it (all ranks call it).
 
-    Raises CheckpointError where weights, classifier and shards do not fit together, Stopped after a stop signal:
-    an evaluation that was cut off leaves no metrics.json, and the next one takes a new number.
+    Raises ConfigError for an unknown metric, CheckpointError where weights, classifier and shards do not fit together, Stopped after
+    a stop signal: an evaluation that was cut off leaves no metrics.json, and the next one takes a new number.
     """
-    ranks = context.ranks
+    metrics = chosen_metrics(config.eval.metrics)
     # Convolutions in TF32 would move features by more than two good models differ.
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        evidence = gather_evidence(config, context)
-        found: dict[str, Any] = {}
-        seconds: dict[str, float] = {}
-        for name, metric in METRICS.items():
-            start = time.monotonic()
-            stop_together(context)
-            for part in metric.needs:  # computed by all ranks for the first metric that needs it, whose time it counts as
-                getattr(evidence, part)
-            if ranks.is_main:
-                found |= dict(metric()(evidence))
-                seconds[name] = round(time.monotonic() - start, 2)
-                context.log.info("%s: %.1f s", name, seconds[name])
-        if ranks.is_main:
-            folder = next_folder(context.run_dir)
-            pictures.draw(evidence, folder / "samples")
-            results = {"protocol": protocol(config, evidence), **collect(found), "seconds": seconds}
-            write_json(folder / "metrics.json", results)
-            for name, value in results["metrics"].items():
-                context.log.info("%s %s", name, value)
-            context.log.info("report: %s", write_report(context.run_dir))
-            sync_run(context.run_dir, context.log)  # on a cluster nobody else is left to tell MLflow
-    ranks.barrier()  # no rank goes on before the files are there
+        for checkpoint in checkpoints(context.run_dir, config.eval.checkpoint):
+            evaluate(config, gather_evidence(config, context, checkpoint), metrics, context)
+    context.ranks.barrier()  # no rank goes on before the files are there
 
 
-def gather_evidence(config: RunConfig, context: Context) -> Evidence:
+def evaluate(config: RunConfig, evidence: Evidence, metrics: dict[str, type[Metric]], context: Context) -> None:
+    """One evaluation: the images by all ranks, numbers and files by rank 0."""
+    found: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    for name, metric in metrics.items():
+        stop_together(context)
+        for part in metric.needs:  # computed by all ranks for the first metric that needs it
+            timed(seconds, f"images: {part}", lambda part=part: getattr(evidence, part))  # type: ignore[misc]
+        if context.ranks.is_main:
+            timed(seconds, name, lambda metric=metric: found.update(metric()(evidence)))  # type: ignore[misc]
+            context.log.info("%s: %.2f s", name, seconds[name])
+    if not context.ranks.is_main:
+        return
+    folder = next_folder(context.run_dir)
+    timed(seconds, "pictures", lambda: pictures.draw(evidence, folder / "samples"))
+    rounded = {name: round(value, 3) for name, value in (seconds | evidence.clock).items()}
+    results = {"protocol": protocol(config, evidence), **collect(found), "seconds": rounded}
+    write_json(folder / "metrics.json", results)
+    for name, value in results["metrics"].items():
+        context.log.info("%s %s", name, value)
+    context.log.info("report: %s", write_report(context.run_dir))
+    sync_run(context.run_dir, context.log)  # on a cluster nobody else is left to tell MLflow
+
+
+def timed(seconds: dict[str, float], name: str, work: Callable[[], object]) -> None:
+    """Do `work` and add the time that it took."""
+    start = time.monotonic()
+    work()
+    seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
+
+
+def chosen_metrics(names: list[str]) -> dict[str, type[Metric]]:
+    """The metrics of these names, all of them for none. Raises ConfigError with the nearest name."""
+    for name in names:
+        if name not in METRICS:
+            near = difflib.get_close_matches(name, METRICS, 1, 0.4)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(f"key 'eval.metrics': unknown metric {name!r}, expected some of {', '.join(METRICS)}{hint}")
+    return {name: METRICS[name] for name in METRICS if not names or name in names}
+
+
+def checkpoints(run_dir: Path, which: str) -> list[str]:
+    """What `load_model` is to be asked for: `which` itself, or every kept checkpoint with a validation for "all", the best one last."""
+    if which != "all":
+        return [which]
+    store = Checkpoints(layout.checkpoints_dir(run_dir))
+    best = store.best()
+    if best is None:
+        raise CheckpointError(f"{store.folder}: no checkpoint with a validation; train further")
+    validated = [step for step in store.steps() if step != best and store.read(step).meta["validation"]]
+    return [str(step) for step in [*validated, best]]
+
+
+def gather_evidence(config: RunConfig, context: Context, checkpoint: str) -> Evidence:
     """Load the model, the classifier and the images, and check that they belong together (every rank, the same files)."""
     device = context.ranks.device
     splits = {name: Shards(layout.shards_dir(config), name, config.data.verify) for name in ("train", "val", "test")}
     judge = classifier.load(layout.classifier_dir(config), device)
-    model, info = load_model(context.run_dir, config.eval.checkpoint, config.eval.weights, device)
+    model, info = load_model(context.run_dir, checkpoint, config.eval.weights, device)
     shards = splits[config.eval.split]
     if info.size != shards.size or not set(info.attributes) <= set(shards.attribute_names):
         raise CheckpointError(
             f"{info.file}: trained on {info.size}-pixel images with attributes {', '.join(info.attributes)}; the shards in"
             f" {layout.shards_dir(config)} are of {shards.size} pixels with {', '.join(shards.attribute_names)}; train on these shards"
         )
-    features = extractors(judge, config.eval.inception_weights, device)
+    features = extractors(judge, config.eval, device)
     context.log.info("checkpoint of step %d (%s weights), %s split", info.step, config.eval.weights, config.eval.split)
-    return Evidence(model, info, judge, features, config.eval, splits, context.ranks, layout.reference_dir(config), config.shard.crop)
+    reference, crop = layout.reference_dir(config), config.shard.crop
+    annotations = all_annotations(config, shards.manifest, context)
+    return Evidence(model, info, judge, features, config.eval, splits, context.ranks, reference, crop, annotations)
+
+
+def all_annotations(config: RunConfig, manifest: dict[str, Any], context: Context) -> tuple[np.ndarray, np.ndarray] | None:
+    """Attributes [N, 40] and partition [N] of all annotated images, whether or not their files are there (rank 0; None elsewhere).
+
+    None also where the annotation files are out of reach or are not those that the shards were made from.
+    """
+    if not context.ranks.is_main:
+        return None
+    try:
+        _, attributes, partition, digests = read_annotations(layout.source_path(config))
+    except DataError as error:
+        context.log.warning("rarity is counted in the shards alone: %s", error)
+        return None
+    return (attributes, partition) if digests.items() <= manifest.get("source", {}).items() else None
 
 
 def stop_together(context: Context) -> None:
@@ -118,6 +173,10 @@ def protocol(config: RunConfig, evidence: Evidence) -> dict[str, Any]:
         "reference_digest": digest(keys),
         "reconstruction": "posterior mean",
         "rare_samples": settings.rare_samples,
+        "rarity_from": evidence.counts.n,  # annotated training images
+        "neighbour_images": evidence.memory_n,
+        "kid_subsets": settings.kid_subsets,
+        "kid_subset_size": min(settings.kid_subset_size, evidence.n),
         "iw_images": min(evidence.n, settings.iw_images),
         "iw_samples": settings.iw_samples,
         "device": evidence.ranks.device.type,

@@ -154,7 +154,7 @@ BROKEN = {
     "no attributes": (lambda s: (s / ATTRIBUTES).unlink(), r"neither list_attr_celeba.txt nor list_attr_celeba.csv"),
     "no partition": (lambda s: (s / PARTITION).unlink(), r"neither list_eval_partition.txt nor list_eval_partition.csv"),
     "no annotation": (lambda s: write_images(s, {"000099.jpg": jpeg(0)}, False), r"1 of 12 images have no annotation.*000099.jpg"),
-    "no val": (drop_val, r"partition.txt: no image of the val split \(value 1\)"),
+    "no val": (drop_val, r"no image of the val split \(value 1\)"),
 }  # fmt: skip
 
 

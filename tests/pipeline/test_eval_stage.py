@@ -13,7 +13,8 @@ from PIL import Image
 
 from pipeline import layout
 from pipeline.config import load
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.runtime.checkpoint import Checkpoints
 from pipeline.runtime.preempt import Stopped
 from pipeline.stages import eval as stage
 from tests.conftest import run_ranks
@@ -71,13 +72,14 @@ def test_everything_that_was_promised_is_there(evaluated: dict[int, Path]) -> No
     for section in ("ceilings", "floors"):
         assert {"fd_classifier_samples", "attribute_accuracy"} <= set(found[section])
     assert [name for name in ATTRIBUTES if found["per_attribute"][name]["read_by_model"]] == sorted(READ)
-    assert found["rare"] and found["seconds"].keys() == stage.METRICS.keys()
+    assert found["rare"] and found["seconds"].keys() >= stage.METRICS.keys() | {"gathering", "pictures", "images: samples"}
     assert all(set(row["attributes"]) <= set(READ) for row in found["rare"])
 
 
 def test_pictures_and_report(evaluated: dict[int, Path]) -> None:
     folder = evaluated[1] / "eval" / "1" / "samples"
-    assert sorted(p.name for p in folder.iterdir()) == ["male_heavy_makeup.png", "rare.png", "reconstructions.png", "samples.png"]
+    names = ["best", "heavy_makeup_male", "interpolation", "neighbours", "one_attribute", "rare", "reconstructions", "samples", "worst"]
+    assert sorted(p.name for p in folder.iterdir()) == [f"{name}.png" for name in names]
     samples = np.asarray(Image.open(folder / "samples.png"))
     assert samples.shape == (5 * (SIZE + 2) + 2, 8 * (SIZE + 2) + 2, 3)  # 40 images in rows of 8
     assert (samples[:2] == 255).all() and samples[2 : SIZE + 2, 2 : SIZE + 2].std() > 0
@@ -90,7 +92,7 @@ def test_another_evaluation_gets_its_own_folder_and_reuses_the_reference(evaluat
     run_dir = evaluated[3]
     config = load([run_dir / "config.yaml"])
     before = {p: p.stat().st_mtime_ns for p in layout.reference_dir(config).rglob("*.safetensors")}
-    assert len(before) == 2  # the split's and the training images'
+    assert len(before) == 3  # the split's, as many training images', and those among which copies are looked for
     stage.run(config, context(run_dir))
     assert before == {p: p.stat().st_mtime_ns for p in layout.reference_dir(config).rglob("*.safetensors")}
     first, second = (numbers(results(run_dir, n)) for n in (1, 2))
@@ -118,3 +120,26 @@ def test_a_model_of_other_attributes_is_refused(evaluated: dict[int, Path]) -> N
     make_checkpoint(run_dir, config, ["Male", "Moustache"])
     with pytest.raises(CheckpointError, match="step_00000010.safetensors.*Moustache.*train on these shards"):
         stage.run(config, context(run_dir))
+
+
+def test_chosen_metrics_of_every_checkpoint_the_best_last(evaluated: dict[int, Path]) -> None:
+    config, run_dir = (
+        load([evaluated[1] / "config.yaml"], ["eval.checkpoint=all", "eval.metrics=[reconstruction]"]),
+        evaluated[1].parent / "all",
+    )
+    make_checkpoint(run_dir, config, READ)
+    store = Checkpoints(layout.checkpoints_dir(run_dir), keep=3)
+    kept = store.read(10)
+    tensors = {name: kept.tensors("")[name] for name in kept.tensors("")}
+    meta = {key: kept.meta[key] for key in ("images", "size", "attributes", "sections", "scaler", "seconds")}
+    store.save(20, tensors, {**meta, "validation": {**kept.meta["validation"], "val_ema/loss": 5.0}})  # worse
+    store.save(30, tensors, {**meta, "validation": None})  # saved by a stop signal: without a variance
+    stage.run(config, context(run_dir))
+    found = [results(run_dir, number) for number in (1, 2)]
+    assert [tree["protocol"]["step"] for tree in found] == [20, 10] and len(layout.eval_dirs(run_dir)) == 2
+    assert all(tree["metrics"].keys() == {"mse", "sigma"} for tree in found)
+
+
+def test_an_unknown_metric_is_named_with_the_nearest(evaluated: dict[int, Path]) -> None:
+    with pytest.raises(ConfigError, match="unknown metric 'frechett'.*did you mean 'frechet'"):
+        stage.run(load([evaluated[1] / "config.yaml"], ["eval.metrics=[frechett]"]), context(evaluated[1]))

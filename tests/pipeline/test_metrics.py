@@ -21,11 +21,13 @@ from pipeline.data.shards import Shards
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import features as features_module
 from pipeline.evaluation import vision
+from pipeline.evaluation.alignment import AttributeAgreement, RareCombinations
 from pipeline.evaluation.blocks import map_blocks, spread, to_uint8
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.features import FEATURES, InceptionFeatures
-from pipeline.evaluation.metrics import METRICS, AttributeAgreement, Likelihood, RareCombinations, Reconstruction, Value, collect
-from pipeline.evaluation.rare import rare_pairs, requests
+from pipeline.evaluation.inference import Likelihood, Reconstruction
+from pipeline.evaluation.metrics import METRICS, Value, collect
+from pipeline.evaluation.rare import Combination, Counts, requests
 from pipeline.evaluation.reference import reference_features, reference_key
 from pipeline.evaluation.statistics import (
     Moments,
@@ -38,6 +40,7 @@ from pipeline.evaluation.statistics import (
     wilson,
 )
 from pipeline.runtime.distributed import Ranks
+from pipeline.schema import EvalConfig
 from tests.tiny_run import ATTRIBUTES, SIZE, make_shards, tiny_config
 
 
@@ -163,13 +166,18 @@ def test_spread_positions_are_distinct_and_reach_over_the_whole_split(n: int, to
 # ---- rare pairs
 
 
+def rarest(labels: np.ndarray, held_out: np.ndarray, names: list[str], size: int = 2) -> list[Combination]:
+    counts = Counts(labels, labels, held_out, names)
+    return [counts.of(chosen) for chosen in counts.rare(size)]
+
+
 def test_rare_pairs_are_frequent_enough_and_avoid_each_other() -> None:
     labels = np.zeros((1000, 3), np.uint8)
     labels[:500, 0] = labels[440:, 1] = labels[::2, 2] = 1  # a and b meet 60 times where 280 are expected; c is independent
-    pairs = rare_pairs(labels, labels[300:600], ["a", "b", "c"])
-    assert pairs[0].attributes == ("a", "b") and pairs[0].train_count == pairs[0].held_out_count == 60
+    pairs = rarest(labels, labels[300:600], ["a", "b", "c"])
+    assert pairs[0].attributes == ("a", "b") and pairs[0].annotated_count == pairs[0].train_count == pairs[0].held_out_count == 60
     assert pairs[0].lift == pytest.approx(60 * 1000 / (500 * 560))
-    assert not rare_pairs(labels, labels[:100], ["a", "b", "c"])  # held out: they never meet
+    assert not rarest(labels, labels[:100], ["a", "b", "c"])  # held out: they never meet
     asked = requests(labels, ["a", "b", "c"], ("a", "b"), 50, seed=0)
     assert asked[:, :2].all() and 0 < asked[:, 2].mean() < 1 and len(asked) == 50
     assert not labels[600:, 0].any()  # the labels themselves are left alone
@@ -179,7 +187,7 @@ def test_contradictions_are_neither_chosen_nor_asked_for() -> None:
     labels = np.zeros((1000, 3), np.uint8)
     labels[:500, 0] = labels[440:, 1] = labels[::2, 2] = 1
     names = ["Straight_Hair", "Wavy_Hair", "Male"]
-    assert ("Straight_Hair", "Wavy_Hair") not in [pair.attributes for pair in rare_pairs(labels, labels, names)]
+    assert ("Straight_Hair", "Wavy_Hair") not in [pair.attributes for pair in rarest(labels, labels, names)]
     asked = requests(labels, names, ("Wavy_Hair", "Male"), 50, seed=0)
     assert asked[:, 1:].all() and not asked[:, 0].any()
 
@@ -226,7 +234,7 @@ def evidence(runs: Path, listens: bool = True, **overrides: Any) -> Evidence:
     """Evidence of a Painter before the perfect judge."""
     config = tiny_config(runs)
     splits = {name: Shards(layout.shards_dir(config), name) for name in ("train", "val", "test")}
-    judge = SimpleNamespace(attributes=ATTRIBUTES, digest="cells", decide=lambda features: features > 120)
+    judge = SimpleNamespace(attributes=ATTRIBUTES, digest="cells", decide=lambda x: x > 120, judge=lambda x: (x, x > 120))
     info = SimpleNamespace(attributes=[ATTRIBUTES[i] for i in READ], s2=0.25, s2_fit=0.2)
     settings = dataclasses.replace(config.eval, **overrides)
     painter: Any = Painter(listens)
@@ -251,7 +259,7 @@ def test_rare_combinations_of_a_model_that_listens_and_of_one_that_does_not(runs
     assert found["rare_success"].value == found["rare_success"].ceiling == 1.0 and deaf["rare_success"].value == 0.0
     for row in found["rare"]:
         assert row["train_count"] >= 50 and row["held_out_count"] >= 20 and row["n"] == 10 and row["lift"] < 1
-        assert (row["low"], row["high"]) == wilson(10, 10)
+        assert (row["low"], row["high"]) == wilson(10, 10) and not row["figure_5"]
 
 
 def test_reconstruction_error_is_on_the_unit_scale(runs: Path) -> None:
@@ -285,7 +293,8 @@ def test_every_metric_yields_finite_numbers_and_needs_what_evidence_has(runs: Pa
     assert metric.needs and all(hasattr(Evidence, need) for need in metric.needs)
     found = dict(metric(own))
     values = [value for value in found.values() if isinstance(value, Value)]
-    assert values and all(np.isfinite(value.value) for value in values)
+    assert found and all(np.isfinite(value.value) for value in values)
+    assert values or name == "groups"  # none of these few images' groups is large enough
     sections = collect(found)
     assert set(sections["intervals"]) | set(sections["ceilings"]) | set(sections["floors"]) <= set(sections["metrics"])
 
@@ -342,17 +351,17 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_inception_features_only_from_the_official_file(inception_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, judge = torch.device("cpu"), SimpleNamespace()
     with pytest.raises(DataError, match="expected 6726825d"):
-        InceptionFeatures(judge, str(inception_file), cpu)  # type: ignore[arg-type]
+        InceptionFeatures(judge, EvalConfig(inception_weights=str(inception_file)), cpu)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="eval.inception_weights.*No such file"):
-        InceptionFeatures(judge, "/nowhere/weights.pth", cpu)  # type: ignore[arg-type]
+        InceptionFeatures(judge, EvalConfig(inception_weights="/nowhere/weights.pth"), cpu)  # type: ignore[arg-type]
     digest = hashlib.sha256(inception_file.read_bytes()).hexdigest()
     monkeypatch.setattr(features_module, "INCEPTION_SHA256", digest[:8])
-    extractor = InceptionFeatures(judge, str(inception_file), cpu)  # type: ignore[arg-type]
+    extractor = InceptionFeatures(judge, EvalConfig(inception_weights=str(inception_file)), cpu)  # type: ignore[arg-type]
     images = torch.randint(0, 256, (2, SIZE, SIZE, 3), dtype=torch.uint8)
     rows = extractor(images)
     assert rows.shape == (2, 2048) and rows.dtype == torch.float32 and extractor.digest == digest
     assert torch.equal(rows, vision.inception(inception_file)(images.permute(0, 3, 1, 2))[0])
-    assert extractor.metric == "fid_inception" and set(FEATURES) == {"classifier", "inception"}
+    assert extractor.metric == "fid_inception" and set(FEATURES) == {"classifier", "inception", "network"}
 
 
 class Bomb:
@@ -370,5 +379,5 @@ def test_code_in_a_weights_file_does_not_run(tmp_path: Path, monkeypatch: pytest
     digest = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
     monkeypatch.setattr(features_module, "INCEPTION_SHA256", digest[:8])
     with pytest.raises(pickle.UnpicklingError):
-        InceptionFeatures(SimpleNamespace(), str(tmp_path / "weights.pth"), torch.device("cpu"))  # type: ignore[arg-type]
+        InceptionFeatures(SimpleNamespace(), EvalConfig(inception_weights=str(tmp_path / "weights.pth")), torch.device("cpu"))  # type: ignore[arg-type]
     assert not (tmp_path / "exploded").exists()

@@ -126,4 +126,4 @@ def test_reading_of_numbers() -> None:
     assert [number(x) for x in (None, 0.00412345, 21.5, 3000, -9123.4, float("inf"))] == ["–", "0.004123", "21.5", "3,000", "-9,123", "inf"]
     assert [duration(x) for x in (None, 4.25, 200, 3900)] == ["–", "4.2 s", "3 min 20 s", "1 h 05 min"]
     protocol = {"n": 3000, "iw_images": 500, "iw_samples": 50, "rare_samples": 400}
-    assert [sample_size(n, protocol) for n in ("mse", "iw_bits_per_dim", "rare_success")] == ["3000", "500 (K = 50)", "400 per pair"]
+    assert [sample_size(n, protocol) for n in ("mse", "iw_bits_per_dim", "rare_success")] == ["3000", "500 (K = 50)", "400 per combination"]
