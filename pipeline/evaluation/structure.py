@@ -1,4 +1,4 @@
-"""Structure of the latent space: how much of the labels can be read from z, and how it looks in two dimensions."""
+"""Structure of the latent space: how much of the labels can be read from z."""
 
 from __future__ import annotations
 
@@ -25,15 +25,3 @@ def label_accuracy(z: np.ndarray, labels: np.ndarray) -> tuple[float, tuple[floa
     rng = np.random.default_rng(0)
     drawn = np.nanmean(found[rng.integers(len(found), size=(1000, len(found)))], 1)
     return float(np.nanmean(found)), percentiles(drawn)
-
-
-def embed(z: np.ndarray, seed: int, method: str = "tsne") -> np.ndarray:
-    """z [N, D] in two dimensions [N, 2]: t-SNE (arXiv stat.ML, van der Maaten 2008), or UMAP where umap-learn is installed."""
-    if method == "umap":
-        import umap
-
-        return umap.UMAP(random_state=seed).fit_transform(z)
-    from sklearn.manifold import TSNE
-
-    perplexity = min(30.0, max(2.0, (len(z) - 1) / 4))
-    return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(z)

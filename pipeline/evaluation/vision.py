@@ -109,11 +109,3 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, subsets: int, subset_size: int
     given = {"kid_subsets": subsets, "kid_subset_size": min(subset_size, len(a), len(b)), "verbose": False}
     found = kid_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), **given)
     return found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD]
-
-
-def fidelity() -> None:
-    """torch-fidelity's own command line, on sys.argv."""
-    _torchvision()
-    from torch_fidelity.fidelity import main
-
-    main()
