@@ -379,6 +379,27 @@ def test_live_feed_of_a_real_server(server: str, tmp_path: Path, caplog: pytest.
     assert not caplog.records
 
 
+def test_a_run_without_a_server_ends_up_as_one_with_it(server: str, tmp_path: Path) -> None:
+    """Same files, one fed live, one sent twice afterwards: every metric, parameter and tag is the same, and there once."""
+    found = []
+    for name, uri in (("live", server), ("outage", f"http://127.0.0.1:{free_port()}")):
+        run = make_run(tmp_path / name, "same", (f"tracking.uri={uri}", f"tracking.experiment={name}"), steps=12)
+        live = LiveSync(run, interval_s=0.05)
+        add_metrics(run, range(13, 25))
+        (run / "train/done.json").write_text('{"step": 24, "images": 1024}')
+        live.stop(timeout_s=120)
+        (run / "config.yaml").write_text((run / "config.yaml").read_text().replace(uri, server))  # it is back
+        for _ in range(2):
+            Feeder(run).push()
+        store = mlflow_store.open_client(server)
+        parent = parent_of(store, name)
+        series = {m: sorted((p.step, p.value) for p in store.get_metric_history(parent.info.run_id, m)) for m in parent.data.metrics}
+        own = ("run_dir", "run_dir_id", "mlflow.user", "mlflow.source.name")
+        tags = {key: value for key, value in parent.data.tags.items() if key not in own}
+        found.append((series, parent.data.params, tags, parent.info.status))
+    assert found[0] == found[1] and len(found[0][0]["train/loss"]) == 24
+
+
 def test_dead_server_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     uri = f"http://ada:secret@127.0.0.1:{free_port()}"
     run = make_run(tmp_path, overrides=(f"tracking.uri={uri}",), steps=2)
