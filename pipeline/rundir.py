@@ -14,6 +14,7 @@ from pipeline import config as configuration
 from pipeline import layout
 from pipeline.errors import ConfigError
 from pipeline.runtime.files import write_text
+from pipeline.runtime.mlflow_store import redact
 from pipeline.schema import RunConfig
 from pipeline.stages import STAGES
 
@@ -80,7 +81,7 @@ def prepare(run_dir: Path, config: RunConfig, stages: list[str]) -> None:
     }
     write_text(run_dir / "config.yaml", configuration.dump(config))
     with open(run_dir / "config_history.jsonl", "a", encoding="utf-8") as history:
-        history.write(json.dumps(line) + "\n")
+        history.write(redact(json.dumps(line)) + "\n")
 
 
 def _newest_step(run_dir: Path, config: RunConfig) -> int:

@@ -7,6 +7,7 @@ from unittest import mock
 
 from pipeline import config as configuration
 from pipeline.layout import shared_dir
+from pipeline.runtime.mlflow_store import redact
 from slurm.chain import Chain, Run, Step, batches, stage_resources
 from slurm.launcher import dependencies, make_executor, submission_folder
 from slurm.snapshot import code, snapshot_folder
@@ -14,7 +15,7 @@ from slurm.snapshot import code, snapshot_folder
 
 def describe(runs: list[Run], chain: Chain) -> str:
     """The resolved configurations and, in order, the jobs: for Slurm the very scripts that sbatch would get."""
-    parts = [f"# {run.run_dir / 'config.yaml'}\n{configuration.dump(run.config)}" for run in runs]
+    parts = [f"# {run.run_dir / 'config.yaml'}\n{redact(configuration.dump(run.config))}" for run in runs]
     parts += [f"# {note}\n" for note in chain.notes]
     if runs[0].config.cluster.executor == "slurm":
         parts += sbatch_scripts(chain)

@@ -109,14 +109,21 @@ def _error_file(run_dir: Path, stage: str) -> Path:
     return run_dir / "logs" / stage / "error.json"
 
 
+def _stall_file(run_dir: Path, stage: str) -> Path:
+    return run_dir / stage / "stall.json"  # written by the watchdog, whose process cannot come back to say more
+
+
 def forget_failure(run_dir: Path, stage: str) -> None:
     """Remove the error of an earlier job or attempt."""
-    _error_file(run_dir, stage).unlink(missing_ok=True)
+    for file in (_error_file(run_dir, stage), _stall_file(run_dir, stage)):
+        file.unlink(missing_ok=True)
 
 
 def failure(run_dir: Path, stage: str) -> dict[str, Any] | None:
     """The error that tells most: {"kind", "message", "user", "rank", "weight"}."""
     found: dict[str, Any] | None = read_json(_error_file(run_dir, stage))
+    if found is None and (stall := read_json(_stall_file(run_dir, stage))):
+        return {"kind": "Stalled", "message": stall["message"], "user": False, "rank": stall["ranks"][0], "weight": 1}
     return found
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 import launch
 from pipeline import config as configuration
 from pipeline.errors import ConfigError, exit_code
-from pipeline.rundir import ROOT
+from pipeline.rundir import ROOT, prepare
 from pipeline.schema import RunConfig
 from pipeline.stages import STAGES
 from slurm.chain import Run
@@ -185,3 +186,14 @@ def test_a_stages_mistake_ends_the_launch_with_its_message(tmp_path, monkeypatch
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: ") and str(tmp_path / "nowhere") in message
     assert json.loads((tmp_path / "runs/sigma_cvae/logs/shard/error.json").read_text())["user"] is True
+
+
+def test_the_password_of_a_tracking_server_is_printed_and_recorded_nowhere_but_in_the_configuration(tmp_path):
+    words = ["--config", "sigma_cvae", f"runs_dir={tmp_path}", "tracking.uri=http://me:hush@server"]
+    done = python(f"import launch; launch.main({[*words, '--dry-run']!r})", tmp_path)
+    assert done.returncode == 0 and "server" in done.stdout and "hush" not in done.stdout + done.stderr
+    runs = launch.resolve(launch.arguments(words))
+    for uri in ("http://me:hush@server", "http://me:hush2@server"):
+        config = replace(runs[0].config, tracking=replace(runs[0].config.tracking, uri=uri))
+        prepare(runs[0].run_dir, config, ["train"])
+    assert "hush" not in (runs[0].run_dir / "config_history.jsonl").read_text()

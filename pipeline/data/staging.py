@@ -17,12 +17,13 @@ CHUNK = 1 << 22  # bytes
 SPARE = 1.05  # of the shards' size that must be free
 
 
-def staged(folder: Path, target: str, log: Logger) -> Path:
+def staged(folder: Path, target: str, log: Logger, damaged: str = "stop") -> Path:
     """The folder to read the shards of `folder` from: a copy under `target` on this node, or `folder` itself.
 
     `target` may name environment variables ("$SLURM_TMPDIR"); where one is not set, the place is too small or cannot be written,
     a warning says so. Every rank of the node calls it: the first one copies, the others wait for the lock and find the copy.
-    Raises DataError where a shard's content differs from its manifest.
+    Raises DataError where a shard's content differs from its manifest; with `damaged` "exclude" the original is read instead, and its
+    reader leaves that shard out.
     """
     if not target:
         return folder
@@ -36,6 +37,11 @@ def staged(folder: Path, target: str, log: Logger) -> Path:
         with open(local.with_suffix(".lock"), "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             return _copy(folder, local, log)
+    except DataError as error:
+        if damaged == "stop":
+            raise
+        log.warning("data.stage_to=%s: %s; shards are read in place, from %s", target, error, folder)
+        return folder
     except OSError as error:
         log.warning("data.stage_to=%s: %s; shards are read in place, from %s", target, error, folder)
         return folder

@@ -37,7 +37,7 @@ def run(config: RunConfig, context: Context) -> None:
     An interrupted training starts again: it takes minutes. Raises Stopped on every rank after a stop signal.
     """
     ranks, folder = context.ranks, layout.classifier_dir(config)
-    shards = staged(layout.shards_dir(config), config.data.stage_to, context.log)
+    shards = staged(layout.shards_dir(config), config.data.stage_to, context.log, config.data.damaged)
     splits = {name: Shards(shards, name, config.data.verify) for name in ("train", "val", "test")}
     start = time.monotonic()
     net = train(config.classifier, splits["train"], splits["val"], context)

@@ -104,7 +104,7 @@ class Trainer:
         train, self.device = config.train, context.ranks.device
         torch.use_deterministic_algorithms(train.deterministic)
         torch.backends.cudnn.benchmark = not train.deterministic
-        shards = staged(layout.shards_dir(config), config.data.stage_to, context.log)
+        shards = staged(layout.shards_dir(config), config.data.stage_to, context.log, config.data.damaged)
         self.shards = Shards(shards, "train", config.data.verify, config.data.damaged)
         self.attributes = config.data.attributes or self.shards.attribute_names
         held_out = Shards(shards, "val", config.data.verify, config.data.damaged)

@@ -62,6 +62,7 @@ def test_damage_does_not_reach_the_copy(folder, tmp_path):
     with pytest.raises(DataError, match=victim.name):
         staged(folder, str(tmp_path / "node"), LOG)
     assert not list((tmp_path / "node").rglob("manifest.json"))
+    assert staged(folder, str(tmp_path / "node"), LOG, damaged="exclude") == folder  # whose reader leaves it out and counts
 
 
 @pytest.mark.parametrize("target", ["$NOT_SET_ANYWHERE/x", "/proc/nowhere"])

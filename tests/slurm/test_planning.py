@@ -133,6 +133,16 @@ def test_a_users_mistake_is_not_tried_again(crashing):
     assert failure and failure["message"] == "shards: gone"
 
 
+def test_a_stall_is_a_crash_with_its_own_words_until_the_next_attempt(crashing):
+    (crashing / "train").mkdir(exist_ok=True)
+    (crashing / "train" / "stall.json").write_text(json.dumps({"message": "no answer for 180 s from rank 2", "ranks": [2]}))
+    assert wanted(crashing, "train", "5", 75)
+    failure = ledger.failure(crashing, "train")
+    assert failure and (failure["message"], failure["rank"]) == ("no answer for 180 s from rank 2", 2)
+    ledger.forget_failure(crashing, "train")
+    assert ledger.failure(crashing, "train") is None
+
+
 # ---- the copy of the code
 
 
