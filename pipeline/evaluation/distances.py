@@ -14,6 +14,7 @@ from pipeline.evaluation.neighbours import manifold, nearest
 from pipeline.evaluation.statistics import frechet_distance, frechet_extrapolated, frechet_jackknife, moments, wilson
 
 SHOWN_NEIGHBOURS = 8
+K_DENSITY = 5  # neighbours
 
 
 class FrechetDistance(Metric):
@@ -70,10 +71,15 @@ class PrecisionRecall(Metric):
     needs = ("real", "samples")
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
-        """Yield precision_, recall_, density_ and coverage_<features>."""
+        """Yield precision_, recall_, density_ and coverage_<features>; nothing for fewer images than have neighbours in each half."""
         for metric, real in evidence.real.items():
+            if len(real) // 2 <= K_DENSITY:
+                continue
             name = metric.removeprefix("fd_").removeprefix("fid_")
-            found, halves = manifold(evidence.samples[metric], real), manifold(real[::2], real[1::2])
+            found, halves = (
+                manifold(evidence.samples[metric], real, k_density=K_DENSITY),
+                manifold(real[::2], real[1::2], k_density=K_DENSITY),
+            )
             for what, value in found._asdict().items():
                 interval = None if what == "density" else wilson(round(value * len(real)), len(real))
                 yield f"{what}_{name}", Value(value, interval, getattr(halves, what))

@@ -53,11 +53,16 @@ def test_a_job_submitted_from_inside_a_job_inherits_nothing_of_it(submit_pair, m
     assert "_" not in job_ids(run_dir, "train")[0]
 
 
+def listen_to_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_detaches_and_leaves_the_jobs_alone(cluster, noise_celeba, tmp_path):
     on = profile(tmp_path, nodes=1, tasks_per_node=1, extra_sbatch={"hold": "true"})
     words = ["--config", "sigma_cvae_nf", f"shard.source={noise_celeba}", f"runs_dir={tmp_path}/runs", "--stages", "shard", "--wait"]
     command = [sys.executable, str(ROOT / "launch.py"), "--cluster", str(on), *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # As from a terminal: what is started in the background of a script ignores the signal, and so would its children.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c) as process:
         assert process.stdout and process.stderr
         line = next(line for line in process.stdout if ": SUBMITTED" in line or ": PENDING" in line)
         assert "sigma_cvae_nf shard" in line
