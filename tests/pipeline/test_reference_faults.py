@@ -89,9 +89,13 @@ def test_validation_gives_the_model_back_in_training_mode_and_repeats_itself(tra
 
 def test_best_weights_are_a_copy_on_disk(trainer):
     trainer.train_step(trainer.prepare(0))
+    from pipeline.runtime.saver import Saver
     from pipeline.runtime.tracking import MetricsLog
 
-    trainer.save(MetricsLog(trainer.run_dir / "metrics.jsonl", None), trainer.validate())
+    metrics = MetricsLog(trainer.run_dir / "metrics.jsonl", None)
+    saver = Saver(trainer.checkpoints, metrics.sync)
+    trainer.save(saver, metrics, trainer.validate())
+    saver.close()
     before = trainer.checkpoints.read(1).tensors("ema.")
     for step in range(1, 5):
         trainer.train_step(trainer.prepare(step))

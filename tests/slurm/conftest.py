@@ -65,7 +65,8 @@ def cluster(tmp_path_factory):
     if absent := missing():
         say = pytest.fail if os.environ.get("REQUIRE_SLURM") else pytest.skip  # CI installs Slurm and must have run these tests
         say(f"needs Slurm's packages (see tools/dev_slurm.py): {', '.join(absent)} not installed")
-    with running(Cluster(tmp_path_factory.mktemp("slurm"), nodes=13, cpus=2)) as started:
+    prefix = os.environ.get("PYTEST_XDIST_WORKER", "") + "n"  # control groups are named after nodes: two clusters must not share names
+    with running(Cluster(tmp_path_factory.mktemp("slurm"), nodes=13, cpus=2, prefix=prefix)) as started:
         yield started
 
 

@@ -47,7 +47,7 @@ def running(cluster: Cluster) -> Iterator[Cluster]:
     """The cluster, started, and its variables in this process; it ends with this process, however that dies."""
     before = dict(os.environ)
     command = [sys.executable, str(ROOT / "tools" / "dev_slurm.py"), "hold", "--folder", str(cluster.folder)]
-    numbers = ["--nodes", str(cluster.nodes), "--cpus", str(cluster.cpus)]
+    numbers = ["--nodes", str(cluster.nodes), "--cpus", str(cluster.cpus), "--prefix", cluster.prefix]
     holder = subprocess.Popen([*command, *numbers], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdin and holder.stdout
     try:
@@ -172,13 +172,15 @@ def disturbed(cluster: Cluster, folder: Path, celeba: Path, faults: dict[str, Fa
     `tasks` per node; a fault strikes at step AT. Prints what each one cost.
     """
     common = [f"shard.source={celeba}", f"runs_dir={folder}", *TINY, *overrides]
-    places = {name: [f"n{2 * i + 1}", f"n{2 * i + 2}"] for i, name in enumerate(["calm", *faults])}
+    places = {name: [f"{cluster.prefix}{2 * i + 1}", f"{cluster.prefix}{2 * i + 2}"] for i, name in enumerate(["calm", *faults])}
     first = launch("--cluster", profile(folder, nodes=1, tasks_per_node=1), "--config", "sigma_cvae_nf", "--stages", "shard", *common)
     assert first.returncode == 0, first.stderr
     wait_for(lambda: entry(folder / "sigma_cvae_nf", "shard")["state"] == "COMPLETED", "shards")
     jobs, struck = {}, {}
     for name in places:
-        others = [n for other, place in places.items() if other != name for n in place] + (["n13"] if name != "kill_slurmd" else [])
+        others = [n for other, place in places.items() if other != name for n in place] + (
+            [f"{cluster.prefix}13"] if name != "kill_slurmd" else []
+        )
         on = profile(folder, nodes=2, tasks_per_node=tasks, extra_sbatch={"exclude": ",".join(others)})
         done = launch("--cluster", on, "--config", "sigma_cvae_nf", "--stages", "train", f"name={name}", *common)
         assert done.returncode == 0, done.stderr

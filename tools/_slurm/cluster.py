@@ -42,6 +42,7 @@ class Cluster:
     cpus: int = 4  # per node, as Slurm believes
     mem_mb: int = 8000
     accounting: bool = True
+    prefix: str = "n"  # of the nodes' names
 
     @property
     def env(self) -> dict[str, str]:
@@ -85,7 +86,7 @@ class Cluster:
             self._start_accounting()
         self.run("slurmctld")
         for node in range(1, self.nodes + 1):
-            self.start_node(f"n{node}")
+            self.start_node(f"{self.prefix}{node}")
         self._wait(
             lambda: len(self.run("sinfo", "-h", "-N", "-p", "gpu", "-t", "idle", "-o", "%N", check=False).split()) == self.nodes,
             "idle nodes",
@@ -104,7 +105,7 @@ class Cluster:
         freezer = Path("/sys/fs/cgroup/freezer")
         files = {
             "cgroup.conf": "CgroupMountpoint=/sys/fs/cgroup\nCgroupPlugin=cgroup/v1\n",
-            "gres.conf": f"NodeName=n[1-{self.nodes}] Name=gpu File={self._devices(root)}[0-{self.gpus - 1}] Flags=nvidia_gpu_env\n",
+            "gres.conf": f"NodeName={self.prefix}[1-{self.nodes}] Name=gpu File={self._devices(root)}[0-{self.gpus - 1}] Flags=nvidia_gpu_env\n",
             "slurmdbd.conf": DBD.format(folder=folder, host=socket.gethostname().split(".")[0], user=getpass.getuser(), port=free_port()),
         }
         dbd_port = files["slurmdbd.conf"].split("DbdPort=")[1].split()[0]
@@ -121,9 +122,9 @@ class Cluster:
             lines.append(ACCOUNTING_CONF.format(folder=folder, port=dbd_port))
         host = socket.gethostname().split(".")[0]
         for node in range(1, self.nodes + 1):
-            where = f"NodeName=n{node} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()}"
+            where = f"NodeName={self.prefix}{node} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()}"
             lines.append(f"{where} CPUs={self.cpus} RealMemory={self.mem_mb} Gres=gpu:{self.gpus} State=UNKNOWN\n")
-        lines.append(PARTITIONS.format(nodes=self.nodes))
+        lines.append(PARTITIONS.format(nodes=f"{self.prefix}[1-{self.nodes}]"))
         files["slurm.conf"] = "".join(lines)
         for name, text in files.items():
             (folder / name).write_text(text)
@@ -142,7 +143,7 @@ class Cluster:
 
     def _name_nodes(self) -> None:
         """The first node's name is the ranks' meeting point, so it must resolve: lines of our own in /etc/hosts."""
-        names = [f"n{node}" for node in range(1, self.nodes + 1)]
+        names = [f"{self.prefix}{node}" for node in range(1, self.nodes + 1)]
         if os.access(HOSTS, os.W_OK):
             self._edit_hosts(f"127.0.0.1 {' '.join(names)}")
         elif set(names) - set(HOSTS.read_text().split()):
@@ -206,7 +207,7 @@ class Cluster:
                 time.sleep(0.1)
         for daemons in (["slurmd.*.pid", "slurmctld.pid"], ["slurmdbd.pid"], ["mariadb.pid", "munged.pid"]):
             end_processes([file for pattern in daemons for file in self.folder.glob(pattern)])
-        for group in sorted(Path("/sys/fs/cgroup/freezer").glob("slurm_n*/**/"), reverse=True):
+        for group in sorted(Path("/sys/fs/cgroup/freezer").glob(f"slurm_{self.prefix}[0-9]*/**/"), reverse=True):
             with suppress(OSError):
                 group.rmdir()
         if os.access(HOSTS, os.W_OK):

@@ -51,8 +51,8 @@ AccountingStoragePort={port}
 AccountingStoragePass={folder}/munge.socket
 """
 PARTITIONS = """\
-PartitionName=gpu Nodes=n[1-{nodes}] Default=YES MaxTime=7-0 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
-PartitionName=urgent Nodes=n[1-{nodes}] MaxTime=1-0 State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=gpu Nodes={nodes} Default=YES MaxTime=7-0 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
+PartitionName=urgent Nodes={nodes} MaxTime=1-0 State=UP PriorityTier=10 PreemptMode=OFF
 """
 DBD = """\
 AuthType=auth/munge
