@@ -103,9 +103,10 @@ class Cluster:
     def _write_configuration(self) -> None:
         folder, root = self.folder, os.getuid() == 0
         freezer = Path("/sys/fs/cgroup/freezer")
+        names = f"{self.prefix}[1-{self.nodes}]"
         files = {
             "cgroup.conf": "CgroupMountpoint=/sys/fs/cgroup\nCgroupPlugin=cgroup/v1\n",
-            "gres.conf": f"NodeName={self.prefix}[1-{self.nodes}] Name=gpu File={self._devices(root)}[0-{self.gpus - 1}] Flags=nvidia_gpu_env\n",
+            "gres.conf": f"NodeName={names} Name=gpu File={self._devices(root)}[0-{self.gpus - 1}] Flags=nvidia_gpu_env\n",
             "slurmdbd.conf": DBD.format(folder=folder, host=socket.gethostname().split(".")[0], user=getpass.getuser(), port=free_port()),
         }
         dbd_port = files["slurmdbd.conf"].split("DbdPort=")[1].split()[0]
