@@ -143,13 +143,31 @@ def _find_or_create(client: MlflowClient, config: RunConfig, run_dir: Path, uri:
     if "run_dir_id" not in note:
         note = {"run_dir_id": uuid.uuid4().hex}
         write_json(run_dir / "mlflow.json", note)
-    found = client.search_runs([experiment_id], f"tags.run_dir_id = '{note['run_dir_id']}'", max_results=1)
-    tags = {"run_dir_id": note["run_dir_id"]}
-    run = found[0] if found else client.create_run(experiment_id, int(record.started(run_dir) * 1000), tags, run_dir.name)
+    run = _the_run(client, experiment_id, {"run_dir_id": note["run_dir_id"]}, int(record.started(run_dir) * 1000), run_dir.name)
     here = {"uri": redact(uri), "experiment": name, "run_id": run.info.run_id}
     if any(note.get(key) != value for key, value in here.items()):
         write_json(run_dir / "mlflow.json", {"run_dir_id": note["run_dir_id"], **here, "sent": {}})
     return run
+
+
+def _the_run(client: MlflowClient, experiment_id: str, tags: dict[str, str], started_ms: int, name: str) -> Run:
+    """The one run with these tags, created where there is none.
+
+    A request that creates a run and is answered too late is sent again by the HTTP client: of such doubles the one that was written to
+    stays, and the others are deleted, now or at the next pass.
+    """
+    where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+
+    def all_of_them() -> list[Run]:
+        return sorted(client.search_runs([experiment_id], where), key=lambda run: (-len(run.data.params), run.info.run_id))
+
+    found = all_of_them()
+    if not found:
+        client.create_run(experiment_id, started_ms, tags, name)
+        found = all_of_them()
+    for double in found[1:]:
+        client.delete_run(double.info.run_id)
+    return found[0]
 
 
 def _send_config(client: MlflowClient, run: Run, config: RunConfig, run_dir: Path) -> None:
@@ -177,10 +195,8 @@ def _send_evaluation(client: MlflowClient, parent: Run, variant: str, evaluation
 
     experiment_id, name = parent.info.experiment_id, f"eval_{evaluation.number}"
     mark = {"mlflow.parentRunId": parent.info.run_id, "eval_number": str(evaluation.number)}
-    where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in mark.items())
-    found = client.search_runs([experiment_id], where, max_results=1)
     now, took = int(_written(evaluation) * 1000), int(sum(evaluation.seconds.values()) * 1000)
-    child = found[0] if found else client.create_run(experiment_id, now - took, mark, name)
+    child = _the_run(client, experiment_id, mark, now - took, name)
     if child.info.status == "FINISHED":
         return
     run_id = child.info.run_id

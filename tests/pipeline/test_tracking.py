@@ -379,11 +379,10 @@ def test_live_feed_of_a_real_server(server: str, tmp_path: Path, caplog: pytest.
     assert not caplog.records
 
 
-@pytest.mark.slow  # on a busy machine the client's one retry of a request doubled the run: open, see docs/reliability.md
 def test_a_run_without_a_server_ends_up_as_one_with_it(server: str, tmp_path: Path) -> None:
     """Same files, one fed live, one sent twice afterwards: every metric, parameter and tag is the same, and there once."""
     found = []
-    for name, uri in (("live", server), ("outage", f"http://127.0.0.1:{free_port()}")):
+    for name, uri in (("same_live", server), ("same_outage", f"http://127.0.0.1:{free_port()}")):
         run = make_run(tmp_path / name, "same", (f"tracking.uri={uri}", f"tracking.experiment={name}"), steps=12)
         live = LiveSync(run, interval_s=0.05)
         add_metrics(run, range(13, 25))
@@ -399,6 +398,33 @@ def test_a_run_without_a_server_ends_up_as_one_with_it(server: str, tmp_path: Pa
         tags = {key: value for key, value in parent.data.tags.items() if key not in own}
         found.append((series, parent.data.params, tags, parent.info.status))
     assert found[0] == found[1] and len(found[0][0]["train/loss"]) == 24
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_doubled_request_leaves_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
+    """The client sends a create request again whose answer was late: the double appears at once, or after the run was written."""
+    from mlflow.tracking import MlflowClient
+
+    run, create, again = make_run(tmp_path, steps=3), MlflowClient.create_run, []
+    add_eval(run)
+
+    def create_twice(client: MlflowClient, *args: Any) -> Any:
+        again.append(args)
+        if not late:
+            create(client, *args)
+        return create(client, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_run", create_twice)
+        Feeder(run).push()
+    store = mlflow_store.open_client(f"sqlite:///{tmp_path}/mlflow.db")
+    for args in again if late else ():
+        store.create_run(*args)
+    Feeder(run).push()
+    found = store.search_runs([again[0][0]])
+    assert len(again) == len(found) == 2 and all(r.data.params and r.info.status == "FINISHED" for r in found)
+    (parent,) = [r for r in found if "mlflow.parentRunId" not in r.data.tags]
+    assert len(store.get_metric_history(parent.info.run_id, "train/loss")) == 3
 
 
 def test_dead_server_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -63,7 +63,10 @@ def fork(work: object, log: Path) -> int:
 
 
 def _rank(run_dir: Path, rank: int, world: int, port: int, events: int) -> None:
-    """One rank: reports each step that it begins (b), has done with which samples (d), and each checkpoint begun (c)."""
+    """One rank: reports each step that it begins with which samples (b), has done (d), and each checkpoint begun (c).
+
+    Samples are told before the step: a rank killed right behind it has trained on them, and others may have saved that.
+    """
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in variables.items()}
     train_step, save = train.Trainer.train_step, Saver.save
@@ -72,9 +75,9 @@ def _rank(run_dir: Path, rank: int, world: int, port: int, events: int) -> None:
         os.write(events, (" ".join(map(str, words)) + "\n").encode())  # shorter than PIPE_BUF: never mixed
 
     def told_step(self, batch):
-        tell("b", rank, self.step)
+        tell("b", rank, self.step, *batch.indices.tolist())
         record = train_step(self, batch)
-        tell("d", rank, record.step - 1, *batch.indices.tolist())
+        tell("d", rank, record.step - 1)
         return record
 
     def told_save(self, step, tensors, meta):
@@ -96,8 +99,8 @@ class Group:
     world: int
     pids: list[int] = field(default_factory=list)
     codes: dict[int, int] = field(default_factory=dict)
-    begun: int = -1  # newest step that any rank has begun
-    done: dict[int, dict[int, list[int]]] = field(default_factory=dict)  # step -> rank -> samples
+    begun: dict[int, dict[int, list[int]]] = field(default_factory=dict)  # step -> rank -> samples
+    done: set[int] = field(default_factory=set)  # steps that any rank has done
     saving: int = 0  # newest step whose checkpoint was begun
 
     def __post_init__(self) -> None:
@@ -118,19 +121,19 @@ class Group:
         for line in lines:
             kind, rank, step, *samples = line.decode().split()
             if kind == "b":
-                self.begun = max(self.begun, int(step))
+                self.begun.setdefault(int(step), {})[int(rank)] = [int(s) for s in samples]
             elif kind == "c":
                 self.saving = int(step)
             else:
-                self.done.setdefault(int(step), {})[int(rank)] = [int(s) for s in samples]
+                self.done.add(int(step))
         return bool(content)
 
     def wait_for_step(self, step: int, limit_s: float) -> None:
         """Until a rank has begun `step`; RuntimeError where none does."""
         give_up = time.monotonic() + limit_s
-        while self.begun < step:
+        while max(self.begun, default=-1) < step:
             if not self.listen(0.1) or time.monotonic() > give_up:
-                raise RuntimeError(f"step {step} was not begun (now {self.begun}): {self.tail()}")
+                raise RuntimeError(f"step {step} was not begun (now {max(self.begun, default=-1)}): {self.tail()}")
 
     def wait(self, limit_s: float) -> list[int]:
         """Exit codes (negative: a signal's number) of all ranks; RuntimeError, after killing, where one is still there after `limit_s`."""

@@ -158,13 +158,13 @@ class Trial:
         return lost, in_flight, refusals
 
     def result(self) -> Reference:
-        """What the run has left, its consumed samples put together from all attempts."""
+        """What the run has left, its consumed samples put together from all attempts: a step counts once all ranks have begun it."""
         final = self.checkpoints / f"step_{STEPS:08d}.json"
         records = read_metrics(layout.train_dir(self.run_dir) / "metrics.jsonl")
         metrics = [(r["step"], {k: v for k, v in r["values"].items() if not k.endswith(CLOCKS)}) for r in records]
         samples: dict[int, list[int]] = {}
         for attempt in self.attempts:
-            for step, parts in attempt.done.items():
+            for step, parts in attempt.begun.items():
                 if len(parts) == self.world:
                     samples[step] = sum((parts[rank] for rank in range(self.world)), [])
         return Reference(json.loads(final.read_text())["sha256"], metrics, dict(sorted(samples.items())))
