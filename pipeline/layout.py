@@ -87,6 +87,16 @@ def checkpoints_dir(run_dir: Path) -> Path:
     return train_dir(run_dir) / "checkpoints"
 
 
+def progress_picture(run_dir: Path, step: int) -> Path:
+    """Samples of fixed noise at one validation."""
+    return train_dir(run_dir) / "samples" / f"step_{step:08d}.png"
+
+
+def progress_pictures(run_dir: Path) -> list[tuple[int, Path]]:
+    """(step, file) of all of them, in the order of the steps."""
+    return [(int(file.stem[5:]), file) for file in sorted((train_dir(run_dir) / "samples").glob("step_*.png"))]
+
+
 def eval_dirs(run_dir: Path) -> list[Path]:
     """Evaluations of a run, oldest first; a complete one holds metrics.json."""
     numbered = [p for p in (run_dir / "eval").glob("*") if p.name.isdigit()]

@@ -6,59 +6,31 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 
 from pipeline.evaluation.blocks import spread, to_uint8
 from pipeline.evaluation.evidence import Evidence
+from pipeline.evaluation.grids import grid, labelled
 from pipeline.evaluation.neighbours import nearest
 from pipeline.evaluation.rare import FIGURE_5
 
-COLUMNS, ROWS, GAP = 8, 8, 2  # images, images, pixels
-ROW_LABEL = 200  # pixels left of a labelled row
+COLUMNS, ROWS = 8, 8  # images
 SWEEP_STEPS = 8  # pictures from one end to the other
 SWEPT = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Heavy_Makeup", "Bald", "Pale_Skin")  # where the model reads them
 
 
-def grid(images: np.ndarray, columns: int = COLUMNS) -> Image.Image:
-    """uint8 images [N, S, S, 3] row by row on white."""
-    size = images.shape[1] + GAP
-    rows = -(-len(images) // columns)
-    canvas = np.full((rows * size + GAP, columns * size + GAP, 3), 255, np.uint8)
-    for i, image in enumerate(images):
-        top, left = i // columns * size + GAP, i % columns * size + GAP
-        canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
-    return Image.fromarray(canvas)
-
-
-def labelled(rows: dict[str, np.ndarray]) -> Image.Image:
-    """One row of images [N, S, S, 3] for each label."""
-    strips = [grid(images, len(images)) for images in rows.values()]
-    canvas = Image.new("RGB", (ROW_LABEL + max(s.width for s in strips), sum(s.height for s in strips)), "white")
-    top = 0
-    for label, strip in zip(rows, strips, strict=True):
-        canvas.paste(strip, (ROW_LABEL, top))
-        ImageDraw.Draw(canvas).text((4, top + strip.height // 2 - 6), label, fill="black")
-        top += strip.height
-    return canvas
-
-
 @torch.no_grad()
 def draw(evidence: Evidence, folder: Path) -> None:
-    """Write reconstructions.png (rows: real, reconstructed), samples.png, combinations, neighbours, sweeps and extremes to `folder`."""
+    """Write reconstructions, samples, combinations, neighbours, sweeps, interpolations and extremes as PNG files to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     first = np.arange(min(evidence.n, COLUMNS * ROWS))
-    half = first[: COLUMNS * ROWS // 2]
-    pairs = np.stack([_levels(x) for x in evidence.reconstruct(half)[:2]])  # [2, n, S, S, 3]
-    strips = [pairs[:, i : i + COLUMNS] for i in range(0, len(half), COLUMNS)]
-    padded = [np.pad(s, ((0, 0), (0, COLUMNS - s.shape[1]), (0, 0), (0, 0), (0, 0)), constant_values=255) for s in strips]
-    grid(np.concatenate([row for strip in padded for row in strip])).save(folder / "reconstructions.png")
-    grid(_levels(evidence.draw("samples", first, evidence.requested[first]))).save(folder / "samples.png")
-    rare = {" + ".join(c.attributes): _combination(evidence, c.attributes, COLUMNS) for c in evidence.combinations}
+    grid(_triples(evidence, first[: COLUMNS * ROWS // 2]), COLUMNS).save(folder / "reconstructions.png")
+    grid(_levels(evidence.draw("samples", first, evidence.requested[first])), COLUMNS).save(folder / "samples.png")
+    rare = [(" + ".join(c.attributes), _combination(evidence, c.attributes, COLUMNS)) for c in evidence.combinations]
     if rare:
         labelled(rare).save(folder / "rare.png")
     for case in FIGURE_5:
         if set(case) <= set(evidence.info.attributes):
-            grid(_combination(evidence, case, COLUMNS * ROWS // 2)).save(folder / f"{'_'.join(case).lower()}.png")
+            grid(_combination(evidence, case, COLUMNS * ROWS // 2), COLUMNS).save(folder / f"{'_'.join(case).lower()}.png")
     _draw_neighbours(evidence, folder)
     grid(_sweeps(evidence), SWEEP_STEPS).save(folder / "one_attribute.png")
     grid(_interpolations(evidence), SWEEP_STEPS).save(folder / "interpolation.png")
@@ -67,6 +39,14 @@ def draw(evidence: Evidence, folder: Path) -> None:
 
 def _levels(x: torch.Tensor) -> np.ndarray:
     return to_uint8(x).cpu().numpy()
+
+
+def _triples(evidence: Evidence, indices: np.ndarray) -> np.ndarray:
+    """Strips of three rows: real images, reconstructions, differences (black: none); white where no image is left, [rows * COLUMNS, S, S, 3]."""
+    real, decoded = evidence.reconstruct(indices)[:2]
+    kinds = np.stack([_levels(x) for x in (real, decoded, (decoded - real).abs() - 1)])  # [3, n, S, S, 3]
+    kinds = np.pad(kinds, ((0, 0), (0, -len(indices) % COLUMNS), (0, 0), (0, 0), (0, 0)), constant_values=255)
+    return kinds.reshape(3, -1, COLUMNS, *kinds.shape[2:]).swapaxes(0, 1).reshape(-1, *kinds.shape[2:])
 
 
 def _combination(evidence: Evidence, attributes: tuple[str, ...], n: int) -> np.ndarray:
@@ -113,5 +93,4 @@ def _draw_extremes(evidence: Evidence, folder: Path) -> None:
     """best.png and worst.png: the images with the smallest and largest error, their reconstructions, and the difference."""
     order = np.argsort(evidence.reconstructions["mse"], kind="stable")
     for name, chosen in (("best", order[:COLUMNS]), ("worst", order[::-1][:COLUMNS])):
-        real, decoded = evidence.reconstruct(np.ascontiguousarray(chosen))[:2]
-        grid(np.concatenate([_levels(x) for x in (real, decoded, (decoded - real).abs() - 1)]), len(chosen)).save(folder / f"{name}.png")
+        grid(_triples(evidence, np.ascontiguousarray(chosen)), COLUMNS).save(folder / f"{name}.png")

@@ -21,6 +21,7 @@ from pipeline.data.loader import Batch, Prefetcher, TrainBatches, pinned
 from pipeline.data.shards import Shards
 from pipeline.data.staging import staged
 from pipeline.errors import DataError
+from pipeline.evaluation.fixed_noise import draw_fixed_noise
 from pipeline.evaluation.validation import calibration_part, validate, whole_split
 from pipeline.runtime.checkpoint import Checkpoints, load_model, require_same, restore, state_tensors
 from pipeline.runtime.context import Context
@@ -241,10 +242,19 @@ class Trainer:
         self.model.train()
         text = "step %d: val loss %.1f nats (%.4f bits/dim), mse %.5f, kl %.1f, %d active units"
         self.log.info(text, self.step, *(values[f"val_ema/{k}"] for k in ("loss", "bits_per_dim", "mse", "kl", "active_units")))
-        if self.images >= self.config.train.kl_warmup_images:
-            for complaint in complaints(values, self.config.model) if self.ranks.is_main else ():
-                self.log.warning("step %d: %s", self.step, complaint)
+        if self.ranks.is_main:
+            self._look(values)
         return values
+
+    def _look(self, values: dict[str, float]) -> None:
+        """Say what is wrong with a validation's numbers, and draw what the averaged weights make of fixed noise (rank 0)."""
+        if self.images >= self.config.train.kl_warmup_images:
+            for complaint in complaints(values, self.config.model):
+                self.log.warning("step %d: %s", self.step, complaint)
+        try:
+            draw_fixed_noise(self.ema.model, self.held_out, layout.progress_picture(self.run_dir, self.step))  # type: ignore[arg-type]
+        except OSError as error:  # the checkpoint that follows stops the training where it cannot be written either
+            self.log.warning("no picture of step %d: %s", self.step, error)
 
     def testify(self, bad_steps: list[tuple[Record, dict[str, float]]]) -> Path:
         """Write what led to a divergence: steps, terms, and the keys of this rank's samples."""
