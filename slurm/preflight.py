@@ -165,9 +165,10 @@ def space_suffices(run: Run) -> Iterator[Finding]:
 
 def weights_are_there(run: Run) -> Iterator[Finding]:
     """Weights that the evaluation loads: better now than at the end of the chain."""
-    weights = run.config.eval.inception_weights
-    if weights and not Path(weights).is_file():
-        yield Finding(f"key 'eval.inception_weights': {weights}: no such file; fetch it on a machine with internet", True)
+    for key, hint in (("inception_weights", "; `tools/fetch_weights.py` fetches it on a machine with internet"), ("network", "")):
+        weights = getattr(run.config.eval, key)
+        if weights and not Path(weights).is_file():
+            yield Finding(f"key 'eval.{key}': {weights}: no such file{hint}", True)
 
 
 def mlflow_answers(run: Run) -> Iterator[Finding]:

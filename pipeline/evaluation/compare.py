@@ -17,6 +17,7 @@ from pipeline.evaluation.comparison import (
 )
 from pipeline.evaluation.page import Cell, drawing, gallery, heading, page, paragraph, picture, section, subheading, table
 from pipeline.evaluation.plots import RUN_COLOURS, panel, series
+from pipeline.evaluation.seeds import seed_parts, seed_text, several_seeds
 from pipeline.evaluation.text import columns
 from pipeline.runtime.files import write_text
 from pipeline.runtime.metrics_log import read_metrics
@@ -32,7 +33,13 @@ def compare(run_dirs: list[Path], out: Path | None = None) -> str:
     warning = differences(groups)
     parts = [warning] if warning else []
     for group in groups:
-        parts += [protocol_line(group[0]), columns(*headline_rows(group)), columns(*attribute_rows(group)), "\n".join(notes(group))]
+        parts += [
+            protocol_line(group[0]),
+            columns(*headline_rows(group)),
+            columns(*attribute_rows(group)),
+            "\n".join(notes(group)),
+            *seed_text(group),
+        ]
     if out is not None:
         write_text(out, page("Comparison", [heading("Comparison", {"runs": len(entries)}), *_page_parts(groups, warning)]))
     return "\n\n".join(part for part in parts if part)
@@ -50,6 +57,8 @@ def _page_parts(groups: list[list[Entry]], warning: str) -> list[str]:
                 *(paragraph(line, soft=True) for line in notes(group)),
             )
         )
+        if several_seeds(group):
+            parts.append(section("Variants over seeds", *seed_parts(group)))
         parts.append(section("Pictures", *_side_by_side(group)))
         parts.append(section("Attributes", _html_table(*attribute_rows(group))))
     everyone = [entry for group in groups for entry in group]

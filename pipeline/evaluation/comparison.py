@@ -12,7 +12,6 @@ from pipeline.evaluation.headline import direction, duration, number
 from pipeline.runtime import record
 from pipeline.runtime.record import Evaluation
 
-OF_THE_RUN = {"step", "images", "checkpoint", "checkpoint_digest", "device"}  # what may differ between runs of one table
 SHOWN = 26  # characters of a run's name
 
 
@@ -29,7 +28,7 @@ class Entry:
     @property
     def protocol(self) -> dict[str, Any]:
         """What must be equal for two runs' numbers to share a table."""
-        return {key: value for key, value in self.evaluation.protocol.items() if key not in OF_THE_RUN}
+        return self.evaluation.comparable
 
     @property
     def read(self) -> frozenset[str]:
@@ -38,17 +37,17 @@ class Entry:
 
 
 def read_entries(run_dirs: list[Path]) -> list[Entry]:
-    """Each run with its newest complete evaluation; raises DataError that names a run without one."""
+    """Each run with its newest complete evaluation (else its newest partial one); raises DataError that names a run without one."""
     names = [run_dir.absolute().name for run_dir in run_dirs]
     entries = []
     for run_dir, name in zip(run_dirs, names, strict=True):
         config = record.run_config(run_dir)
-        found = record.evaluations(run_dir)
-        if not found:
+        found = record.headline(record.evaluations(run_dir))
+        if found is None:
             raise DataError(f"{run_dir}: no complete evaluation in it; `python launch.py --run-dir {run_dir} --stages eval` makes one")
         done = record.read_json(layout.train_dir(run_dir) / "done.json") or {}
         shown = name if names.count(name) == 1 else f"{run_dir.absolute().parent.name}/{name}"
-        entries.append(Entry(run_dir, shown[-SHOWN:], config.seed, done.get("seconds"), found[-1]))
+        entries.append(Entry(run_dir, shown[-SHOWN:], config.seed, done.get("seconds"), found))
     return entries
 
 

@@ -50,6 +50,10 @@ class Evidence:
     annotations: tuple[np.ndarray, np.ndarray] | None = None  # of all of CelebA, where its files are at hand: uint8 [N, A], split [N]
     clock: dict[str, float] = field(default_factory=dict)  # seconds
 
+    def has(self, *parts: str) -> bool:
+        """Whether these parts were computed: rank 0 may look at them alone."""
+        return self.__dict__.keys() >= set(parts)
+
     @property
     def n(self) -> int:
         """Images measured."""

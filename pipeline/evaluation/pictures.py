@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from pipeline.evaluation.blocks import spread, to_uint8
 from pipeline.evaluation.evidence import Evidence
@@ -20,21 +21,26 @@ SWEPT = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Heavy_Makeup",
 
 @torch.no_grad()
 def draw(evidence: Evidence, folder: Path) -> None:
-    """Write reconstructions, samples, combinations, neighbours, sweeps, interpolations and extremes as PNG files to `folder`."""
+    """Write samples, reconstructions, combinations, sweeps, interpolations, neighbours and extremes as PNG files to `folder`.
+
+    Those that need a part of the evidence which no metric asked for are left out: it would take all ranks.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     first = np.arange(min(evidence.n, COLUMNS * ROWS))
     grid(_triples(evidence, first[: COLUMNS * ROWS // 2]), COLUMNS).save(folder / "reconstructions.png")
     grid(_levels(evidence.draw("samples", first, evidence.requested[first])), COLUMNS).save(folder / "samples.png")
-    rare = [(" + ".join(c.attributes), _combination(evidence, c.attributes, COLUMNS)) for c in evidence.combinations]
-    if rare:
-        labelled(rare).save(folder / "rare.png")
-    for case in FIGURE_5:
-        if set(case) <= set(evidence.info.attributes):
-            grid(_combination(evidence, case, COLUMNS * ROWS // 2), COLUMNS).save(folder / f"{'_'.join(case).lower()}.png")
-    _draw_neighbours(evidence, folder)
     grid(_sweeps(evidence), SWEEP_STEPS).save(folder / "one_attribute.png")
     grid(_interpolations(evidence), SWEEP_STEPS).save(folder / "interpolation.png")
-    _draw_extremes(evidence, folder)
+    for case in FIGURE_5:
+        if set(case) <= set(evidence.info.attributes):
+            _figure_5(evidence, case).save(folder / f"{'_'.join(case).lower()}.png")
+    if evidence.has("combinations") and evidence.combinations:
+        rare = [(" + ".join(c.attributes), _combination(evidence, c.attributes, COLUMNS)) for c in evidence.combinations]
+        labelled(rare).save(folder / "rare.png")
+    if evidence.has("memory", "samples"):
+        _draw_neighbours(evidence, folder)
+    if evidence.has("reconstructions"):
+        _draw_extremes(evidence, folder)
 
 
 def _levels(x: torch.Tensor) -> np.ndarray:
@@ -42,7 +48,7 @@ def _levels(x: torch.Tensor) -> np.ndarray:
 
 
 def _triples(evidence: Evidence, indices: np.ndarray) -> np.ndarray:
-    """Strips of three rows: real images, reconstructions, differences (black: none); white where no image is left, [rows * COLUMNS, S, S, 3]."""
+    """Strips of three rows of COLUMNS: real images, reconstructions, differences (black: none), white behind the last, [n, S, S, 3]."""
     real, decoded = evidence.reconstruct(indices)[:2]
     kinds = np.stack([_levels(x) for x in (real, decoded, (decoded - real).abs() - 1)])  # [3, n, S, S, 3]
     kinds = np.pad(kinds, ((0, 0), (0, -len(indices) % COLUMNS), (0, 0), (0, 0), (0, 0)), constant_values=255)
@@ -54,8 +60,16 @@ def _combination(evidence: Evidence, attributes: tuple[str, ...], n: int) -> np.
     return _levels(evidence.draw("rare/" + "+".join(attributes), np.arange(n), evidence.requests(attributes, n)))
 
 
+def _figure_5(evidence: Evidence, case: tuple[str, ...]) -> Image.Image:
+    """Samples of one of the paper's own combinations beside how many images carry it: too few for a ceiling."""
+    counts = evidence.counts.of(tuple(map(evidence.info.attributes.index, case)))
+    words = [" + ".join(case), f"{counts.train_count} training images", f"{counts.held_out_count} held out", ""]
+    images = _combination(evidence, case, COLUMNS * len(words))
+    return labelled([(word, images[i * COLUMNS : (i + 1) * COLUMNS]) for i, word in enumerate(words)])
+
+
 def _draw_neighbours(evidence: Evidence, folder: Path) -> None:
-    """neighbours.png: above, the samples closest to any training image; below, that image. Nothing where its features are not at hand."""
+    """neighbours.png: above, the samples closest to any training image; below, that image."""
     (metric, memory), *_ = evidence.memory.items()
     distance, image = (x[:, 0] for x in nearest(evidence.samples[metric], memory, 1))
     closest = np.argsort(distance, kind="stable")[:COLUMNS]

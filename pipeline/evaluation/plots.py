@@ -58,8 +58,45 @@ def panel(title: str, lines: list[Series], log: bool = False, from_zero: bool = 
             axes.set_ylim(bottom=0)
         if len(lines) + bool(band) > 1:
             axes.legend()
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        return _svg(figure)
+
+
+def scatter(panels: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> bytes:
+    """Points [n, 2] side by side on the same axes; `groups`: which rows have which colour; SVG."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.8, 4.2), layout="constrained")
+        axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+        for one, (title, points) in zip(axes, panels.items(), strict=True):
+            for colour, (name, rows) in zip(RUN_COLOURS, groups.items(), strict=False):
+                one.scatter(*points[rows].T, s=7, color=colour, label=name, alpha=0.7, linewidths=0)
+            one.set(title=title, xticks=[], yticks=[])
+        axes[0].legend(loc="best", markerscale=1.5)
+        return _svg(figure)
+
+
+def unit_curves(units: list[dict[str, Any]]) -> bytes:
+    """Nats of each latent unit, largest first; SVG."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        for key, colour, label in (("information", BLUE, "information about the image"), ("kl", ORANGE, "KL from q to p(z|y)")):
+            values = sorted((row[key] for row in units if row.get(key) is not None), reverse=True)
+            if values:
+                axes.plot(np.arange(1, len(values) + 1), values, color=colour, label=label)
+        axes.set(title="nats per latent unit", xlabel="units, sorted", ylim=(0, None))
+        axes.legend()
+        return _svg(figure)
+
+
+def _svg(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
 

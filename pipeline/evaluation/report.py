@@ -8,6 +8,8 @@ from typing import Any
 
 from pipeline import layout
 from pipeline.config import dump
+from pipeline.evaluation.blocks import spread
+from pipeline.evaluation.checks import Check, checks
 from pipeline.evaluation.headline import direction, duration, meaning, number, sample_size
 from pipeline.evaluation.page import Cell, details, drawing, facts, gallery, heading, page, paragraph, picture, section, table
 from pipeline.evaluation.plots import training_panels
@@ -18,11 +20,17 @@ from pipeline.runtime.mlflow_store import redact
 from pipeline.runtime.record import Evaluation
 from pipeline.schema import RunConfig
 
+GROWTH = 6  # pictures of samples over training
+DRAWINGS = {
+    "latents": "t-SNE of latent vectors, one map for both halves: a prior that fits puts the same colours in the same places",
+    "units": "what each latent unit tells about the image, and its KL (not defined for one unit under a flow)",
+}
+
 
 def write_report(run_dir: Path) -> Path:
     """Write run_dir/report.html from whatever is there, also without metrics or evaluation, and return its path."""
     config = record.run_config(run_dir)
-    evaluation = next(reversed(record.evaluations(run_dir)), None)
+    evaluation = record.headline(record.evaluations(run_dir))
     records = read_metrics(layout.train_dir(run_dir) / "metrics.jsonl")
     body = [_title(run_dir, config, evaluation)]
     if evaluation:
@@ -30,6 +38,7 @@ def write_report(run_dir: Path) -> Path:
     else:
         body.append(section("Evaluation", paragraph(f"None yet. `python launch.py --run-dir {run_dir} --stages eval` makes one.")))
     body.append(section("Training", gallery(drawing(svg, caption) for caption, svg in training_panels(records))))
+    body += [_growth(run_dir), _checks(checks(config.model, records, evaluation), evaluation)]
     if evaluation:
         body += [_rare(evaluation), _attributes(evaluation)]
     body += [_making(run_dir, evaluation), section("Configuration", details("config.yaml", redact(dump(config))))]
@@ -82,6 +91,24 @@ def _headline(evaluation: Evaluation) -> str:
 
 def _pictures(evaluation: Evaluation) -> str:
     return section("Pictures", gallery(picture(file) for file in evaluation.pictures))
+
+
+def _growth(run_dir: Path) -> str:
+    """Samples of the same noise and requests at some validations."""
+    drawn = layout.progress_pictures(run_dir)
+    shown = [drawn[i] for i in spread(min(GROWTH, len(drawn)), len(drawn))[:-1]] + drawn[-1:] if drawn else []
+    text = "The same noise and the same requested attributes, drawn with the averaged weights."
+    return (
+        section("Samples over training", paragraph(text), gallery(picture(file, f"step {step:,}") for step, file in shown)) if shown else ""
+    )
+
+
+def _checks(found: list[Check], evaluation: Evaluation | None) -> str:
+    """Questions with their verdicts, and the drawings of the latent space."""
+    head: list[Cell] = ["question", "verdict", "found", "how that is decided"]
+    rows: list[tuple[str, list[Cell]]] = [("", [c.question, c.verdict, c.found, (c.rule, "soft")]) for c in found]
+    drawings = gallery(drawing(file.read_bytes(), DRAWINGS.get(file.stem, file.stem)) for file in evaluation.plots) if evaluation else ""
+    return section("Checks of variance and prior", table(head, rows), drawings)
 
 
 def _rare(evaluation: Evaluation) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cvae.model import CVAE
 from pipeline import config as configuration
 from pipeline import layout
-from pipeline.errors import CheckpointError, StorageError
+from pipeline.errors import CheckpointError, ConfigError, StorageError
 from pipeline.runtime.files import intact, seal, sha256, sync_folder, write_json
 
 FORMAT = 2
@@ -238,9 +238,13 @@ class CheckpointInfo:
 def load_model(run_dir: Path, which: str, weights: str, device: torch.device) -> tuple[CVAE, CheckpointInfo]:
     """The model of a run in eval mode. `which`: best | latest | a step; `weights`: ema | raw.
 
-    Raises CheckpointError where there is no such checkpoint, it is damaged, or it was saved without a validation.
+    Raises CheckpointError where there is no such checkpoint, it is damaged, or it was saved without a validation, ConfigError for
+    another word.
     """
     store = Checkpoints(layout.checkpoints_dir(run_dir))
+    if which not in ("best", "latest") and not which.isdigit():
+        kept = ", ".join(map(str, store.steps())) or "none"
+        raise ConfigError(f"key 'eval.checkpoint': {which!r}, expected best, latest, all or a step that is kept ({kept})")
     best = store.best()
     if which == "best" and best is not None:
         checkpoint: Checkpoint | None = store.read(best)

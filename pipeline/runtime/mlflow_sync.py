@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import layout
-from pipeline.config import flatten
-from pipeline.errors import UserError
+from pipeline.config import digest, flatten
+from pipeline.errors import ConfigError, UserError
 from pipeline.runtime import record
 from pipeline.runtime.files import write_json
 from pipeline.runtime.metrics_log import read_metrics
@@ -73,9 +73,10 @@ class Feeder:
         evaluations = record.evaluations(self.run_dir)
         for evaluation in evaluations:
             _send_evaluation(client, run, config.name, evaluation)
-        if evaluations:
-            _send_headline(client, run, evaluations[-1])
+        if newest := record.headline(evaluations):
+            _send_headline(client, run, newest)
         self._send_artifacts(client, run_id, evaluations)
+        _send_growth(client, run_id, self.run_dir)
         _send_status(client, run, record.status(self.run_dir, config), self.run_dir)
 
     def _send_training(self, client: MlflowClient, run: Run) -> None:
@@ -114,6 +115,19 @@ class Feeder:
             write_json(self.run_dir / "mlflow.json", note)
 
 
+def _send_growth(client: MlflowClient, run_id: str, run_dir: Path) -> None:
+    """Samples of fixed noise as images with a step, which MLflow shows with a slider; each step once."""
+    drawn = layout.progress_pictures(run_dir)
+    if not drawn:
+        return
+    from PIL import Image
+
+    there = {file.path.split("%step%")[-1].split("%")[0] for file in client.list_artifacts(run_id, "images")}
+    for step, file in drawn:
+        if str(step) not in there:
+            client.log_image(run_id, Image.open(file), key="samples", step=step, timestamp=int(file.stat().st_mtime * 1000))
+
+
 def send_files(config: RunConfig, name: str, files: list[Path]) -> None:
     """Keep `files` as artifacts of the one finished run called `name`; sent again they are replaced."""
     uri = tracking_uri(config)
@@ -125,6 +139,27 @@ def send_files(config: RunConfig, name: str, files: list[Path]) -> None:
         for file in files:
             client.log_artifact(run_id, str(file))
         client.set_terminated(run_id, "FINISHED")
+
+
+def tagged_run_dirs(uri: str, experiment: str, tags: list[str]) -> list[Path]:
+    """Directories of the runs in a store that carry all `tags` ("key=value"), by name; raises ConfigError or TrackingError."""
+    pairs = [tag.partition("=") for tag in tags]
+    if wrong := [tag for tag, (_, equals, _) in zip(tags, pairs, strict=True) if not equals or "'" in tag or "`" in tag]:
+        raise ConfigError(f"--tag {wrong[0]}: expected KEY=VALUE without quotes, for example variant=sigma_cvae_nf")
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:") and not file.is_file():
+        raise ConfigError(f"--uri {redact(uri)}: no such file; name the store of the runs, for example sqlite:///runs/mlflow.db")
+    try:
+        client = open_client(uri)
+        found = client.get_experiment_by_name(experiment)
+        where = " and ".join(f"tags.`{key}` = '{value}'" for key, _, value in pairs)
+        runs = client.search_runs([found.experiment_id], where) if found else []
+    except store_errors() as error:
+        raise TrackingError(f"MLflow store {redact(uri)} cannot be read: {redact(str(error))[:300]}") from None
+    run_dirs = sorted({run.data.tags["run_dir"] for run in runs if "run_dir" in run.data.tags})
+    if not run_dirs:
+        raise ConfigError(f"--tag {' --tag '.join(tags)}: no run in experiment {experiment!r} of {redact(uri)} carries it")
+    return [Path(run_dir) for run_dir in run_dirs]
 
 
 def _experiment(client: MlflowClient, config: RunConfig, uri: str) -> str:
@@ -221,7 +256,7 @@ def _child_values(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
 
 
 def _send_headline(client: MlflowClient, run: Run, newest: Evaluation) -> None:
-    """The newest evaluation's metrics on the parent, at the checkpoint's step, unless that step already shows them."""
+    """The headline evaluation's metrics on the parent, at the checkpoint's step, unless that step already shows them."""
     from mlflow.entities import Metric
 
     split, step = newest.protocol.get("split", "test"), int(newest.protocol.get("step", 0))
@@ -233,6 +268,8 @@ def _send_headline(client: MlflowClient, run: Run, newest: Evaluation) -> None:
         if value is not None and math.isfinite(value) and shown != value:
             new.append(Metric(key, float(value), int(_written(newest) * 1000), step))
     log_metrics(client, run.info.run_id, new)
+    protocol = digest(newest.comparable)  # numbers of runs with the same tag may be compared
+    set_tags(client, run, {"headline.eval": str(newest.number), "headline.protocol": protocol, "headline.complete": str(newest.complete)})
 
 
 def _held(client: MlflowClient, run: Run, name: str) -> list[Metric]:

@@ -13,10 +13,12 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.runtime.metrics_log import read_metrics
 from pipeline.schema import RunConfig
 
+OF_THE_RUN = {"step", "images", "checkpoint", "checkpoint_digest", "device", "left_out"}  # what may differ between comparable numbers
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One complete evaluation: the parsed eval/<number>/metrics.json."""
+    """One finished evaluation: the parsed eval/<number>/metrics.json."""
 
     number: int
     folder: Path
@@ -28,6 +30,22 @@ class Evaluation:
     per_attribute: dict[str, dict[str, Any]]
     rare: list[dict[str, Any]]
     seconds: dict[str, float]
+    units: list[dict[str, Any]]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every metric was measured, not just some that were asked for."""
+        return not self.protocol.get("left_out")
+
+    @property
+    def comparable(self) -> dict[str, Any]:
+        """The part of the protocol that must be equal for two runs' numbers to share a table."""
+        return {key: value for key, value in self.protocol.items() if key not in OF_THE_RUN}
+
+    @property
+    def plots(self) -> list[Path]:
+        """plots/*.svg in the order of their names."""
+        return sorted((self.folder / "plots").glob("*.svg"))
 
     @property
     def pictures(self) -> list[Path]:
@@ -54,14 +72,19 @@ def run_config(run_dir: Path) -> RunConfig:
 
 
 def evaluations(run_dir: Path) -> list[Evaluation]:
-    """Complete evaluations, oldest first; metrics.json is written last, so a folder without it is left out."""
+    """Finished evaluations, oldest first; metrics.json is written last, so a folder without it is left out."""
     found = []
     for folder in layout.eval_dirs(run_dir):
         tree = read_json(folder / "metrics.json")
         if tree is not None:
-            parts = {part.name: tree.get(part.name, [] if part.name == "rare" else {}) for part in fields(Evaluation)[2:]}
+            parts = {part.name: tree.get(part.name, [] if part.name in ("rare", "units") else {}) for part in fields(Evaluation)[2:]}
             found.append(Evaluation(int(folder.name), folder, **parts))
     return found
+
+
+def headline(found: list[Evaluation]) -> Evaluation | None:
+    """The evaluation that stands for its run: the newest complete one; where all left metrics out, the newest of these."""
+    return next((e for e in reversed(found) if e.complete), found[-1] if found else None)
 
 
 def history(run_dir: Path) -> list[dict[str, Any]]:

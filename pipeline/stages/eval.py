@@ -17,6 +17,7 @@ from pipeline.data.celeba import read_annotations
 from pipeline.data.shards import Shards
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluation import classifier, pictures
+from pipeline.evaluation.drawings import draw_latents
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.features import extractors
 from pipeline.evaluation.metrics import METRICS, Metric, collect
@@ -59,6 +60,7 @@ def evaluate(config: RunConfig, evidence: Evidence, metrics: dict[str, type[Metr
         return
     folder = next_folder(context.run_dir)
     timed(seconds, "pictures", lambda: pictures.draw(evidence, folder / "samples"))
+    timed(seconds, "drawings", lambda: draw_latents(evidence, found.get("units", []), folder / "plots"))
     rounded = {name: round(value, 3) for name, value in (seconds | evidence.clock).items()}
     results = {"protocol": protocol(config, evidence), **collect(found), "seconds": rounded}
     write_json(folder / "metrics.json", results)
@@ -154,6 +156,7 @@ def protocol(config: RunConfig, evidence: Evidence) -> dict[str, Any]:
     settings, info = evidence.settings, evidence.info
     keys = [key for split in (settings.split, "train") for key in evidence.reference_keys(split)]
     return {
+        "left_out": [name for name in METRICS if settings.metrics and name not in settings.metrics],
         "split": settings.split,
         "n": evidence.n,
         "train_n": len(evidence.positions("train")),

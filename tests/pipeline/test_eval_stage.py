@@ -84,7 +84,7 @@ def test_pictures_and_report(evaluated: dict[int, Path]) -> None:
     assert samples.shape == (5 * (SIZE + 2) + 2, 8 * (SIZE + 2) + 2, 3)  # 40 images in rows of 8
     assert (samples[:2] == 255).all() and samples[2 : SIZE + 2, 2 : SIZE + 2].std() > 0
     pairs = np.asarray(Image.open(folder / "reconstructions.png"))
-    assert pairs.shape[0] == 2 * 4 * (SIZE + 2) + 2  # 32 originals, each above its reconstruction
+    assert pairs.shape[0] == 3 * 4 * (SIZE + 2) + 2  # 32 originals, each above its reconstruction and the difference
     assert (evaluated[1] / "report.html").exists()
 
 
