@@ -96,8 +96,9 @@ def _merge(config: DictConfig, delta: DictConfig, origin: str) -> DictConfig:
         merged = OmegaConf.merge(config, delta)
     except (ConfigKeyError, ConfigAttributeError) as error:
         raise ConfigError(f"{origin}: unknown key '{error.full_key}'{_nearest_key(str(error.full_key))}") from None
-    except OmegaConfBaseException as error:
-        where = f"key '{error.full_key}': " if error.full_key else ""
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a section where a value is expected, or the reverse
+        key = getattr(error, "full_key", None)
+        where = f"key '{key}': " if key else ""
         raise ConfigError(f"{origin}: {where}{_first_line(error)}") from None
     assert isinstance(merged, DictConfig)
     return merged

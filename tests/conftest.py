@@ -128,3 +128,23 @@ def run_stage_here(config, run_dir: Path, stage: str) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(configuration.dump(config))
     run_stage(run_dir, stage)
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory) -> Path:
+    """Random weights in the official file's form, written by torch-fidelity's own network."""
+    import torch
+
+    from pipeline.evaluation import vision
+
+    vision._torchvision()
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Extractor
+
+    folder = tmp_path_factory.mktemp("inception")
+    torch.save({}, folder / "empty.pth")
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Extractor, "load_state_dict", lambda self, state: None)
+        net = Extractor("random", ["2048"], feature_extractor_weights_path=folder / "empty.pth")
+    torch.save(net.state_dict(), folder / "weights.pth")
+    return folder / "weights.pth"

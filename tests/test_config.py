@@ -39,6 +39,7 @@ def test_base_comes_first(tmp_path):
 @pytest.mark.parametrize(
     "override,said",
     [
+        ("model.net.channels=base: x", "merge"),
         ("train.bach_size=3", "unknown key 'train.bach_size'; did you mean 'train.batch_size'"),
         ("train.batch_size=abc", "'train.batch_size'.*'abc'.*Integer"),
         ("model.prior.name=flwo", "'model.prior.name': got 'flwo', expected one of standard, gaussian, flow; did you mean 'flow'"),

@@ -44,7 +44,8 @@ def _of_training(model: ModelConfig, records: list[dict[str, Any]]) -> Iterator[
         yield Check("is σ*² the MSE of the global batch, at every step?", found, _word(off < 1e-6), "relative difference below 1e-6")
     sigma, held_out = _series(records, "val_ema/sigma", "val_ema/mse")
     if len(sigma) > 2 and model.variance.name != "unit":
-        rank = float(spearmanr(sigma, held_out).statistic)
+        moving = len(set(sigma)) > 1 and len(set(held_out)) > 1  # a constant has no ranks
+        rank = float(spearmanr(sigma, held_out).statistic) if moving else 0.0
         ends = " to ".join(f"σ* {number(s)}, √MSE {number(2 * math.sqrt(m))}" for s, m in ((sigma[i], held_out[i]) for i in (0, -1)))
         text = f"rank correlation {rank:.3f} over {len(sigma)} validations ({ends})"
         yield Check("does σ* follow the error on held-out images?", text, _word(rank > 0.9), "rank correlation above 0.9")

@@ -21,7 +21,7 @@ Rows = tuple[list[str], list[list[str]]]
 SPREAD = "Mean ± standard deviation over seeds (n - 1 in its denominator); a single seed has none."
 TESTED = (
     "Differences of variants over the seeds that both have, paired by seed (equal seeds see the same images in the same order): mean,"
-    " 95 % interval and p of Student's t, p corrected for the pairs of variants in each metric (Holm). Few seeds find large differences only."
+    " 95 % interval and p of Student's t, corrected (Holm) for the pairs of variants in each metric. Few seeds find only large differences."
 )
 
 

@@ -131,7 +131,7 @@ class Checkpoints:
         if (meta["format"] > 1 and "digest" not in meta) or not intact(meta):
             raise CheckpointError(f"{file}: damaged: its digest differs from the one noted when it was written")
         for key, kind in META.items():
-            if not isinstance(meta.get(key), kind):
+            if key not in meta or not isinstance(meta[key], kind):
                 raise CheckpointError(f"{file}: key '{key}': got {str(meta.get(key))[:80]!r}, expected another type")
         if not all(isinstance(v, (int, float)) for v in (meta["validation"] or {}).values()):
             raise CheckpointError(f"{file}: key 'validation': expected numbers")

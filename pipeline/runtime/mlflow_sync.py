@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ from pipeline.schema import RunConfig
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
     from mlflow.tracking import MlflowClient
+
+_LOGGED_IMAGE = re.compile(r"[+%]step[+%](\d+)[+%].*\.webp$")  # the last file that MLflow writes of an image
 
 
 @dataclass
@@ -122,9 +125,10 @@ def _send_growth(client: MlflowClient, run_id: str, run_dir: Path) -> None:
         return
     from PIL import Image
 
-    there = {file.path.split("%step%")[-1].split("%")[0] for file in client.list_artifacts(run_id, "images")}
+    names = [_LOGGED_IMAGE.search(file.path) for file in client.list_artifacts(run_id, "images")]
+    there = {int(name[1]) for name in names if name}
     for step, file in drawn:
-        if str(step) not in there:
+        if step not in there:
             client.log_image(run_id, Image.open(file), key="samples", step=step, timestamp=int(file.stat().st_mtime * 1000))
 
 

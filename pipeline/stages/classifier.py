@@ -34,9 +34,13 @@ WARMUP = 0.1  # share of the training over which the learning rate rises
 def run(config: RunConfig, context: Context) -> None:
     """Train on every attribute, then write model.safetensors, model.json and, last, metrics.json (all ranks call it).
 
-    An interrupted training starts again: it takes minutes. Raises Stopped on every rank after a stop signal.
+    A finished classifier is left alone. An interrupted training starts again: it takes minutes. Raises Stopped on every rank after a
+    stop signal.
     """
     ranks, folder = context.ranks, layout.classifier_dir(config)
+    if ranks.text_from_main("there" if (folder / "metrics.json").exists() else ""):  # one answer for all ranks
+        context.log.info("%s is there already", folder)
+        return
     shards = staged(layout.shards_dir(config), config.data.stage_to, context.log, config.data.damaged)
     splits = {name: Shards(shards, name, config.data.verify) for name in ("train", "val", "test")}
     start = time.monotonic()

@@ -156,7 +156,7 @@ def protocol(config: RunConfig, evidence: Evidence) -> dict[str, Any]:
     settings, info = evidence.settings, evidence.info
     keys = [key for split in (settings.split, "train") for key in evidence.reference_keys(split)]
     return {
-        "left_out": [name for name in METRICS if settings.metrics and name not in settings.metrics],
+        "left_out": ",".join(name for name in METRICS if settings.metrics and name not in settings.metrics),
         "split": settings.split,
         "n": evidence.n,
         "train_n": len(evidence.positions("train")),

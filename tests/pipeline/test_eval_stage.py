@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ from PIL import Image
 
 from pipeline import layout
 from pipeline.config import load
+from pipeline.data.shards import content_digest
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.runtime import record
 from pipeline.runtime.checkpoint import Checkpoints
+from pipeline.runtime.files import write_json
 from pipeline.runtime.preempt import Stopped
 from pipeline.stages import eval as stage
 from tests.conftest import run_ranks
@@ -26,12 +31,12 @@ READ = ["Male", "Heavy_Makeup", "Young", "Smiling"]
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Run directories, one evaluated by 1 rank, one by 2, one by 3; the last finds the reference features of the second."""
+    """Run directories, one evaluated by 1 rank, one by 2, one by 4; the last finds the reference features of the second."""
     folder = tmp_path_factory.mktemp("runs")
     config = tiny_config(folder)
     make_shards(config, train=400, val=80, test=80)
     make_classifier(config)
-    runs = {world_size: folder / f"run{world_size}" for world_size in (1, 2, 3)}
+    runs = {world_size: folder / f"run{world_size}" for world_size in (1, 2, 4)}
     for world_size, run_dir in runs.items():
         make_checkpoint(run_dir, config, READ)
         if world_size == 2:
@@ -53,7 +58,7 @@ def numbers(tree: Any, path: str = "") -> dict[str, Any]:
     return {k: v for key, value in items if key != "seconds" for k, v in numbers(value, f"{path}/{key}").items()}
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, 4])
 def test_numbers_do_not_depend_on_the_ranks(evaluated: dict[int, Path], world_size: int) -> None:
     alone, together = (numbers(results(evaluated[w])) for w in (1, world_size))
     assert alone.keys() == together.keys()
@@ -85,19 +90,73 @@ def test_pictures_and_report(evaluated: dict[int, Path]) -> None:
     assert (samples[:2] == 255).all() and samples[2 : SIZE + 2, 2 : SIZE + 2].std() > 0
     pairs = np.asarray(Image.open(folder / "reconstructions.png"))
     assert pairs.shape[0] == 3 * 4 * (SIZE + 2) + 2  # 32 originals, each above its reconstruction and the difference
-    assert (evaluated[1] / "report.html").exists()
+    assert {p.name for p in (evaluated[1] / "eval" / "1" / "plots").iterdir()} == {"latents.svg", "units.svg"}
+    page = (evaluated[1] / "report.html").read_text()
+    assert "do z drawn from p(z|y) carry the labels?" in page and "t-SNE" in page
 
 
-def test_another_evaluation_gets_its_own_folder_and_reuses_the_reference(evaluated: dict[int, Path]) -> None:
-    run_dir = evaluated[3]
-    config = load([run_dir / "config.yaml"])
-    before = {p: p.stat().st_mtime_ns for p in layout.reference_dir(config).rglob("*.safetensors")}
+def test_an_unknown_checkpoint_is_named_with_what_is_there(evaluated: dict[int, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"'bset', expected best, latest, all or a step that is kept \(10\)"):
+        stage.run(load([evaluated[1] / "config.yaml"], ["eval.checkpoint=bset"]), context(evaluated[1]))
+
+
+def test_a_rerun_gets_its_own_folder_the_same_numbers_and_the_same_reference(evaluated: dict[int, Path]) -> None:
+    run_dir = evaluated[4]
+    references = layout.reference_dir(load([run_dir / "config.yaml"]))
+    before = {p: p.stat().st_mtime_ns for p in references.rglob("*.safetensors")}
     assert len(before) == 3  # the split's, as many training images', and those among which copies are looked for
-    stage.run(config, context(run_dir))
-    assert before == {p: p.stat().st_mtime_ns for p in layout.reference_dir(config).rglob("*.safetensors")}
-    first, second = (numbers(results(run_dir, n)) for n in (1, 2))
-    # 40 images span less than 512 features: roots of eigenvalues that are only rounding (other threads here) show in the 9th digit.
-    assert second == {k: pytest.approx(v, rel=1e-7, abs=1e-9) if isinstance(v, float) else v for k, v in first.items()}
+    run_ranks(WORKER, [str(run_dir)], 4)
+    assert before == {p: p.stat().st_mtime_ns for p in references.rglob("*.safetensors")}
+    assert numbers(results(run_dir, 1)) == numbers(results(run_dir, 2))  # to the last bit
+
+
+def test_one_changed_image_in_the_shards_never_hits_the_cache(evaluated: dict[int, Path], tmp_path: Path) -> None:
+    old = load([evaluated[1] / "config.yaml"])
+    new = tiny_config(tmp_path, "eval.metrics=[frechet]")
+    shutil.copytree(layout.shared_dir(old), layout.shared_dir(new))
+    tar = layout.shards_dir(new) / "test-00000.tar"
+    content = bytearray(tar.read_bytes())
+    content[len(content) // 2] ^= 1  # one level of one pixel; the manifest is written anew, as the shard stage would
+    tar.write_bytes(content)
+    manifest = json.loads((layout.shards_dir(new) / "manifest.json").read_bytes())
+    manifest["splits"]["test"]["shards"][0]["sha256"] = hashlib.sha256(content).hexdigest()
+    manifest["content_digest"] = content_digest([entry for split in manifest["splits"].values() for entry in split["shards"]])
+    write_json(layout.shards_dir(new) / "manifest.json", manifest)
+    make_checkpoint(tmp_path / "run", new, READ)
+    before = set(layout.reference_dir(new).glob("*/features.safetensors"))
+    stage.run(new, context(tmp_path / "run"))
+    made = set(layout.reference_dir(new).glob("*/features.safetensors")) - before
+    assert len(made) == 2 and len(before) == 3  # all that this evaluation needs was computed from the images as they are now
+
+
+def test_two_evaluations_at_a_time_share_one_computation(evaluated: dict[int, Path]) -> None:
+    config = load([evaluated[1] / "config.yaml"])
+    shutil.rmtree(layout.reference_dir(config))
+    runs = [evaluated[1].with_name(name) for name in ("first", "second")]
+    for run_dir in runs:
+        make_checkpoint(run_dir, tiny_config(evaluated[1].parent, "eval.metrics=[frechet]"), READ)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda run_dir: run_ranks(WORKER, [str(run_dir)], 1), runs))
+    assert numbers(results(runs[0])) == numbers(results(runs[1]))
+    assert len(list(layout.reference_dir(config).glob("*/features.safetensors"))) == 2
+    assert not list(layout.reference_dir(config).rglob("*.tmp"))
+
+
+def test_some_metrics_on_several_ranks_leave_the_headline_to_the_complete_evaluation(evaluated: dict[int, Path]) -> None:
+    """What rank 0 draws may not ask for parts of the evidence that only all ranks together can compute."""
+    run_dir = evaluated[2]
+    whole = (run_dir / "config.yaml").read_text()
+    (run_dir / "config.yaml").write_text(whole.replace("metrics: []", "metrics: [likelihood]"))
+    try:
+        run_ranks(WORKER, [str(run_dir)], 2)
+    finally:
+        (run_dir / "config.yaml").write_text(whole)
+    *_, complete, partial = record.evaluations(run_dir)
+    assert complete.complete and not partial.complete and "frechet" in partial.protocol["left_out"].split(",")
+    assert partial.metrics["iw_log_likelihood_nats"] == pytest.approx(complete.metrics["iw_log_likelihood_nats"], rel=1e-12)
+    assert record.headline([complete, partial]) is complete and record.headline([partial]) is partial
+    assert not (partial.folder / "plots").exists() and {p.stem for p in partial.pictures} >= {"samples", "reconstructions"}
+    shutil.rmtree(partial.folder)
 
 
 def test_a_stopped_evaluation_leaves_no_numbers(evaluated: dict[int, Path]) -> None:

@@ -333,21 +333,6 @@ def test_reference_cache_is_hit_only_by_the_same_images_and_features(runs: Path,
         ask()
 
 
-@pytest.fixture(scope="module")
-def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in the official file's form."""
-    vision._torchvision()
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Extractor
-
-    folder = tmp_path_factory.mktemp("inception")
-    torch.save({}, folder / "empty.pth")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Extractor, "load_state_dict", lambda self, state: None)
-        net = Extractor("random", ["2048"], feature_extractor_weights_path=folder / "empty.pth")
-    torch.save(net.state_dict(), folder / "weights.pth")
-    return folder / "weights.pth"
-
-
 def test_inception_features_only_from_the_official_file(inception_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, judge = torch.device("cpu"), SimpleNamespace()
     with pytest.raises(DataError, match="expected 6726825d"):

@@ -16,30 +16,13 @@ import torch
 from PIL import Image
 
 from pipeline.evaluation import features as features_module
-from pipeline.evaluation import vision
 from pipeline.evaluation.distances import FrechetDistance, KernelDistance, PrecisionRecall
 from pipeline.evaluation.features import InceptionFeatures
 from pipeline.schema import EvalConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-N = 64
+N = 40
 COMMAND = "from pipeline.evaluation import vision; vision._torchvision(); from torch_fidelity.fidelity import main; main()"
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in the official file's form, written by torch-fidelity's own network."""
-    vision._torchvision()
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Extractor
-
-    folder = tmp_path_factory.mktemp("inception")
-    torch.save({}, folder / "empty.pth")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Extractor, "load_state_dict", lambda self, state: None)
-        torch.manual_seed(0)
-        net = Extractor("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(folder / "empty.pth"))
-    torch.save(net.state_dict(), folder / "weights.pth")
-    return folder / "weights.pth"
 
 
 def images(seed: int, contrast: float) -> np.ndarray:
@@ -57,10 +40,10 @@ def export(pictures: np.ndarray, folder: Path) -> Path:
     return folder
 
 
-def test_our_values_are_those_of_the_command_line(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_values_are_those_of_the_command_line(inception_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sets = {"samples": images(0, 1.0), "real": images(1, 1.3)}
-    monkeypatch.setattr(features_module, "INCEPTION_SHA256", hashlib.sha256(weights.read_bytes()).hexdigest()[:8])
-    settings = EvalConfig(inception_weights=str(weights), kid_subsets=20, kid_subset_size=50)
+    monkeypatch.setattr(features_module, "INCEPTION_SHA256", hashlib.sha256(inception_file.read_bytes()).hexdigest()[:8])
+    settings = EvalConfig(inception_weights=str(inception_file), kid_subsets=20, kid_subset_size=30)
     extract = InceptionFeatures(SimpleNamespace(), settings, torch.device("cpu"))  # type: ignore[arg-type]
     with torch.no_grad():
         rows = {name: torch.cat([extract(part) for part in torch.from_numpy(x).split(32)]).numpy() for name, x in sets.items()}
@@ -78,8 +61,8 @@ def test_our_values_are_those_of_the_command_line(weights: Path, tmp_path: Path,
         "--batch-size",
         32,
     ]
-    how = ["--cpu", "--json", "--silent", "--no-samples-shuffle", "--no-cache", "--feature-extractor-weights-path", weights]
-    what = ["--fid", "--kid", "--kid-subsets", 20, "--kid-subset-size", 50, "--prc", "--feature-extractor", "inception-v3-compat"]
+    how = ["--cpu", "--json", "--silent", "--no-samples-shuffle", "--no-cache", "--feature-extractor-weights-path", inception_file]
+    what = ["--fid", "--kid", "--kid-subsets", 20, "--kid-subset-size", 30, "--prc", "--feature-extractor", "inception-v3-compat"]
     command = [sys.executable, "-c", COMMAND, *map(str, [*given, *how, *what, "--feature-layer-prc", "2048"])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 from pipeline.errors import DataError, exit_code  # noqa: E402
 from pipeline.runtime import files, mlflow_store, mlflow_sync  # noqa: E402
 from pipeline.runtime.tracking import Feeder, LiveSync, MetricsLog, TrackingError, read_metrics, redact, sync_run  # noqa: E402
-from tests.fake_run import add_eval, add_metrics, make_run, train_values  # noqa: E402
+from tests.fake_run import add_eval, add_metrics, make_run, png, train_values  # noqa: E402
 
 
 def steps(path: Path) -> list[int]:
@@ -406,7 +407,7 @@ def test_a_doubled_request_leaves_one_run(tmp_path: Path, monkeypatch: pytest.Mo
     from mlflow.tracking import MlflowClient
 
     run, create, again = make_run(tmp_path, steps=3), MlflowClient.create_run, []
-    add_eval(run)
+    add_eval(run, 1)
 
     def create_twice(client: MlflowClient, *args: Any) -> Any:
         again.append(args)
@@ -422,9 +423,23 @@ def test_a_doubled_request_leaves_one_run(tmp_path: Path, monkeypatch: pytest.Mo
         store.create_run(*args)
     Feeder(run).push()
     found = store.search_runs([again[0][0]])
-    assert len(again) == len(found) == 2 and all(r.data.params and r.info.status == "FINISHED" for r in found)
+    assert len(again) == len(found) == 2 and all(r.data.params for r in found)  # the run, and its evaluation
     (parent,) = [r for r in found if "mlflow.parentRunId" not in r.data.tags]
     assert len(store.get_metric_history(parent.info.run_id, "train/loss")) == 3
+
+
+def test_samples_of_fixed_noise_become_one_image_per_step(tmp_path: Path) -> None:
+    run = make_run(tmp_path, steps=3)
+    folder = run / "train/samples"
+    folder.mkdir()
+    for step in (10, 20):
+        (folder / f"step_{step:08d}.png").write_bytes(png(step))
+        for _ in range(2):
+            Feeder(run).push()
+    store = mlflow_store.open_client(f"sqlite:///{tmp_path}/mlflow.db")
+    parent = parent_of(store, "cvae")
+    names = [file.path for file in store.list_artifacts(parent.info.run_id, "images") if file.path.endswith(".png")]
+    assert sorted(int(re.fullmatch(r"images/samples[+%]step[+%](\d+)[+%].*", name)[1]) for name in names) == [10, 20]
 
 
 def test_dead_server_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ import pytest
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.compare import compare
 from pipeline.evaluation.text import columns
+from pipeline.runtime.tracking import Feeder
 from tests.fake_run import add_eval, make_run, sources_and_tags
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +45,26 @@ def test_newest_complete_evaluation_counts(tmp_path: Path) -> None:
         add_eval(run, number, fd=fd)
     (run / "eval/11").mkdir()
     assert "20.25" in compare([run]) and "22 " not in compare([run])
+
+
+def test_an_evaluation_of_some_metrics_is_not_the_headline(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "flow", evals=1, fd=20.25)
+    add_eval(run, 2, fd=99.0, left_out="kernel,rare")
+    assert "20.25" in compare([run]) and "99" not in compare([run])
+    assert "99" in compare([make_run(tmp_path, "partial", evals=1, fd=99.0, left_out="kernel")])  # nothing better is there
+
+
+def test_runs_by_their_tag_in_mlflow(tmp_path: Path) -> None:
+    for seed, (name, fd) in enumerate({"flow-s0": 20.25, "flow-s1": 21.5, "plain-s0": 30.0}.items()):
+        run = make_run(tmp_path, name, (f"name={name}", f"seed={seed % 2}", "tracking.experiment=tags"), steps=2, evals=1, fd=fd)
+        Feeder(run).push()
+    where = ["--uri", f"sqlite:///{tmp_path}/mlflow.db", "--experiment", "tags"]
+    call = lambda *more: subprocess.run([sys.executable, "tools/compare.py", *where, *more], cwd=ROOT, capture_output=True, text=True)  # noqa: E731
+    found = call("--tag", "seed=0", "--tag", "headline.complete=True")
+    assert found.returncode == 0 and "flow-s0" in found.stdout and "plain-s0" in found.stdout and "flow-s1" not in found.stdout
+    for wrong, message in (("seed=7", "no run in experiment 'tags'"), ("seed", "expected KEY=VALUE"), ("a=' or", "without quotes")):
+        failed = call("--tag", wrong)
+        assert failed.returncode == 2 and message in failed.stderr and "Traceback" not in failed.stderr
 
 
 @pytest.mark.parametrize(

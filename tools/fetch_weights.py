@@ -1,0 +1,109 @@
+"""Fetch the weights of FID's Inception on a machine with internet: `python tools/fetch_weights.py [FILE]`.
+
+Goes on where it was cut off, checks the sha256, and only then gives the file its name. Evaluate with eval.inception_weights=FILE, or
+set CVAE_INCEPTION_WEIGHTS=FILE where runs are launched. Behind a proxy set https_proxy; without any way out copy the file by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tqdm import tqdm
+
+from pipeline.errors import DataError, UserError, exit_code
+from pipeline.runtime.files import sha256, sync_folder
+
+NAME = "weights-inception-2015-12-05-6726825d.pth"
+URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{NAME}"
+SHA256 = "6726825d"  # how it begins: all that the file's publisher tells, in its name
+CHUNK, TIMEOUT_S = 1 << 20, 30.0  # bytes
+
+
+class FetchError(UserError):
+    """The file could not be fetched; what there is of it stays, and the next attempt goes on."""
+
+
+def fetch(url: str, file: Path, digest: str) -> None:
+    """Make `file` the content of `url`, whose sha256 begins with `digest`; a complete file is left alone.
+
+    Raises FetchError where the server cannot be reached or breaks off, DataError for other content, which is then removed.
+    """
+    if file.exists():
+        return require_digest(file, file, digest)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.part")
+    try:
+        download(url, part)
+    except urllib.error.HTTPError as error:
+        raise FetchError(f"{url}: answered {error.code} {error.reason}; is the address right?") from None
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        proxies = ", ".join(f"{kind} {uri.rpartition('@')[2]}" for kind, uri in urllib.request.getproxies().items() if kind != "no")
+        how = f"through the proxy ({proxies})" if proxies else "without a proxy; if this network has one, set https_proxy"
+        raise FetchError(
+            f"{url}: {reason}, asked {how}. On a machine that reaches it run this tool again, or copy the file to {file.absolute()}"
+        ) from None
+    require_digest(part, file, digest)
+    os.replace(part, file)
+    sync_folder(file.parent)
+
+
+def download(url: str, part: Path) -> None:
+    """Append to `part` what it lacks of `url`; raises OSError where the connection ends before the content does."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # nothing is left to send: the digest decides
+            raise
+        return
+    with answer:
+        resumed = answer.status == 206
+        have = have if resumed else 0
+        total = have + int(answer.headers.get("Content-Length") or 0)
+        bar = tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=part.name[1:-5], disable=not sys.stderr.isatty())
+        with open(part, "ab" if resumed else "wb") as opened, bar:
+            while chunk := answer.read(CHUNK):
+                opened.write(chunk)
+                bar.update(len(chunk))
+            opened.flush()
+            os.fsync(opened.fileno())
+    if total and part.stat().st_size < total:
+        raise OSError(f"the connection ended after {part.stat().st_size:,} of {total:,} bytes; run this again to go on")
+
+
+def require_digest(found: Path, file: Path, digest: str) -> None:
+    """Raise DataError where `found`, to become `file`, has another sha256; an unfinished one is removed."""
+    there = sha256(found)
+    if there.startswith(digest):
+        return
+    if found != file:
+        found.unlink()
+    raise DataError(f"{file}: sha256 {there[:16]}… does not begin with {digest}: not the official file; remove it and fetch it again")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="tools/fetch_weights.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, nargs="?", default=Path("weights") / NAME, help="where to put it (default: %(default)s)")
+    parser.add_argument("--url", default=URL, help="a mirror of the official file (default: %(default)s)")
+    args = parser.parse_args()
+    started = time.monotonic()
+    fetch(args.url, args.file, SHA256)
+    print(f"{args.file.absolute()} is there and verified ({time.monotonic() - started:.0f} s); use it with:")
+    print(f"  export CVAE_INCEPTION_WEIGHTS={args.file.absolute()}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
