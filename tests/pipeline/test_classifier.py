@@ -72,6 +72,9 @@ def test_stage_learns_and_writes_what_load_reads(runs: Path) -> None:
         np.testing.assert_allclose([own[a]["accuracy"] for a in ATTRIBUTES], ((logits[name] > 0) == labels[name]).mean(0))
         expected = balanced_accuracy(logits[name] > np.array(thresholds), labels[name])
         np.testing.assert_allclose([own[a]["balanced_accuracy"] for a in ATTRIBUTES], expected)
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    stage.run(config, context(runs))  # other runs use it: it is made once
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
 def classifier_at_random(runs: Path) -> float:

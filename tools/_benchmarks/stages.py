@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -82,11 +83,11 @@ def run_stage(folder: Path, stage: str) -> None:
 # ---- train
 
 
-def training(config: RunConfig, precision: str, steps: int) -> RunConfig:
-    """`steps` steps without validation or checkpoint before the last."""
+def training(config: RunConfig, precision: str, steps: int, uri: str = "") -> RunConfig:
+    """`steps` steps without validation or checkpoint before the last; tracked at `uri`, if that is given."""
     images = steps * config.train.batch_size
     train = replace(config.train, precision=precision, images=images, micro_batch=0, val_interval=NEVER, checkpoint_interval=NEVER)
-    return replace(config, train=train, tracking=replace(config.tracking, enabled=False))
+    return replace(config, train=train, tracking=replace(config.tracking, enabled=bool(uri), uri=uri))
 
 
 def synchronize(device: torch.device) -> None:
@@ -117,14 +118,21 @@ class BareStep:
         return steps * self.batch_size / (time.perf_counter() - start)
 
 
-def stage_rate(bench: Bench, precision: str, ranks: Ranks, steps: int) -> float:
+def stage_rate(bench: Bench, precision: str, ranks: Ranks, steps: int, uri: str = "") -> float:
     """Images per second of `steps` steps within a whole train stage, which then stops as on a signal, without a validation."""
-    clock, config = StepClock(UNCOUNTED + steps), training(bench.config, precision, NEVER)
+    clock, config = StepClock(UNCOUNTED + steps), training(bench.config, precision, NEVER, uri)
     folder = make_run(bench.folder / "stage", config)
     with suppress(Stopped):
         train_stage.run(config, context(folder, ranks, clock))
     shutil.rmtree(folder)
     return steps * config.train.batch_size / (clock.times[clock.last - 1] - clock.times[UNCOUNTED - 1])
+
+
+def refusing_uri() -> str:
+    """Of a tracking server that is not there: a port of this host that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{s.getsockname()[1]}"
 
 
 def train(bench: Bench) -> dict[str, Result]:
@@ -135,7 +143,10 @@ def train(bench: Bench) -> dict[str, Result]:
         for precision, step in bare.items():
             contenders[f"train stage, {precision}"] = partial(stage_rate, bench, precision, ranks, step.steps)
             contenders[f"bare step, {precision}"] = partial(step.rate, step.steps)
+        dead = "train stage, fp32, tracking server dead"
+        contenders[dead] = partial(stage_rate, bench, "fp32", ranks, bare["fp32"].steps, refusing_uri())
         ratios = {(f"train stage, {p}", f"bare step, {p}"): 0.9 for p in PRECISIONS}
+        ratios[dead, "train stage, fp32"] = 0.99
         config, steps = bench.config, " and ".join(f"{step.steps} steps in {p}" for p, step in bare.items())
         what = f"Global batch {config.train.batch_size}, 1 rank, {torch.get_num_threads()} threads, device {ranks.device}. "
         protocol = what + (
