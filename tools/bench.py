@@ -1,4 +1,4 @@
-"""Measure the pipeline on this machine: loader, train stage, shard stage, start-up; about five minutes on two cores."""
+"""Measure the pipeline on this machine: loader, train stage, shard stage, evaluation, start-up; about half an hour on two cores."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from pipeline.runtime.files import write_json, write_text
 from pipeline.schema import RunConfig
 from pipeline.stages import shard as shard_stage
 from tools._benchmarks import stages
+from tools._benchmarks.evaluation import evaluation
 from tools._benchmarks.harness import Bench, Result
 from tools._benchmarks.loader import loader
 
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, Callable[[Bench], dict[str, Result]]] = {
     "loader": loader,
     "train": stages.train,
     "shard": stages.shard,
+    "evaluation": evaluation,
     "startup": stages.startup,
 }
 DEFAULTS = ["train.batch_size=128"]

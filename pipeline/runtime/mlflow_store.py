@@ -65,7 +65,7 @@ def open_client(uri: str) -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
     for noisy in ("alembic", "mlflow.store", "mlflow.tracking"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what fails is raised too, and told in one line
     return MlflowClient(tracking_uri=uri)
 
 

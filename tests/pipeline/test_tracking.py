@@ -8,8 +8,10 @@ import logging
 import math
 import os
 import re
+import resource
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -509,6 +512,34 @@ def test_locked_store_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with mlflow_store.database_lock(f"sqlite:///{tmp_path}/mlflow.db"):
         sync_run(run)
     assert "mlflow.db.lock" in caplog.text and not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_database_that_another_program_locks_is_completed_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run(tmp_path, steps=2)
+    Feeder(run).push()
+    add_metrics(run, range(3, 6))
+    holder = sqlite3.connect(tmp_path / "mlflow.db")
+    holder.execute("BEGIN EXCLUSIVE")
+    sync_run(run)
+    assert "locked" in caplog.text and f"tools/sync_mlflow.py {run}" in caplog.text
+    holder.rollback()
+    holder.close()
+    Feeder(run).push()
+    assert_holds_file_once(client(tmp_path), parent_of(client(tmp_path), "cvae").info.run_id, run)
+
+
+def test_a_full_disk_under_the_store_is_completed_later(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: the database cannot grow."""
+    run = make_run(tmp_path, steps=2)
+    Feeder(run).push()
+    add_metrics(run, range(3, 400))
+    size = (tmp_path / "mlflow.db").stat().st_size
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
+    command = [sys.executable, "tools/sync_mlflow.py", str(run)]
+    failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit, timeout=120)
+    assert failed.returncode == 2 and "nothing is lost" in failed.stderr and "Traceback" not in failed.stderr
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120).returncode == 0
+    assert_holds_file_once(client(tmp_path), parent_of(client(tmp_path), "cvae").info.run_id, run)
 
 
 def test_redact() -> None:

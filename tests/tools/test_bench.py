@@ -51,7 +51,16 @@ def written(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory)
 
 def test_every_benchmark_reports_sane_numbers(written: tuple[dict, str, Path]) -> None:
     report, _, _ = written
-    assert list(report["benchmarks"]) == ["loader", "loader_cold", "train", "train_pauses", "train_memory", "shard", "startup"]
+    assert list(report["benchmarks"]) == [
+        "loader",
+        "loader_cold",
+        "train",
+        "train_pauses",
+        "train_memory",
+        "shard",
+        "evaluation",
+        "startup",
+    ]
     for result in report["benchmarks"].values():
         assert result["unit"] in ("images/s", "s", "MiB") and result["protocol"]
         for figures in result["contenders"].values():
