@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline import layout
 from pipeline.errors import DataError
-from pipeline.evaluation.headline import direction, duration, number
+from pipeline.evaluation.headline import direction, duration, metric_names, number
 from pipeline.runtime import record
 from pipeline.runtime.record import Evaluation
 
@@ -86,12 +86,6 @@ def protocol_line(entry: Entry) -> str:
     return text + "\n" + ", ".join(digests)
 
 
-def metric_names(group: list[Entry]) -> list[str]:
-    """Columns of the table; errors and floors with an interval of their own are in each run's report."""
-    names = dict.fromkeys(name for entry in group for name in entry.evaluation.metrics)
-    return [name for name in names if not name.endswith(("_shuffled", "_standard_error"))]
-
-
 def _of_what_is_read(name: str) -> bool:
     return name.endswith("_read") or name.startswith("rare_")
 
@@ -130,7 +124,7 @@ def _reference(group: list[Entry], kind: str, name: str) -> str:
 
 def headline_rows(group: list[Entry]) -> tuple[list[str], list[list[str]]]:
     """Head and rows: one row for each run, then floors and ceilings."""
-    names = metric_names(group)
+    names = metric_names([e.evaluation for e in group])
     best = {name: _best(group, name) for name in names}
     head = ["run", "seed", "images seen", "training", *(f"{name} {direction(name)}".strip() for name in names)]
     rows = []

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 GAP = 2  # pixels
-ROW_LABEL = 200  # pixels left of a labelled row
+ROW_LABEL = 240  # pixels left of a labelled row
 
 
 def grid(images: np.ndarray, columns: int) -> Image.Image:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from pipeline.runtime.record import Evaluation
+
 LOWER = (
-    "fd_", "fid_", "kid_", "mse", "iw_bits_per_dim", "iw_fitted_bits_per_dim", "group_fd", "memorised", "prior_density_gap", "prior_mmd",
+    "fd_", "fid_", "kid_", "mse", "iw_bits_per_dim", "iw_fitted_bits_per_dim", "group_fd", "memorised", "prior_mmd",
 )  # fmt: skip
 HIGHER = (
     "attribute_", "rare_", "iw_log_likelihood_nats", "iw_fitted_log_likelihood_nats", "precision_", "recall_", "density_", "coverage_",
@@ -53,6 +55,12 @@ MEANING = {
 }
 
 
+def metric_names(evaluations: list[Evaluation]) -> list[str]:
+    """Rows or columns of a table of headline numbers: without floors and errors, which stand beside what they belong to."""
+    names = dict.fromkeys(name for evaluation in evaluations for name in evaluation.metrics)
+    return [name for name in names if not name.endswith(("_shuffled", "_standard_error"))]
+
+
 def direction(name: str) -> str:
     """↓ lower is better, ↑ higher is better, or "" where neither is: a reference is not the model's merit."""
     if name.endswith(("_shuffled", "_train", "_p_value")):
@@ -62,7 +70,12 @@ def direction(name: str) -> str:
 
 def meaning(name: str) -> str:
     """One line on a metric, "" for one that is not known here."""
-    return MEANING.get(name) or (MEANING.get(name.rpartition("_")[2], "") if name.startswith(LOWER) else "")
+    kind, known = name.rpartition("_")[2], MEANING.get(name)
+    if known or not name.startswith(LOWER):
+        return known or ""
+    return MEANING.get(kind, "").replace(
+        "Fréchet distance", "squared kernel distance (KID)" if name.startswith("kid_") else "Fréchet distance"
+    )
 
 
 def sample_size(name: str, protocol: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ def draw(evidence: Evidence, folder: Path) -> None:
     first = np.arange(min(evidence.n, COLUMNS * ROWS))
     grid(_triples(evidence, first[: COLUMNS * ROWS // 2]), COLUMNS).save(folder / "reconstructions.png")
     grid(_levels(evidence.draw("samples", first, evidence.requested[first])), COLUMNS).save(folder / "samples.png")
-    grid(_sweeps(evidence), SWEEP_STEPS).save(folder / "one_attribute.png")
+    labelled(_sweeps(evidence)).save(folder / "one_attribute.png")
     grid(_interpolations(evidence), SWEEP_STEPS).save(folder / "interpolation.png")
     for case in FIGURE_5:
         if set(case) <= set(evidence.info.attributes):
@@ -79,16 +79,16 @@ def _draw_neighbours(evidence: Evidence, folder: Path) -> None:
     grid(np.concatenate([samples, shards.gather(positions)[0]]), len(closest)).save(folder / "neighbours.png")
 
 
-def _sweeps(evidence: Evidence) -> np.ndarray:
-    """Rows of one z each, in which one attribute goes from 0 to 1 in the decoder's condition, [rows * SWEEP_STEPS, S, S, 3]."""
+def _sweeps(evidence: Evidence) -> list[tuple[str, np.ndarray]]:
+    """Rows of the same noise, in which one attribute that is asked for goes from 0 to 1, in prior and decoder: [SWEEP_STEPS, S, S, 3]."""
     names = [name for name in SWEPT if name in evidence.info.attributes] or evidence.info.attributes[:1]
     rows = []
     for number, name in enumerate(names):
         y = evidence.condition(np.repeat(evidence.requested[[number % evidence.n]], SWEEP_STEPS, 0))
-        z = evidence.model.prior(y[:1]).sample(evidence.noise("samples", np.array([number])))
         y[:, evidence.info.attributes.index(name)] = torch.linspace(0, 1, SWEEP_STEPS, dtype=y.dtype, device=y.device)
-        rows.append(_levels(evidence.model.decode(z.expand(SWEEP_STEPS, -1), y)))
-    return np.concatenate(rows)
+        noise = evidence.noise("samples", np.array([number])).expand(SWEEP_STEPS, -1)
+        rows.append((name, _levels(evidence.model.decode(evidence.model.prior(y).sample(noise), y))))
+    return rows
 
 
 def _interpolations(evidence: Evidence) -> np.ndarray:

@@ -10,7 +10,7 @@ from pipeline import layout
 from pipeline.config import dump
 from pipeline.evaluation.blocks import spread
 from pipeline.evaluation.checks import Check, checks
-from pipeline.evaluation.headline import direction, duration, meaning, number, sample_size
+from pipeline.evaluation.headline import direction, duration, meaning, metric_names, number, sample_size
 from pipeline.evaluation.page import Cell, details, drawing, facts, gallery, heading, page, paragraph, picture, section, table
 from pipeline.evaluation.plots import training_panels
 from pipeline.runtime import record
@@ -71,7 +71,8 @@ def _headline(evaluation: Evaluation) -> str:
     head: list[Cell] = ["metric", ("value", "n"), ("95 % interval", "n"), ("floor", "n"), ("ceiling", "n"), ("N", "n"), "protocol"]
     rows: list[tuple[str, list[Cell]]] = []
     where = f"{evaluation.protocol.get('split', '?')}, {evaluation.protocol.get('weights', '?')}, {evaluation.protocol.get('size', '?')} px"
-    for name, value in evaluation.metrics.items():
+    for name in metric_names([evaluation]):
+        value = evaluation.metrics[name]
         interval = " – ".join(number(end) for end in evaluation.intervals.get(name, [])) or "–"
         numbers = [number(value), interval, number(evaluation.floors.get(name)), number(evaluation.ceilings.get(name))]
         title = f"{name} {direction(name)}\n{meaning(name)}".strip()

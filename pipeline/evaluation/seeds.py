@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
-from pipeline.evaluation.comparison import Entry, group_by_protocol, metric_names, protocol_line, read_entries
-from pipeline.evaluation.headline import direction, number
+from pipeline.evaluation.comparison import Entry, group_by_protocol, protocol_line, read_entries
+from pipeline.evaluation.headline import direction, metric_names, number
 from pipeline.evaluation.page import Cell, heading, page, paragraph, section, table
 from pipeline.evaluation.text import columns
 from pipeline.runtime.files import write_text
@@ -77,7 +77,7 @@ def variant(entry: Entry) -> str:
 def differences(group: list[Entry]) -> list[Difference]:
     """Every pair of variants with two or more seeds in common, in every metric that has a direction."""
     corrected = []
-    for metric in filter(direction, metric_names(group)):
+    for metric in filter(direction, metric_names([e.evaluation for e in group])):
         found = []
         for (a, ours), (b, theirs) in combinations(_variants(group).items(), 2):
             if len(pairs := _paired(ours, theirs, metric)) > 1:
@@ -119,7 +119,7 @@ def _variants(group: list[Entry]) -> dict[str, list[Entry]]:
 
 
 def _rows(group: list[Entry]) -> Rows:
-    names = metric_names(group)
+    names = metric_names([e.evaluation for e in group])
     rows = [[name, str(len(entries)), *(_cell(entries, metric) for metric in names)] for name, entries in _variants(group).items()]
     return ["variant", "seeds", *(f"{name} {direction(name)}".strip() for name in names)], rows
 
