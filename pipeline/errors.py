@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -31,9 +33,16 @@ class OwnedError(UserError):
 
 
 def exit_code(main: Callable[[], object]) -> int:
-    """Run `main`; return 0, or 2 after printing a UserError's message to stderr (other errors keep their traceback)."""
+    """Run `main`; return 0, or 2 after printing a UserError's message to stderr (other errors keep their traceback).
+
+    141, as for a program that SIGPIPE ended, where its output was piped into one that has ended (`| head`).
+    """
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,7 +12,7 @@ from pipeline.evaluation.headline import direction, duration, metric_names, numb
 from pipeline.runtime import record
 from pipeline.runtime.record import Evaluation
 
-SHOWN = 26  # characters of a run's name
+SHOWN = 28  # characters of a run's name
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,17 @@ def test_command_line(tmp_path: Path) -> None:
     assert failed.returncode == 2 and failed.stderr.startswith("error: ") and "Traceback" not in failed.stderr
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "good", evals=1)
+    process = subprocess.Popen(
+        [sys.executable, "tools/compare.py", run], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout and process.stderr
+    process.stdout.close()  # as `| head` does
+    assert process.wait(timeout=120) == 141 and process.stderr.read() == ""
+    process.stderr.close()
+
+
 def test_columns_break_into_blocks_that_repeat_the_first() -> None:
     text = columns(["name", "a_long_heading_here", "b"], [["x", "1", "2"]], width=20)
     assert text.splitlines() == [
