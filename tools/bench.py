@@ -57,6 +57,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", metavar="N", type=int, default=5, help="rounds; contenders take turns within each (default: 5)")
     parser.add_argument("--only", metavar="A,B", default=",".join(BENCHMARKS), help="some of %(default)s (default: all)")
     parser.add_argument("--seconds", metavar="S", type=float, default=3.0, help="one repetition of one contender, roughly (default: 3)")
+    parser.add_argument("--fp32", action="store_true", help="leave bf16 out: a CPU without AVX-512 emulates it, fifteen times slower")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="of configs/sigma_cvae_nf.yaml, e.g. train.batch_size=256")
     args = parser.parse_intermixed_args(argv)
     args.only = args.only.split(",")
@@ -80,7 +81,7 @@ def load_config(source: str | None, overrides: list[str]) -> RunConfig:
 
 
 @contextmanager
-def workspace(config: RunConfig, repeats: int, seconds: float) -> Iterator[Bench]:
+def workspace(config: RunConfig, repeats: int, seconds: float, precisions: tuple[str, ...]) -> Iterator[Bench]:
     """Shards, and the source's images as files, in a folder beside the runs (so on their disk) that is removed at the end."""
     Path(config.runs_dir).mkdir(parents=True, exist_ok=True)
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -94,7 +95,7 @@ def workspace(config: RunConfig, repeats: int, seconds: float) -> Iterator[Bench
                 celeba = replace(celeba, images=Path(folder) / celeba.images.stem)
             config = replace(config, runs_dir=folder)
             shard_stage.run(config, stages.context(Path(folder), Ranks()))
-            yield Bench(config, celeba, repeats, seconds)
+            yield Bench(config, celeba, repeats, seconds, precisions)
         finally:
             os.environ.pop("XDG_CACHE_HOME")
             if cache is not None:
@@ -168,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     report: dict[str, Any] = {"machine": machine()}
     config = load_config(args.source, args.overrides)
     tune_process()  # as every stage does
-    with workspace(config, args.repeats, args.seconds) as bench:
+    with workspace(config, args.repeats, args.seconds, ("fp32",) if args.fp32 else ("bf16", "fp32")) as bench:
         origin = "the CelebA folder given" if args.source else "toy faces drawn by the project"
         report["source"] = f"{origin}, {len(bench.celeba.names)} images"
         report["benchmarks"] = {}

@@ -103,8 +103,12 @@ class Watchdog:
             pass
 
     def _watch(self) -> None:
+        awake = time.monotonic()
         while not self._end.wait(self._period):
             now = time.monotonic()
+            if now - awake > self.limit_s / 2:  # this process stood still itself, as in a job that the scheduler suspends
+                self._forgive(now - awake)
+            awake = now
             if self._store is None:
                 silent = []
             elif now - self._answered > self.limit_s:
@@ -116,6 +120,12 @@ class Watchdog:
                 silent = self._behind({rank: value.partition(" ")[2] for rank, (value, _) in (self._heard | here).items()})
             if silent and not self._end.is_set():
                 return self._bring_down(silent)
+
+    def _forgive(self, gap_s: float) -> None:
+        """Take the seconds in which this process could not listen out of every count."""
+        self.since += gap_s
+        self._answered += gap_s
+        self._heard = {rank: (value, at + gap_s) for rank, (value, at) in self._heard.items()}
 
     def _behind(self, states: dict[int, str]) -> list[int]:
         """Ranks in an earlier step than this one; none while a rank validates or saves; all where all are in one step."""

@@ -53,6 +53,26 @@ def test_frozen_and_stuck_ranks_are_named_and_nobody_is_left(tmp_path):
         assert json.loads((folder / "stall.json").read_text())["ranks"] == [silent]
 
 
+def test_a_job_that_was_suspended_as_a_whole_goes_on(tmp_path):
+    """`scontrol suspend` stops all ranks for as long as it likes: none of them was silent."""
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        processes = start(folder, world, "brief")
+        try:
+            wait_for((folder / "step10").exists)
+            for number, pause in ((signal.SIGSTOP, 5.0), (signal.SIGCONT, 0.0)):
+                for process in processes:
+                    process.send_signal(number)
+                time.sleep(pause)  # more than twice the limit
+            codes = [process.wait(timeout=90) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        errors = "".join(process.stderr.read() for process in processes)
+        assert codes == [0] * world, errors[-2000:]
+
+
 def test_a_pause_may_take_long_and_a_step_may_not(tmp_path):
     left: list[int] = []
     dog = Watchdog(Ranks(), 0.5, tmp_path, logging.getLogger("test"), left.append)

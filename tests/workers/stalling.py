@@ -1,4 +1,4 @@
-"""One rank: steps with an all-reduce each, watched with a limit of 2 s; `stick1` makes rank 1 sleep in step 10."""
+"""One rank: steps with an all-reduce each, watched with a limit of 2 s; `stick1` makes rank 1 sleep in step 10, `brief` ends after 400."""
 
 import logging
 import sys
@@ -12,7 +12,7 @@ from pipeline.runtime.watchdog import Watchdog
 
 folder, mode = Path(sys.argv[1]), sys.argv[2]
 with process_group(timeout_s=60, threads=1) as ranks, Watchdog(ranks, 2.0, folder, logging.getLogger("test")) as dog:
-    for step in range(100_000):
+    for step in range(400 if mode == "brief" else 100_000):
         if step == 10:
             (folder / "step10").touch()
             if mode == f"stick{ranks.rank}":  # as if its data did not come

@@ -26,6 +26,7 @@ class Bench:
     celeba: Celeba  # the source, its images as files
     repeats: int
     seconds: float  # that one repetition of a contender takes, roughly
+    precisions: tuple[str, ...]  # of training; fp32 is always among them
 
     @property
     def folder(self) -> Path:

@@ -30,7 +30,6 @@ from pipeline.schema import RunConfig
 from pipeline.stages import train as train_stage
 from tools._benchmarks.harness import Bench, Contenders, Result, measure, one_thread
 
-PRECISIONS = ("bf16", "fp32")
 UNCOUNTED = 3  # steps of each training: first allocations, filling of the prefetch queue
 NEVER = 10**9  # steps between two validations or checkpoints
 MEMORY_STEPS = 6
@@ -138,14 +137,14 @@ def refusing_uri() -> str:
 def train(bench: Bench) -> dict[str, Result]:
     """Speed of the loop, cost of its pauses, peak memory."""
     with process_group(60, bench.config.train.threads) as ranks:
-        bare = {precision: BareStep(bench, precision, ranks) for precision in PRECISIONS}
+        bare = {precision: BareStep(bench, precision, ranks) for precision in bench.precisions}
         contenders: Contenders = {}
         for precision, step in bare.items():
             contenders[f"train stage, {precision}"] = partial(stage_rate, bench, precision, ranks, step.steps)
             contenders[f"bare step, {precision}"] = partial(step.rate, step.steps)
         dead = "train stage, fp32, tracking server dead"
         contenders[dead] = partial(stage_rate, bench, "fp32", ranks, bare["fp32"].steps, refusing_uri())
-        ratios = {(f"train stage, {p}", f"bare step, {p}"): 0.9 for p in PRECISIONS}
+        ratios = {(f"train stage, {p}", f"bare step, {p}"): 0.9 for p in bench.precisions}
         ratios[dead, "train stage, fp32"] = 0.99
         config, steps = bench.config, " and ".join(f"{step.steps} steps in {p}" for p, step in bare.items())
         what = f"Global batch {config.train.batch_size}, 1 rank, {torch.get_num_threads()} threads, device {ranks.device}. "
@@ -185,7 +184,7 @@ def pauses(bench: Bench, trainer: train_stage.Trainer, what: str) -> Result:
 def memory(bench: Bench, what: str) -> Result:
     """Peak resident memory of a train stage in a process of its own, and of the GPU where there is one; MiB."""
     peaks: dict[str, float] = {}
-    for precision in PRECISIONS:
+    for precision in bench.precisions:
         folder = make_run(bench.folder / f"memory_{precision}", training(bench.config, precision, MEMORY_STEPS))
         run_stage(folder, "train")
         done = json.loads((folder / "train/done.json").read_text())
