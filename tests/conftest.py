@@ -16,14 +16,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-LONGEST = ("test_chaos.py", "test_parity.py")  # few tests, minutes each: begun last, one worker would wait for them alone
-
-
-def pytest_collection_modifyitems(items):
-    """The longest files first; a stable order otherwise."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _private_home(tmp_path_factory):
     """No test leaves anything in the user's cache, and none reaches a real MLflow."""

@@ -20,6 +20,7 @@ from pipeline.evaluation.distances import FrechetDistance, KernelDistance, Preci
 from pipeline.evaluation.features import InceptionFeatures
 from pipeline.schema import EvalConfig
 
+pytestmark = pytest.mark.slow  # 96 forward passes of Inception on one thread: minutes
 ROOT = Path(__file__).resolve().parents[2]
 N = 24
 COMMAND = "from pipeline.evaluation import vision; vision._torchvision(); from torch_fidelity.fidelity import main; main()"
