@@ -20,7 +20,7 @@ from slurm.queue import FINAL, state_of
 from tools._slurm.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 240
+STEPS = 480  # so long that all runs are launched and struck before the first one ends
 INTERVAL = 20  # steps between checkpoints
 AT = 45  # the step from which on a fault strikes
 TINY = (
