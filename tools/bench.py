@@ -1,4 +1,4 @@
-"""Measure the pipeline on this machine: loader, train stage, shard stage, evaluation, start-up; about half an hour on two cores."""
+"""Measure the pipeline on this machine: loader, train stage, shard stage, evaluation, start-up."""
 
 from __future__ import annotations
 
