@@ -15,10 +15,10 @@ from scipy.stats import spearmanr
 
 from cvae.config import ModelConfig
 from pipeline.evaluation.headline import number
+from pipeline.runtime.health import log_det_limit
 from pipeline.runtime.record import Evaluation
 
 CURVED_NATS = 1.0  # a density off by the factor e on average
-SAFE_SHARE = 0.5  # of the bound on log|det|, beyond which training warns of saturation
 
 
 class Check(NamedTuple):
@@ -51,13 +51,10 @@ def _of_training(model: ModelConfig, records: list[dict[str, Any]]) -> Iterator[
         yield Check("does σ* follow the error on held-out images?", text, _word(rank > 0.9), "rank correlation above 0.9")
     low, high = _series(records, "val_ema/log_det_min", "val_ema/log_det_max")
     if len(low) and model.prior.name == "flow":
-        flow = model.prior.flow
-        bound = flow.layers * flow.bound * model.z_dim / 2  # each layer's tanh keeps it
+        limit = log_det_limit(model)
         text = f"log|det ∂f/∂z| from {number(low.min())} to {number(high.max())} nats on held-out images ({len(low)} validations)"
-        rule = f"within half of the bound ±{number(bound)}: no singular map"
-        yield Check(
-            "does the flow's Jacobian stay away from singular?", text, _word(max(-low.min(), high.max()) < SAFE_SHARE * bound), rule
-        )
+        rule = f"within half of the bound ±{number(2 * limit)}: no singular map"
+        yield Check("does the flow's Jacobian stay away from singular?", text, _word(max(-low.min(), high.max()) < limit), rule)
 
 
 def _of_the_prior(model: ModelConfig, evaluation: Evaluation) -> Iterator[Check]:

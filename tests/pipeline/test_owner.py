@@ -79,7 +79,9 @@ def test_another_host_is_watched_and_its_moving_heartbeat_refuses(tmp_path, monk
 def test_another_host_that_is_silent_is_dead(tmp_path, monkeypatch):
     other_host(tmp_path)
     monkeypatch.setattr(owner, "BEAT_S", 0.2)
-    acquire(tmp_path).release()
+    own = acquire(tmp_path)
+    assert "node7" not in (tmp_path / FILE).read_text()  # it is ours now
+    own.release()
 
 
 def test_another_host_that_has_been_silent_for_long_is_followed_at_once(tmp_path, monkeypatch):
