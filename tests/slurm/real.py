@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from slurm.queue import FINAL, state_of
 from tools._slurm.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 480  # so long that all runs are launched and struck before the first one ends
+STEPS = 240
 INTERVAL = 20  # steps between checkpoints
 AT = 45  # the step from which on a fault strikes
 TINY = (
@@ -179,19 +180,26 @@ def disturbed(cluster: Cluster, folder: Path, celeba: Path, faults: dict[str, Fa
     assert first.returncode == 0, first.stderr
     wait_for(lambda: entry(folder / "sigma_cvae_nf", "shard")["state"] == "COMPLETED", "shards")
     jobs, struck = {}, {}
-    for name in places:
-        others = [n for other, place in places.items() if other != name for n in place] + (
-            [f"{cluster.prefix}13"] if name != "kill_slurmd" else []
-        )
-        on = profile(folder, nodes=2, tasks_per_node=tasks, extra_sbatch={"exclude": ",".join(others)})
-        done = launch("--cluster", on, "--config", "sigma_cvae_nf", "--stages", "train", f"name={name}", *common)
+
+    def confined(name: str) -> Path:
+        elsewhere = [n for other, place in places.items() if other != name for n in place]
+        spare = [f"{cluster.prefix}13"] if name != "kill_slurmd" else []
+        return profile(folder, nodes=2, tasks_per_node=tasks, extra_sbatch={"exclude": ",".join(elsewhere + spare)})
+
+    profiles = {name: confined(name) for name in places}
+
+    def launch_and_strike(name: str) -> None:
+        done = launch("--cluster", profiles[name], "--config", "sigma_cvae_nf", "--stages", "train", f"name={name}", *common)
         assert done.returncode == 0, done.stderr
         (jobs[name],) = job_ids(folder / name, "train")
-    for name, fault in faults.items():
-        wait_for(lambda name=name: step(folder / name) >= AT, f"{name}: step {AT}")
-        assert ranks_of(jobs[name]).keys() == set(range(2 * tasks))
-        struck[name] = (time.time(), step(folder / name))
-        fault(cluster, jobs[name], places[name])
+        if name in faults:
+            wait_for(lambda: step(folder / name) >= AT, f"{name}: step {AT}")
+            assert ranks_of(jobs[name]).keys() == set(range(2 * tasks))
+            struck[name] = (time.time(), step(folder / name))
+            faults[name](cluster, jobs[name], places[name])
+
+    with ThreadPoolExecutor(len(places)) as pool:  # each is struck as soon as it is there: none ends while another is being launched
+        list(pool.map(launch_and_strike, places))
     for name, job_id in jobs.items():
         wait_for(lambda job_id=job_id: ended(job_id), f"{name}: end")
         assert state_of(job_id) == "COMPLETED", (name, (folder / name / "jobs.json").read_text())
