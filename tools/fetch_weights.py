@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tqdm import tqdm
 
 from pipeline.errors import DataError, UserError, exit_code
+from pipeline.evaluation.features import INCEPTION_SHA256
 from pipeline.runtime.files import sha256, sync_folder
 
-NAME = "weights-inception-2015-12-05-6726825d.pth"
+NAME = f"weights-inception-2015-12-05-{INCEPTION_SHA256}.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{NAME}"
-SHA256 = "6726825d"  # how it begins: all that the file's publisher tells, in its name
 CHUNK, TIMEOUT_S = 1 << 20, 30.0  # bytes
 
 
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--url", default=URL, help="a mirror of the official file (default: %(default)s)")
     args = parser.parse_args()
     started = time.monotonic()
-    fetch(args.url, args.file, SHA256)
+    fetch(args.url, args.file, INCEPTION_SHA256)
     print(f"{args.file.absolute()} is there and verified ({time.monotonic() - started:.0f} s); use it with:")
     print(f"  export CVAE_INCEPTION_WEIGHTS={args.file.absolute()}")
 

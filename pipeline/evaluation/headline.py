@@ -15,14 +15,14 @@ HIGHER = (
     "group_diversity",
 )  # fmt: skip
 MEANING = {
-    "samples": "Fréchet distance of samples to real images",
-    "train": "Fréchet distance of training images to real images, beside which a model's is read",
-    "recon": "Fréchet distance of reconstructions to real images",
+    "samples": "{distance} of samples to real images",
+    "train": "{distance} of training images to real images, beside which a model's is read",
+    "recon": "{distance} of reconstructions to real images",
     "attribute_accuracy": "attributes that the classifier finds in samples as asked for, over all attributes",
     "attribute_balanced_accuracy": "the same, but each attribute's two classes weigh equally",
     "attribute_accuracy_read": "attribute_accuracy over the attributes that the model reads",
     "attribute_balanced_accuracy_read": "attribute_balanced_accuracy over the attributes that the model reads",
-    "infinite": "Fréchet distance of samples, extrapolated to infinitely many images",
+    "infinite": "{distance} of samples, extrapolated to infinitely many images",
     "attribute_ap": "average precision of the classifier's scores of samples for what was asked for, over all attributes",
     "attribute_ap_read": "attribute_ap over the attributes that the model reads",
     "precision_classifier": "share of samples within reach of real images (k = 3)",
@@ -70,12 +70,10 @@ def direction(name: str) -> str:
 
 def meaning(name: str) -> str:
     """One line on a metric, "" for one that is not known here."""
-    kind, known = name.rpartition("_")[2], MEANING.get(name)
-    if known or not name.startswith(LOWER):
-        return known or ""
-    return MEANING.get(kind, "").replace(
-        "Fréchet distance", "squared kernel distance (KID)" if name.startswith("kid_") else "Fréchet distance"
-    )
+    if name in MEANING or not name.startswith(LOWER):
+        return MEANING.get(name, "")
+    distance = "squared kernel distance (KID)" if name.startswith("kid_") else "Fréchet distance"
+    return MEANING.get(name.rpartition("_")[2], "").format(distance=distance)
 
 
 def sample_size(name: str, protocol: dict[str, Any]) -> str:

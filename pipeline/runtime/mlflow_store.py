@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError
+from pipeline.errors import ConfigError, UserError
 from pipeline.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -97,6 +97,27 @@ def database_lock(uri: str) -> Iterator[None]:
     database = Path(uri.split("///", 1)[-1].split("?")[0])
     with locked(database.with_name(database.name + ".lock")):
         yield
+
+
+def tagged_run_dirs(uri: str, experiment: str, tags: list[str]) -> list[Path]:
+    """Directories of the runs in a store that carry all `tags` ("key=value"), by name; raises ConfigError or TrackingError."""
+    pairs = [tag.partition("=") for tag in tags]
+    if wrong := [tag for tag, (_, equals, _) in zip(tags, pairs, strict=True) if not equals or "'" in tag or "`" in tag]:
+        raise ConfigError(f"--tag {wrong[0]}: expected KEY=VALUE without quotes, for example variant=sigma_cvae_nf")
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:") and not file.is_file():
+        raise ConfigError(f"--uri {redact(uri)}: no such file; name the store of the runs, for example sqlite:///runs/mlflow.db")
+    try:
+        client = open_client(uri)
+        found = client.get_experiment_by_name(experiment)
+        where = " and ".join(f"tags.`{key}` = '{value}'" for key, _, value in pairs)
+        runs = client.search_runs([found.experiment_id], where) if found else []
+    except store_errors() as error:
+        raise TrackingError(f"MLflow store {redact(uri)} cannot be read: {redact(str(error))[:300]}") from None
+    run_dirs = sorted({run.data.tags["run_dir"] for run in runs if "run_dir" in run.data.tags})
+    if not run_dirs:
+        raise ConfigError(f"--tag {' --tag '.join(tags)}: no run in experiment {experiment!r} of {redact(uri)} carries it")
+    return [Path(run_dir) for run_dir in run_dirs]
 
 
 def clean_name(text: str) -> str:

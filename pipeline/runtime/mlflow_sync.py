@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import layout
 from pipeline.config import digest, flatten
-from pipeline.errors import ConfigError, UserError
+from pipeline.errors import UserError
 from pipeline.runtime import record
 from pipeline.runtime.files import write_json
 from pipeline.runtime.metrics_log import read_metrics
@@ -143,27 +143,6 @@ def send_files(config: RunConfig, name: str, files: list[Path]) -> None:
         for file in files:
             client.log_artifact(run_id, str(file))
         client.set_terminated(run_id, "FINISHED")
-
-
-def tagged_run_dirs(uri: str, experiment: str, tags: list[str]) -> list[Path]:
-    """Directories of the runs in a store that carry all `tags` ("key=value"), by name; raises ConfigError or TrackingError."""
-    pairs = [tag.partition("=") for tag in tags]
-    if wrong := [tag for tag, (_, equals, _) in zip(tags, pairs, strict=True) if not equals or "'" in tag or "`" in tag]:
-        raise ConfigError(f"--tag {wrong[0]}: expected KEY=VALUE without quotes, for example variant=sigma_cvae_nf")
-    file = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:") and not file.is_file():
-        raise ConfigError(f"--uri {redact(uri)}: no such file; name the store of the runs, for example sqlite:///runs/mlflow.db")
-    try:
-        client = open_client(uri)
-        found = client.get_experiment_by_name(experiment)
-        where = " and ".join(f"tags.`{key}` = '{value}'" for key, _, value in pairs)
-        runs = client.search_runs([found.experiment_id], where) if found else []
-    except store_errors() as error:
-        raise TrackingError(f"MLflow store {redact(uri)} cannot be read: {redact(str(error))[:300]}") from None
-    run_dirs = sorted({run.data.tags["run_dir"] for run in runs if "run_dir" in run.data.tags})
-    if not run_dirs:
-        raise ConfigError(f"--tag {' --tag '.join(tags)}: no run in experiment {experiment!r} of {redact(uri)} carries it")
-    return [Path(run_dir) for run_dir in run_dirs]
 
 
 def _experiment(client: MlflowClient, config: RunConfig, uri: str) -> str:
