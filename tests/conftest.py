@@ -40,7 +40,8 @@ def free_port() -> int:
 
 def run_ranks(script: Path, args: list[str], world_size: int, timeout_s: int = 240) -> list[subprocess.CompletedProcess]:
     """Run `script` on `world_size` real processes of one group; every one must end well."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [
         subprocess.Popen(
             [sys.executable, str(script), *args],

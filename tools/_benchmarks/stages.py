@@ -82,10 +82,11 @@ def run_stage(folder: Path, stage: str) -> None:
 # ---- train
 
 
-def training(config: RunConfig, precision: str, steps: int, uri: str = "") -> RunConfig:
+def training(config: RunConfig, precision: str, steps: int, uri: str = "", deterministic: bool = False) -> RunConfig:
     """`steps` steps without validation or checkpoint before the last; tracked at `uri`, if that is given."""
     images = steps * config.train.batch_size
     train = replace(config.train, precision=precision, images=images, micro_batch=0, val_interval=NEVER, checkpoint_interval=NEVER)
+    train = replace(train, deterministic=deterministic)
     return replace(config, train=train, tracking=replace(config.tracking, enabled=bool(uri), uri=uri))
 
 
@@ -117,9 +118,9 @@ class BareStep:
         return steps * self.batch_size / (time.perf_counter() - start)
 
 
-def stage_rate(bench: Bench, precision: str, ranks: Ranks, steps: int, uri: str = "") -> float:
+def stage_rate(bench: Bench, precision: str, ranks: Ranks, steps: int, uri: str = "", deterministic: bool = False) -> float:
     """Images per second of `steps` steps within a whole train stage, which then stops as on a signal, without a validation."""
-    clock, config = StepClock(UNCOUNTED + steps), training(bench.config, precision, NEVER, uri)
+    clock, config = StepClock(UNCOUNTED + steps), training(bench.config, precision, NEVER, uri, deterministic)
     folder = make_run(bench.folder / "stage", config)
     with suppress(Stopped):
         train_stage.run(config, context(folder, ranks, clock))
@@ -136,6 +137,7 @@ def refusing_uri() -> str:
 
 def train(bench: Bench) -> dict[str, Result]:
     """Speed of the loop, cost of its pauses, peak memory."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once when CUDA starts, so for all contenders alike
     with process_group(60, bench.config.train.threads) as ranks:
         bare = {precision: BareStep(bench, precision, ranks) for precision in bench.precisions}
         contenders: Contenders = {}
@@ -146,6 +148,11 @@ def train(bench: Bench) -> dict[str, Result]:
         contenders[dead] = partial(stage_rate, bench, "fp32", ranks, bare["fp32"].steps, refusing_uri())
         ratios = {(f"train stage, {p}", f"bare step, {p}"): 0.9 for p in bench.precisions}
         ratios[dead, "train stage, fp32"] = 0.99
+        if ranks.device.type == "cuda":  # last of its round: the switch is torch's, and a stage without it turns it off again
+            for precision, step in bare.items():
+                same = f"train stage, {precision}, deterministic"
+                contenders[same] = partial(stage_rate, bench, precision, ranks, step.steps, deterministic=True)
+                ratios[same, f"train stage, {precision}"] = 0.5
         config, steps = bench.config, " and ".join(f"{step.steps} steps in {p}" for p, step in bare.items())
         what = f"Global batch {config.train.batch_size}, 1 rank, {torch.get_num_threads()} threads, device {ranks.device}. "
         protocol = what + (
@@ -164,8 +171,13 @@ def pauses(bench: Bench, trainer: train_stage.Trainer, what: str) -> Result:
     metrics = MetricsLog(bench.folder / "pauses/metrics.jsonl", None)
     validation = trainer.validate()
     saver = Saver(trainer.checkpoints, metrics.sync)
+
+    def save() -> None:
+        trainer.save(saver, metrics, validation)
+        synchronize(trainer.device)  # the next step waits in the stream for the copies
+
     contenders: Contenders = {
-        "checkpoint, until training goes on": lambda: seconds_of(lambda: trainer.save(saver, metrics, validation)),
+        "checkpoint, until training goes on": lambda: seconds_of(save),
         "checkpoint, from then until it is durable": lambda: seconds_of(saver.wait),
         "validation": lambda: seconds_of(trainer.validate),
     }
