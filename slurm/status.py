@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -119,7 +118,8 @@ def log_of(run_dir: Path, stage: str | None, rank: int | None) -> Path:
 
     Raises ConfigError where nothing was submitted. The file may not be there yet.
     """
-    jobs = [job for job in json.loads((run_dir / "jobs.json").read_text()) if job["attempts"]] if (run_dir / "jobs.json").exists() else []
+    # A rank may crash before rank 0 has noted the attempt: the crash itself tells that there are logs.
+    jobs = [job for job in read_json(run_dir / "jobs.json", []) if job["attempts"] or job.get("crashes")]
     if stage is None:
         run_config(run_dir)
         started = [job for job in jobs if job["stage"] != "finish"]

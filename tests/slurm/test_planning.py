@@ -181,3 +181,11 @@ def test_status_and_log_of_a_run_of_this_machine(crashing):
     ledger.ended(crashing, "train", "5", "FAILED")
     assert "the bug" in as_table(survey([crashing]))
     assert log_of(crashing, None, None) == crashing / "logs/train/submitit/1/5_1_log.err"
+
+
+def test_the_log_of_a_job_that_crashed_before_rank_0_was_there(crashing):
+    ledger.submitted(crashing, "train", "5", "slurm", None, crashing / "logs/train/submitit/1")
+    ledger.submitted(crashing, "eval", "6", "slurm", "afterok:5", crashing / "logs/eval/submitit/1")
+    ledger.note_failure(crashing, "train", 1, ZeroDivisionError("the bug"))
+    ledger.crashed(crashing, "train", "5", 0, 1)
+    assert log_of(crashing, None, None) == crashing / "logs/train/submitit/1/5_1_log.err"
