@@ -69,7 +69,7 @@ class TrainConfig:
     deterministic: bool = False  # deterministic kernels on a GPU
     log_interval: int = 20  # steps
     val_interval: int = 300  # steps
-    checkpoint_interval: int = 300  # steps
+    checkpoint_interval: int = 300  # steps that a crash costs at most; one is written every half of it
     keep_checkpoints: int = 2  # newest ones kept, besides the best
     keep_every: int = 0  # steps; checkpoints at multiples of this are kept too; 0: none
     max_bad_steps: int = 5  # non-finite losses in a row before the run stops

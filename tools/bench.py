@@ -167,6 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line. Raises ConfigError, DataError."""
     args = arguments(argv)
     report: dict[str, Any] = {"machine": machine()}
+    logging.getLogger("cvae.bench").addHandler(logging.NullHandler())  # what is measured here need not be told
     config = load_config(args.source, args.overrides)
     tune_process()  # as every stage does
     with workspace(config, args.repeats, args.seconds, ("fp32",) if args.fp32 else ("bf16", "fp32")) as bench:

@@ -77,7 +77,7 @@ def train_on(config: RunConfig, context: Context, owner: Ownership | None, watch
                 stopping = monitor.push(trainer.train_step(batch))
                 profile()
                 validating = trainer.step % train.val_interval == 0 or trainer.step == last
-                if validating or stopping or trainer.step % train.checkpoint_interval == 0:
+                if validating or stopping or trainer.step % trainer.save_interval == 0:
                     with watchdog.paused():
                         stopping = monitor.flush() or stopping
                         trainer.save(saver, metrics, trainer.validate() if validating else None)
@@ -155,6 +155,11 @@ class Trainer:
     def images(self) -> int:
         """Images seen by the steps done."""
         return self.step * self.config.train.batch_size
+
+    @property
+    def save_interval(self) -> int:
+        """Steps between two checkpoints: half of what a crash may cost, since the newest may still be on its way to the disk then."""
+        return max(1, self.config.train.checkpoint_interval // 2)
 
     @property
     def seconds(self) -> float:
@@ -285,6 +290,8 @@ class Trainer:
             "torch": torch.__version__,
         }
         saver.save(self.step, state_tensors(self.model, self.ema.model, self.optimizer), meta)
+        if self.config.train.checkpoint_interval == 1:  # no step may be made while one is on its way
+            saver.wait()
 
     def summary(self) -> dict[str, Any]:
         """What done.json says."""

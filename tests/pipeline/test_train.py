@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ from pipeline import layout
 from pipeline.data.loader import TrainBatches
 from pipeline.data.shards import Shards
 from pipeline.errors import CheckpointError
+from pipeline.runtime import checkpoint
 from pipeline.runtime.checkpoint import Checkpoints, load_model
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.preempt import StopFlag
+from pipeline.runtime.saver import Saver
 from pipeline.runtime.steps import TrainingDiverged
 from pipeline.schema import RunConfig
 from pipeline.stages.train import Trainer
@@ -85,7 +88,7 @@ def test_checkpoints_are_few_and_best_is_the_lowest_validation_loss(trained):
     store = Checkpoints(layout.checkpoints_dir(trained))
     losses = {s: v["val_ema/loss"] for s, v in deterministic_metrics(trained) if "val_ema/loss" in v}
     assert store.best() == min(losses, key=losses.get)
-    assert set(store.steps()) == {18, 24, store.best()}
+    assert set(store.steps()) == {21, 24, store.best()}
 
 
 @pytest.mark.parametrize("weights", ["ema", "raw"])
@@ -112,6 +115,34 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(trained, t
     assert (store.folder / "step_00000024.safetensors.damaged").exists()
     again = load_file(store.path(24))
     assert all(torch.equal(again[n], t) for n, t in final_tensors(trained).items())
+
+
+@pytest.mark.parametrize("interval", [1, 5, 6])
+def test_a_crash_costs_one_interval_at_most_however_slow_the_disk(tiny_overrides, tmp_path, monkeypatch, interval):
+    """Every write takes as long as it can: until training waits for it."""
+    waiting, exposed, store = threading.Event(), [], Checkpoints(layout.checkpoints_dir(tmp_path / "run"))
+    save_file, wait, train_step = checkpoint.save_file, Saver.wait, Trainer.train_step
+
+    def slow_save(*args):
+        assert waiting.wait(60)
+        save_file(*args)
+
+    def wait_for_it(self):
+        waiting.set()
+        wait(self)
+        waiting.clear()
+
+    def count(self, batch):
+        record = train_step(self, batch)
+        exposed.append(self.step - max(store.steps(), default=0))
+        return record
+
+    monkeypatch.setattr(checkpoint, "save_file", slow_save)
+    monkeypatch.setattr(Saver, "wait", wait_for_it)
+    monkeypatch.setattr(Trainer, "train_step", count)
+    overrides = [*tiny_overrides, "train.images=192", "train.val_interval=12", f"train.checkpoint_interval={interval}"]
+    run_stage_here(configuration.load([], overrides), tmp_path / "run", "train")
+    assert max(exposed) == max(1, interval // 2 * 2)
 
 
 def test_another_configuration_is_refused_by_key(trained, tiny_overrides, tmp_path):

@@ -26,6 +26,7 @@ from pipeline.runtime.distributed import Ranks, process_group
 from pipeline.runtime.metrics_log import MetricsLog
 from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.runtime.saver import Saver
+from pipeline.runtime.tracking import LiveSync
 from pipeline.schema import RunConfig
 from pipeline.stages import train as train_stage
 from tools._benchmarks.harness import Bench, Contenders, Result, measure, one_thread
@@ -33,6 +34,8 @@ from tools._benchmarks.harness import Bench, Contenders, Result, measure, one_th
 UNCOUNTED = 3  # steps of each training: first allocations, filling of the prefetch queue
 NEVER = 10**9  # steps between two validations or checkpoints
 MEMORY_STEPS = 6
+BLOCKS, ROUNDS = 10, 20  # blocks that a repetition is cut into, rounds for each repetition
+TRY_AFTER_S = 0.1
 
 
 class StepClock(StopFlag):
@@ -82,12 +85,12 @@ def run_stage(folder: Path, stage: str) -> None:
 # ---- train
 
 
-def training(config: RunConfig, precision: str, steps: int, uri: str = "", deterministic: bool = False) -> RunConfig:
-    """`steps` steps without validation or checkpoint before the last; tracked at `uri`, if that is given."""
+def training(config: RunConfig, precision: str, steps: int, deterministic: bool = False) -> RunConfig:
+    """`steps` steps without validation or checkpoint before the last, untracked."""
     images = steps * config.train.batch_size
     train = replace(config.train, precision=precision, images=images, micro_batch=0, val_interval=NEVER, checkpoint_interval=NEVER)
     train = replace(train, deterministic=deterministic)
-    return replace(config, train=train, tracking=replace(config.tracking, enabled=bool(uri), uri=uri))
+    return replace(config, train=train, tracking=replace(config.tracking, enabled=False))
 
 
 def synchronize(device: torch.device) -> None:
@@ -118,9 +121,9 @@ class BareStep:
         return steps * self.batch_size / (time.perf_counter() - start)
 
 
-def stage_rate(bench: Bench, precision: str, ranks: Ranks, steps: int, uri: str = "", deterministic: bool = False) -> float:
+def stage_rate(bench: Bench, precision: str, ranks: Ranks, steps: int, deterministic: bool = False) -> float:
     """Images per second of `steps` steps within a whole train stage, which then stops as on a signal, without a validation."""
-    clock, config = StepClock(UNCOUNTED + steps), training(bench.config, precision, NEVER, uri, deterministic)
+    clock, config = StepClock(UNCOUNTED + steps), training(bench.config, precision, NEVER, deterministic)
     folder = make_run(bench.folder / "stage", config)
     with suppress(Stopped):
         train_stage.run(config, context(folder, ranks, clock))
@@ -144,10 +147,7 @@ def train(bench: Bench) -> dict[str, Result]:
         for precision, step in bare.items():
             contenders[f"train stage, {precision}"] = partial(stage_rate, bench, precision, ranks, step.steps)
             contenders[f"bare step, {precision}"] = partial(step.rate, step.steps)
-        dead = "train stage, fp32, tracking server dead"
-        contenders[dead] = partial(stage_rate, bench, "fp32", ranks, bare["fp32"].steps, refusing_uri())
         ratios = {(f"train stage, {p}", f"bare step, {p}"): 0.9 for p in bench.precisions}
-        ratios[dead, "train stage, fp32"] = 0.99
         if ranks.device.type == "cuda":  # last of its round: the switch is torch's, and a stage without it turns it off again
             for precision, step in bare.items():
                 same = f"train stage, {precision}, deterministic"
@@ -161,7 +161,9 @@ def train(bench: Bench) -> dict[str, Result]:
             "Bare step: the same train_step in a loop on one batch that is ready in memory."
         )
         speed = {"title": "Train stage", "unit": "images/s", "protocol": protocol, **measure(contenders, bench.repeats, ratios)}
+        torch.use_deterministic_algorithms(False)
         result = {"train": speed, "train_pauses": pauses(bench, bare["fp32"].trainer, what)}
+        result["train_outage"] = outage(bench, bare["fp32"], what)
     del bare
     return result | {"train_memory": memory(bench, what)}
 
@@ -188,9 +190,32 @@ def pauses(bench: Bench, trainer: train_stage.Trainer, what: str) -> Result:
         f"Checkpoint: {megabytes:.0f} MB (weights, their average, Adam's moments) copied aside; then written, synced and hashed. "
         f"Validation: raw and averaged weights on {len(trainer.held_out.indices)} held-out and {len(trainer.calibration.indices)} "
         "calibration images. "
-        f"The stage has one of each every {bench.config.train.val_interval} steps unless told otherwise."
+        f"Unless told otherwise the stage has a checkpoint every {bench.config.train.checkpoint_interval // 2} steps and a validation every "
+        f"{bench.config.train.val_interval}."
     )
     return {"title": "Pauses of the train stage", "unit": "s", "protocol": protocol, **measured}
+
+
+def outage(bench: Bench, step: BareStep, what: str) -> Result:
+    """Steps beside the thread that tries to reach a tracking server, which is dead, against steps alone; in short blocks that take turns,
+    for the speed of a machine drifts by more than what is looked for."""
+    steps, alone, beside = max(1, step.steps // BLOCKS), "steps alone", "steps, tracking server dead"
+    tracked = replace(bench.config.tracking, enabled=True, uri=refusing_uri())
+    configs = {alone: training(bench.config, "fp32", NEVER), beside: replace(bench.config, tracking=tracked)}
+    folders = {name: make_run(bench.folder / name.replace(" ", "_"), config) for name, config in configs.items()}
+
+    def block(name: str) -> float:
+        live = LiveSync(folders[name], TRY_AFTER_S, logging.getLogger("cvae.bench"))
+        rate = step.rate(steps)
+        live.stop()
+        return rate
+
+    measured = measure({name: partial(block, name) for name in folders}, ROUNDS * bench.repeats, {(beside, alone): 0.99})
+    protocol = what + (
+        f"fp32, blocks of {steps} steps; the thread tries {TRY_AFTER_S:g} s after a block's start, then after twice as long each time "
+        "(in a training 20 s, up to 320 s), and once more after its end, which is not counted."
+    )
+    return {"title": "Training without its tracking server", "unit": "images/s", "protocol": protocol, **measured}
 
 
 def memory(bench: Bench, what: str) -> Result:

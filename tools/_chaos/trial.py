@@ -153,7 +153,7 @@ class Trial:
         codes = self.start().wait(self.limit_s)
         require(codes == [0] * self.world, f"exit codes of the restart {codes}", self)
         lost, in_flight = reached - min(self.group.done, default=reached), first.saving > durable
-        allowed = fault.intervals * INTERVAL + (reached - first.saving if in_flight else 0)
+        allowed = fault.intervals * INTERVAL
         require(lost <= allowed, f"{lost} steps lost of {reached}, at most {allowed} are promised", self)
         return lost, in_flight, refusals
 
