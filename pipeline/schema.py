@@ -113,6 +113,7 @@ class EvalConfig:
     network_name: str = ""  # e.g. resnet50; empty: `network` is TorchScript
     network_sha256: str = ""  # of the file; needed for TorchScript, which is a program
     network_size: int = 224  # images are resized to this side, pixels
+    projection: str = "tsne"  # of latent vectors to a drawing: tsne | umap (needs the extra `umap`)
     seed: int = 0
 
 
@@ -200,6 +201,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "classifier.precision": ("auto", "fp32", "bf16", "fp16"),
     "eval.split": ("val", "test"),
     "eval.weights": ("ema", "raw"),
+    "eval.projection": ("tsne", "umap"),
     "cluster.executor": ("local", "debug", "slurm"),
 }
 AT_LEAST_ONE = (

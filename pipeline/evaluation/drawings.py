@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.errors import ConfigError
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.plots import scatter, unit_curves
 from pipeline.runtime.files import write_bytes
@@ -17,18 +19,19 @@ PERPLEXITY = 30.0
 
 
 def draw_latents(evidence: Evidence, units: list[dict], folder: Path) -> None:
-    """Write latents.svg (t-SNE of drawn and of encoded z) and units.svg to `folder`, as far as their metrics were measured."""
+    """Write tsne.svg or umap.svg (drawn and encoded z on one map) and units.svg to `folder`, as far as their metrics were measured."""
     if units:
         write_bytes(folder / "units.svg", unit_curves(units))
     groups = combinations(evidence) if evidence.has("latents") and len(evidence.info.attributes) > 1 else {}
     rows = np.concatenate([*groups.values(), np.zeros(0, int)])
     if len(rows) > PERPLEXITY:
         z = np.concatenate([evidence.latents["drawn"][rows], evidence.latents["encoded"][rows]])
-        points = embed(z, evidence.settings.seed)
+        name = evidence.settings.projection
+        points = PROJECTIONS[name](z, evidence.settings.seed)
         ends = np.cumsum([len(members) for members in groups.values()])
         parts = {name: np.arange(end - len(members), end) for (name, members), end in zip(groups.items(), ends, strict=True)}
         halves = {"z drawn from p(z|y)": points[: len(rows)], "z encoded from images": points[len(rows) :]}
-        write_bytes(folder / "latents.svg", scatter(halves, parts))
+        write_bytes(folder / f"{name}.svg", scatter(halves, parts))
 
 
 def combinations(evidence: Evidence) -> dict[str, np.ndarray]:
@@ -44,8 +47,24 @@ def combinations(evidence: Evidence) -> dict[str, np.ndarray]:
     }
 
 
-def embed(z: np.ndarray, seed: int) -> np.ndarray:
-    """z [N, D] in two dimensions [N, 2] by t-SNE (van der Maaten and Hinton, JMLR 9, 2008), one map for drawn and encoded z alike."""
+def tsne(z: np.ndarray, seed: int) -> np.ndarray:
+    """z [N, D] in two dimensions [N, 2] by t-SNE (van der Maaten and Hinton, JMLR 9, 2008)."""
     from sklearn.manifold import TSNE
 
     return TSNE(2, perplexity=PERPLEXITY, init="pca", random_state=seed).fit_transform(z)
+
+
+def umap(z: np.ndarray, seed: int) -> np.ndarray:
+    """z [N, D] in two dimensions [N, 2] by UMAP (arXiv 1802.03426)."""
+    from umap import UMAP
+
+    return UMAP(random_state=seed, n_jobs=1).fit_transform(z)
+
+
+PROJECTIONS = {"tsne": tsne, "umap": umap}
+
+
+def require_projection(name: str) -> None:
+    """Raise ConfigError where the package of this projection is not installed."""
+    if name == "umap" and importlib.util.find_spec("umap") is None:
+        raise ConfigError("key 'eval.projection': umap needs the package umap-learn, which is not installed; pip install -e '.[umap]'")

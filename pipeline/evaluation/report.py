@@ -21,8 +21,10 @@ from pipeline.runtime.record import Evaluation
 from pipeline.schema import RunConfig
 
 GROWTH = 6  # pictures of samples over training
+MAP = "of latent vectors, one map for both halves: a prior that fits puts the same colours in the same places"
 DRAWINGS = {
-    "latents": "t-SNE of latent vectors, one map for both halves: a prior that fits puts the same colours in the same places",
+    "tsne": f"t-SNE {MAP}",
+    "umap": f"UMAP {MAP}",
     "units": "what each latent unit tells about the image, and its KL (not defined for one unit under a flow)",
 }
 

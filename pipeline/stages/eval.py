@@ -17,7 +17,7 @@ from pipeline.data.celeba import read_annotations
 from pipeline.data.shards import Shards
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluation import classifier, pictures
-from pipeline.evaluation.drawings import draw_latents
+from pipeline.evaluation.drawings import draw_latents, require_projection
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.features import extractors
 from pipeline.evaluation.metrics import METRICS, Metric, collect
@@ -38,6 +38,7 @@ def run(config: RunConfig, context: Context) -> None:
     a stop signal: an evaluation that was cut off leaves no metrics.json, and the next one takes a new number.
     """
     metrics = chosen_metrics(config.eval.metrics)
+    require_projection(config.eval.projection)
     # Convolutions in TF32 would move features by more than two good models differ.
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         for checkpoint in checkpoints(context.run_dir, config.eval.checkpoint):

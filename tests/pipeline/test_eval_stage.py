@@ -90,7 +90,7 @@ def test_pictures_and_report(evaluated: dict[int, Path]) -> None:
     assert (samples[:2] == 255).all() and samples[2 : SIZE + 2, 2 : SIZE + 2].std() > 0
     pairs = np.asarray(Image.open(folder / "reconstructions.png"))
     assert pairs.shape[0] == 3 * 4 * (SIZE + 2) + 2  # 32 originals, each above its reconstruction and the difference
-    assert {p.name for p in (evaluated[1] / "eval" / "1" / "plots").iterdir()} == {"latents.svg", "units.svg"}
+    assert {p.name for p in (evaluated[1] / "eval" / "1" / "plots").iterdir()} == {"tsne.svg", "units.svg"}
     page = (evaluated[1] / "report.html").read_text()
     assert "do z drawn from p(z|y) carry the labels?" in page and "t-SNE" in page
 

@@ -190,8 +190,8 @@ def pauses(bench: Bench, trainer: train_stage.Trainer, what: str) -> Result:
         f"Checkpoint: {megabytes:.0f} MB (weights, their average, Adam's moments) copied aside; then written, synced and hashed. "
         f"Validation: raw and averaged weights on {len(trainer.held_out.indices)} held-out and {len(trainer.calibration.indices)} "
         "calibration images. "
-        f"Unless told otherwise the stage has a checkpoint every {bench.config.train.checkpoint_interval // 2} steps and a validation every "
-        f"{bench.config.train.val_interval}."
+        f"Unless told otherwise the stage has a checkpoint every {bench.config.train.checkpoint_interval // 2} steps and a validation "
+        f"every {bench.config.train.val_interval}."
     )
     return {"title": "Pauses of the train stage", "unit": "s", "protocol": protocol, **measured}
 
