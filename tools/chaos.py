@@ -118,7 +118,7 @@ def table(outcomes: list[Outcome]) -> str:
         own = [o for o in outcomes if o.kind == kind]
         if own:
             cells = [len(own), sum(not o.error for o in own), sum(o.refusals for o in own), max(o.lost for o in own)]
-            cells += [fault.intervals * INTERVAL, sum(o.in_flight for o in own)]
+            cells += [round(fault.intervals * INTERVAL), sum(o.in_flight for o in own)]
             lines.append(f"| {kind} | {' | '.join(map(str, cells))} | {statistics.median(o.seconds for o in own):.1f} |")
     return "\n".join(lines)
 
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     failed = [o for o in outcomes if o.error]
     minutes = (time.monotonic() - start) / 60
     print(table(outcomes))
-    print(f"\n{len(outcomes)} trials, {len(failed)} broke a promise; {STEPS} steps each, a checkpoint every {INTERVAL}; {minutes:.1f} min")
+    print(f"\n{len(outcomes)} trials, {len(failed)} broke a promise; {STEPS} steps each, train.checkpoint_interval={INTERVAL}; {minutes:.1f} min")
     for outcome in failed:
         print(f"\n{outcome.kind} on {outcome.world} ranks, seed {outcome.seed}: {outcome.error}", file=sys.stderr)
     if failed:

@@ -37,7 +37,7 @@ class Fault:
     mend: Callable[[Trial], None] = lambda trial: None
     between: Callable[[Trial], None] | None = None
     refused: str = ""  # the restart must be refused with this text, naming it, until `mend`
-    intervals: int = 1
+    intervals: float = 1
     overrides: tuple[str, ...] = ()
     earliest: int = 1  # first step at which it may strike
     latest_from_end: int = 1
@@ -219,8 +219,8 @@ FAULTS: dict[str, Fault] = {
     "SIGUSR2": Fault(ask(signal.SIGUSR2), all_stopped, intervals=0, latest_from_end=4),
     "full disk": Fault(fill_disk, storage_error, make_room, latest_from_end=6, mount=True),
     "read-only checkpoints": Fault(read_only, storage_error, writable, earliest=6, latest_from_end=6),
-    "newest checkpoint truncated": Fault(kill_one, all_gone, between=damage_newest(truncate), intervals=2, earliest=11),
-    "newest checkpoint, one bit": Fault(kill_one, all_gone, between=damage_newest(flip), intervals=2, earliest=11),
+    "newest checkpoint truncated": Fault(kill_one, all_gone, between=damage_newest(truncate), intervals=1.5, earliest=11),
+    "newest checkpoint, one bit": Fault(kill_one, all_gone, between=damage_newest(flip), intervals=1.5, earliest=11),
     "shard removed": Fault(
         kill_one, all_gone, restore_shard, between=remove_shard, refused="is listed in manifest.json but cannot be read"
     ),
