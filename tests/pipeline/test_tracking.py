@@ -16,11 +16,13 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -464,6 +466,64 @@ def test_a_server_that_never_answers_holds_nobody(tmp_path: Path, caplog: pytest
         live = LiveSync(run, interval_s=0.01)
         live.stop(timeout_s=0.5)
         assert "MLflow is slow to answer; `python tools/sync_mlflow.py" in caplog.text
+
+
+class SlowProxy(ThreadingHTTPServer):
+    """Passes every call on to `target`, `delay_s` late."""
+
+    def __init__(self, target: str, delay_s: float) -> None:
+        super().__init__(("127.0.0.1", 0), PassOn)
+        self.target, self.delay_s, self.calls = target, delay_s, 0
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class PassOn(BaseHTTPRequestHandler):
+    server: SlowProxy
+
+    def do_GET(self) -> None:
+        self.server.calls += 1
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))) or None
+        time.sleep(self.server.delay_s)  # the fault itself
+        headers = {name: value for name, value in self.headers.items() if name in ("Content-Type", "Authorization")}
+        request = urllib.request.Request(self.server.target + self.path, body, headers, method=self.command)
+        try:
+            answer = urllib.request.urlopen(request, timeout=60)
+        except urllib.error.HTTPError as error:
+            answer = error
+        with suppress(BrokenPipeError), answer:  # the client may be gone by now
+            content = answer.read()
+            self.send_response(answer.status)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Type", answer.headers.get("Content-Type", "application/json"))
+            self.end_headers()
+            self.wfile.write(content)
+
+    do_POST = do_PATCH = do_PUT = do_DELETE = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.slow  # each call takes ten seconds
+def test_a_server_that_takes_ten_seconds_for_each_call_holds_nobody_and_is_completed_later(server: str, tmp_path: Path) -> None:
+    proxy = SlowProxy(server, 10.0)
+    uri = f"http://127.0.0.1:{proxy.server_port}"
+    run = make_run(tmp_path, overrides=(f"tracking.uri={uri}", "tracking.experiment=slow"), steps=9)
+    script = (
+        "import time; from pathlib import Path; from pipeline.runtime.tracking import LiveSync;"
+        f"live = LiveSync(Path({str(run)!r}), 0.01); time.sleep(25);"
+        "start = time.monotonic(); live.stop(5); print(time.monotonic() - start)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and float(done.stdout) < 10 and "MLflow is slow to answer" in done.stderr
+    assert 0 < proxy.calls < 10  # it was in the middle of its work when the process ended
+    proxy.delay_s = 0.0
+    for _ in range(2):
+        Feeder(run).push()
+    store = mlflow_store.open_client(server)
+    assert_holds_file_once(store, parent_of(store, "slow").info.run_id, run)
+    proxy.shutdown()
+    proxy.server_close()
 
 
 def test_a_dead_server_is_not_worth_an_import(tmp_path: Path) -> None:
