@@ -135,7 +135,8 @@ def main(argv: list[str] | None = None) -> None:
     failed = [o for o in outcomes if o.error]
     minutes = (time.monotonic() - start) / 60
     print(table(outcomes))
-    print(f"\n{len(outcomes)} trials, {len(failed)} broke a promise; {STEPS} steps each, train.checkpoint_interval={INTERVAL}; {minutes:.1f} min")
+    what = f"{STEPS} steps each, train.checkpoint_interval={INTERVAL}"
+    print(f"\n{len(outcomes)} trials, {len(failed)} broke a promise; {what}; {minutes:.1f} min")
     for outcome in failed:
         print(f"\n{outcome.kind} on {outcome.world} ranks, seed {outcome.seed}: {outcome.error}", file=sys.stderr)
     if failed:
