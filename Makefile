@@ -16,7 +16,7 @@ demo: $(READY)  ## the whole chain on toy faces: report and MLflow runs under ru
 	$(RUN) launch.py
 
 test: $(READY)  ## everything that needs neither a GPU nor much time
-	$(RUN) -m pytest -n 3 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY)
 	$(RUN) -m pytest -m "slow"

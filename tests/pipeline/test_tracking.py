@@ -574,7 +574,10 @@ def test_locked_store_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "mlflow.db.lock" in caplog.text and not (tmp_path / "mlflow.db").exists()
 
 
-def test_a_database_that_another_program_locks_is_completed_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_database_that_another_program_locks_is_completed_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # else a minute
     run = make_run(tmp_path, steps=2)
     Feeder(run).push()
     add_metrics(run, range(3, 6))

@@ -53,7 +53,7 @@ def test_stop_and_resume_equals_an_uninterrupted_run_bitwise(tiny_overrides, tmp
     for name in ("whole", "parts"):
         make_run(tmp_path / name, [*tiny_overrides, *SHORT, *extra])
     run_ranks(WORKER, [str(tmp_path / "whole")], world)
-    for asked_at, saved in ((8, 10), (17, 18)):  # numbers are read one step late, but at a checkpoint at once
+    for asked_at, saved in ((9, 11), (17, 18)):  # numbers are read one step late, but at a checkpoint at once
         done = run_ranks(WORKER, [str(tmp_path / "parts"), str(asked_at)], world)
         assert all(f"stopped: by a signal, saved at step {saved} of 24" in p.stdout for p in done)
     run_ranks(WORKER, [str(tmp_path / "parts")], world)

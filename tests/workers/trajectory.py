@@ -1,4 +1,4 @@
-"""One rank: train each run directory of the arguments for 30 steps and note raw gradients, norms, losses and weights."""
+"""One rank: train each run directory of the arguments for 15 steps and note raw gradients, norms, losses and weights."""
 
 import logging
 import sys
@@ -15,7 +15,7 @@ from pipeline.runtime.distributed import process_group
 from pipeline.runtime.preempt import StopFlag
 from pipeline.stages.train import Trainer
 
-STEPS = 30
+STEPS = 15
 GRADIENTS_OF = (0, 1, STEPS - 1)
 
 
