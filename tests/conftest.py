@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: processes of a test share two cores, and spinning threads starve each other
@@ -129,6 +131,23 @@ def run_stage_here(config, run_dir: Path, stage: str) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(configuration.dump(config))
     run_stage(run_dir, stage)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """An MLflow database without runs: to set one up takes MLflow many seconds."""
+    from pipeline.runtime.mlflow_store import open_client
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    open_client(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def with_store(empty_store, tmp_path) -> None:
+    """The database of runs in `tmp_path` is set up already."""
+    with closing(sqlite3.connect(empty_store)) as there, closing(sqlite3.connect(tmp_path / "mlflow.db")) as here:
+        there.backup(here)
 
 
 @pytest.fixture(scope="session")

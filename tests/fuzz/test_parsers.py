@@ -29,7 +29,7 @@ from pipeline.runtime.metrics_log import read_metrics
 from tests.fuzz.mutate import GUARD, mutate
 from tests.tiny_run import make_checkpoint, make_shards, tiny_config
 
-SHORT, LONG = 100, 10_000
+SHORT, LONG = 50, 10_000
 LIMIT_S = 20.0  # per input
 
 

@@ -406,6 +406,7 @@ def test_a_run_without_a_server_ends_up_as_one_with_it(server: str, tmp_path: Pa
     assert found[0] == found[1] and len(found[0][0]["train/loss"]) == 24
 
 
+@pytest.mark.usefixtures("with_store")
 @pytest.mark.parametrize("late", [False, True])
 def test_a_doubled_request_leaves_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
     """The client sends a create request again whose answer was late: the double appears at once, or after the run was written."""
@@ -433,6 +434,7 @@ def test_a_doubled_request_leaves_one_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(store.get_metric_history(parent.info.run_id, "train/loss")) == 3
 
 
+@pytest.mark.usefixtures("with_store")
 def test_samples_of_fixed_noise_become_one_image_per_step(tmp_path: Path) -> None:
     run = make_run(tmp_path, steps=3)
     folder = run / "train/samples"
@@ -574,6 +576,7 @@ def test_locked_store_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "mlflow.db.lock" in caplog.text and not (tmp_path / "mlflow.db").exists()
 
 
+@pytest.mark.usefixtures("with_store")
 def test_a_database_that_another_program_locks_is_completed_later(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def test_an_evaluation_of_some_metrics_is_not_the_headline(tmp_path: Path) -> No
     assert "99" in compare([make_run(tmp_path, "partial", evals=1, fd=99.0, left_out="kernel")])  # nothing better is there
 
 
+@pytest.mark.usefixtures("with_store")
 def test_runs_by_their_tag_in_mlflow(tmp_path: Path) -> None:
     for seed, (name, fd) in enumerate({"flow-s0": 20.25, "flow-s1": 21.5, "plain-s0": 30.0}.items()):
         run = make_run(tmp_path, name, (f"name={name}", f"seed={seed % 2}", "tracking.experiment=tags"), steps=2, evals=1, fd=fd)
