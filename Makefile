@@ -9,7 +9,7 @@ READY = $(VENV)/.installed
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e '.[test,lint]'  # half the time; what is imported is compiled then
+	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
 	touch $@
 
 demo: $(READY)  ## the whole chain on toy faces: report and MLflow runs under runs/demo
