@@ -36,6 +36,7 @@ def test_every_stage_ran_once_and_ended_well(chain):
     jobs = json.loads((run_dir / "jobs.json").read_text())
     assert [job["stage"] for job in jobs] == ["shard", "shard", "shard", "train", "classifier", "eval", "finish"]
     assert {job["state"] for job in jobs} == {"COMPLETED"} and {len(job["attempts"]) for job in jobs} == {1}
+    wait_for(lambda: all(ended(job["id"]) for job in jobs), "the end of all jobs")  # the last one has said all, but may still be leaving
     assert set(job_states([job["id"] for job in jobs]).values()) == {"COMPLETED"}
     other = json.loads((run_dir.with_name("sigma_cvae_nf-s1") / "jobs.json").read_text())
     assert [job["stage"] for job in other] == ["train", "eval", "finish"] and {job["state"] for job in other} == {"COMPLETED"}
