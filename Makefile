@@ -32,10 +32,10 @@ audit: $(READY)  ## known vulnerabilities of the pinned packages; asks pypi.org,
 	$(RUN) -m pip_audit --strict --no-deps --disable-pip -r constraints.txt
 
 chaos: $(READY)  ## 200 seeded faults: docs/reliability.md
-	$(RUN) tools/chaos.py --trials 200 --json runs/chaos.json
+	$(RUN) tools/dev/chaos.py --trials 200 --json runs/chaos.json
 
 bench: $(READY)  ## speed of loader and train stage: docs/bench.md
-	$(RUN) tools/bench.py --json runs/bench.json --markdown docs/bench.md
+	$(RUN) tools/dev/bench.py --json runs/bench.json --markdown docs/bench.md
 
 clean:  ## the environment only; runs/ stays
 	rm -rf $(VENV)

@@ -8,11 +8,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import config as configuration
+from pipeline.config import load as configuration
+from pipeline.config.schema import ClusterConfig, RunConfig
 from pipeline.errors import ConfigError, exit_code
-from pipeline.layout import shared_dir
-from pipeline.rundir import absolute_paths, prepare, recorded, require_continuable
-from pipeline.schema import ClusterConfig, RunConfig
+from pipeline.prepare import absolute_paths, prepare, recorded, require_continuable
+from pipeline.rundir.layout import shared_dir
 from slurm.chain import Chain, Run, parse_stages, plan
 from slurm.sweep import read_sweep
 
@@ -116,7 +116,7 @@ def _file(name: str, folder: Path) -> Path:
 
 def run_here(runs: list[Run], chain: Chain, stages: list[str], sweep: Path | None) -> None:
     """Run the chain on this machine, then show what came out; raises SystemExit 130 after Ctrl-C."""
-    from pipeline.runtime.tracking import redact, sync_run, tracking_uri
+    from pipeline.tracking.sync import redact, sync_run, tracking_uri
     from slurm.here import run_all
 
     try:

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from pipeline import config as configuration
+from pipeline.config import load as configuration
 from pipeline.errors import ConfigError, exit_code
 from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.stages import STAGES

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import layout
-from pipeline.config import resources
+from pipeline.config.load import resources
+from pipeline.config.schema import ClusterConfig, RunConfig
 from pipeline.errors import ConfigError
-from pipeline.schema import ClusterConfig, RunConfig
+from pipeline.rundir import layout
 from pipeline.stages import STAGES
 
 SHARED = {"shard": layout.shards_dir, "classifier": layout.classifier_dir}  # outputs that several runs use

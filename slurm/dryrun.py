@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from unittest import mock
 
-from pipeline import config as configuration
-from pipeline.layout import shared_dir
-from pipeline.runtime.mlflow_store import redact
+from pipeline.config import load as configuration
+from pipeline.rundir.layout import shared_dir
+from pipeline.tracking.mlflow_store import redact
 from slurm.chain import Chain, Run, Step, batches, stage_resources
 from slurm.launcher import dependencies, make_executor, submission_folder
 from slurm.snapshot import code, snapshot_folder

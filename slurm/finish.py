@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.evaluation.compare import compare
-from pipeline.evaluation.seeds import seed_table
-from pipeline.runtime.record import evaluations, run_config
-from pipeline.runtime.tracking import sync_run, sync_sweep
+from pipeline.reporting.compare import compare
+from pipeline.reporting.seeds import seed_table
+from pipeline.rundir.record import evaluations, run_config
+from pipeline.tracking.sync import sync_run, sync_sweep
 from slurm import ledger
 
 

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.layout import shared_dir
-from pipeline.rundir import ROOT
-from pipeline.runtime.files import write_text
-from pipeline.schema import RunConfig
+from pipeline.prepare import ROOT
+from pipeline.rundir.files import write_text
+from pipeline.rundir.layout import shared_dir
 from slurm import ledger
 from slurm.chain import FINISH, Chain, Run, Step, batches, stage_resources
 from slurm.queue import array_of

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.runtime.files import write_json
-from pipeline.runtime.record import read_json
+from pipeline.rundir.files import write_json
+from pipeline.rundir.record import read_json
 from slurm.queue import FINAL, job_states
 
 # How an error looks on a rank whose peer died first: the least telling of a job's errors.

@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.data.celeba import CELEBA_ATTRIBUTES
+from pipeline.config.schema import ClusterConfig
 from pipeline.data.records import RecordFormat
+from pipeline.data.sources.celeba import CELEBA_ATTRIBUTES
 from pipeline.errors import ConfigError
-from pipeline.layout import source_path
-from pipeline.schema import ClusterConfig
+from pipeline.rundir.layout import source_path
 from pipeline.stages import STAGES
 from slurm.chain import Chain, Run, Step, batches, stage_resources
 from slurm.dryrun import sbatch_script
@@ -173,7 +173,7 @@ def weights_are_there(run: Run) -> Iterator[Finding]:
 
 def mlflow_answers(run: Run) -> Iterator[Finding]:
     """A tracking server, if one is configured."""
-    from pipeline.runtime.mlflow_store import redact, tracking_uri
+    from pipeline.tracking.mlflow_store import redact, tracking_uri
 
     uri = tracking_uri(run.config)
     if not run.config.tracking.enabled or not uri.startswith(("http://", "https://")):

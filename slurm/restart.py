@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline.runtime.record import read_json, run_config
+from pipeline.rundir.record import read_json, run_config
 from pipeline.stages import STAGES
 from slurm import ledger
 

@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from pipeline.rundir import ROOT
+from pipeline.prepare import ROOT
 
 PACKAGES = ("cvae", "pipeline", "slurm", "tools", "configs")
 KINDS = (".py", ".yaml", ".txt")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import layout
-from pipeline.evaluation.text import columns
-from pipeline.runtime.metrics_log import read_metrics
-from pipeline.runtime.record import read_json, run_config
-from pipeline.schema import RunConfig
+from pipeline.config.schema import RunConfig
+from pipeline.reporting.text import columns
+from pipeline.rundir import layout
+from pipeline.rundir.metrics_log import read_metrics
+from pipeline.rundir.record import read_json, run_config
 from slurm import ledger
 from slurm.queue import FINAL
 

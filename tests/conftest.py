@@ -72,7 +72,7 @@ def write_noise_celeba(folder: Path, n: int, seed: int = 0) -> Path:
     """A folder in CelebA's layout whose images are random colours and gradients: cheap, and no two alike."""
     from PIL import Image
 
-    from pipeline.data.celeba import CELEBA_ATTRIBUTES
+    from pipeline.data.sources.celeba import CELEBA_ATTRIBUTES
 
     rng = np.random.default_rng(seed)
     (folder / "img_align_celeba").mkdir(parents=True)
@@ -98,7 +98,7 @@ def noise_celeba(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_overrides(tmp_path_factory, noise_celeba) -> list[str]:
     """Overrides of a configuration that trains on 16-pixel shards in seconds; the shards are written once."""
-    from pipeline import config as configuration
+    from pipeline.config import load as configuration
 
     overrides = [
         f"shard.source={noise_celeba}",
@@ -125,7 +125,7 @@ def tiny_overrides(tmp_path_factory, noise_celeba) -> list[str]:
 
 def run_stage_here(config, run_dir: Path, stage: str) -> None:
     """One stage in this process, alone."""
-    from pipeline import config as configuration
+    from pipeline.config import load as configuration
     from pipeline.run import run_stage
 
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def run_stage_here(config, run_dir: Path, stage: str) -> None:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory) -> Path:
     """An MLflow database without runs: to set one up takes MLflow many seconds."""
-    from pipeline.runtime.mlflow_store import open_client
+    from pipeline.tracking.mlflow_store import open_client
 
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     open_client(f"sqlite:///{file}").search_experiments()

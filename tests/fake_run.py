@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import dump, load
+from pipeline.config.load import dump, load
 
 ATTRIBUTES = ["Bald", "Eyeglasses", "Male", "Smiling"]
 

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config as configuration
-from pipeline import schema
-from pipeline.config import flatten, load
+from pipeline.config import load as configuration
+from pipeline.config.load import flatten, load, schema
+from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.schema import RunConfig
 
 CONFIGS = Path("configs")
 

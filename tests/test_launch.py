@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import launch
-from pipeline import config as configuration
+from pipeline.config import load as configuration
+from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError, exit_code
-from pipeline.rundir import ROOT, prepare
-from pipeline.schema import RunConfig
+from pipeline.prepare import ROOT, prepare
 from pipeline.stages import STAGES
 from slurm.chain import Run
 

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 from cvae.model import CVAE
-from pipeline import layout
-from pipeline.config import dump, load
+from pipeline.config.load import dump, load
+from pipeline.config.schema import RunConfig
 from pipeline.data.records import TAIL, RecordFormat
 from pipeline.data.shards import Shards, content_digest
 from pipeline.evaluation import classifier
-from pipeline.runtime.checkpoint import Checkpoints
+from pipeline.rundir import layout
+from pipeline.rundir.files import write_json
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks
-from pipeline.runtime.files import write_json
 from pipeline.runtime.preempt import StopFlag
-from pipeline.schema import RunConfig
+from pipeline.training.checkpoint import Checkpoints
 
 SIZE, ATTRIBUTES = 32, ["Bald", "Eyeglasses", "Heavy_Makeup", "Male", "Smiling", "Young"]
 SMALL = (

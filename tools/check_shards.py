@@ -18,16 +18,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import layout
 from pipeline.data.records import RecordFormat
 from pipeline.data.shards import MANIFEST, open_shard, read_manifest
 from pipeline.data.writer import write_shard
 from pipeline.errors import DataError, exit_code
+from pipeline.rundir import layout
+from pipeline.rundir.files import sha256, sync_folder
+from pipeline.rundir.record import run_config
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks
-from pipeline.runtime.files import sha256, sync_folder
 from pipeline.runtime.preempt import StopFlag
-from pipeline.runtime.record import run_config
 from pipeline.stages.shard import planned
 
 log = logging.getLogger("check_shards")

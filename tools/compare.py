@@ -12,8 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.errors import ConfigError, exit_code
-from pipeline.evaluation.compare import compare
-from pipeline.runtime.mlflow_store import tagged_run_dirs
+from pipeline.reporting.compare import compare
+from pipeline.tracking.mlflow_store import tagged_run_dirs
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from pipeline.errors import DataError, UserError, exit_code
 from pipeline.evaluation.features import INCEPTION_SHA256
-from pipeline.runtime.files import sha256, sync_folder
+from pipeline.rundir.files import sha256, sync_folder
 
 NAME = f"weights-inception-2015-12-05-{INCEPTION_SHA256}.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{NAME}"

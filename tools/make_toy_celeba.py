@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.data.toy.dataset import make_toy_celeba
+from pipeline.data.sources.toy.dataset import make_toy_celeba
 from pipeline.errors import exit_code
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.errors import exit_code
-from pipeline.runtime.record import run_config
-from pipeline.runtime.tracking import Feeder, redact, tracking_uri
+from pipeline.rundir.record import run_config
+from pipeline.tracking.sync import Feeder, redact, tracking_uri
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.runtime.files import write_text
+from pipeline.rundir.files import write_text
 
 
 @dataclass(frozen=True)

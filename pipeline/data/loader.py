@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.config.schema import DataConfig
 from pipeline.data.order import Stream
 from pipeline.data.shards import Shards
 from pipeline.runtime.distributed import share
 from pipeline.runtime.keyed import generator
-from pipeline.schema import DataConfig
 
 T = TypeVar("T")
 

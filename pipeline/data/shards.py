@@ -17,8 +17,8 @@ import numpy as np
 
 from pipeline.data.records import TAIL, RecordFormat, key_of
 from pipeline.errors import DataError
-from pipeline.layout import SHARD_FORMAT
-from pipeline.runtime.files import intact, sha256, write_json
+from pipeline.rundir.files import intact, sha256, write_json
+from pipeline.rundir.layout import SHARD_FORMAT
 
 MANIFEST = "manifest.json"
 MAX_SIZE = 4096  # pixels

@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.data.celeba import CELEBA_ATTRIBUTES, SPLITS, Celeba, read_image
+from pipeline.config.schema import ShardConfig
 from pipeline.data.journal import ShardReport
 from pipeline.data.pixels import crop_centre, decode, resize
 from pipeline.data.records import TAIL, RecordFormat
 from pipeline.data.shards import content_digest
+from pipeline.data.sources.celeba import CELEBA_ATTRIBUTES, SPLITS, Celeba, read_image
 from pipeline.errors import DataError
-from pipeline.layout import SHARD_FORMAT
-from pipeline.runtime.files import seal, sha256
+from pipeline.rundir.files import seal, sha256
+from pipeline.rundir.layout import SHARD_FORMAT
 from pipeline.runtime.preempt import StopFlag, Stopped
-from pipeline.schema import ShardConfig
 
 CHUNK = 128  # images in memory at a time
 LISTED_SKIPS = 100  # damaged images named in the manifest; the others are only counted

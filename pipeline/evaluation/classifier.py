@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
 from pipeline.evaluation import vision
-from pipeline.evaluation.statistics import average_precision, balanced_accuracy
-from pipeline.runtime.files import write_bytes, write_json
+from pipeline.evaluation.metrics.statistics import average_precision, balanced_accuracy
+from pipeline.rundir.files import write_bytes, write_json
 
 
 class AttributeNet(nn.Module):

@@ -19,17 +19,17 @@ from torch import Tensor
 from cvae.distributions import DiagonalGaussian, Distribution, FlowDistribution
 from cvae.losses import importance_weighted_bound, squared_error
 from cvae.model import CVAE
+from pipeline.config.schema import EvalConfig
 from pipeline.data.loader import columns, to_float
 from pipeline.data.shards import Shards
-from pipeline.evaluation.blocks import map_blocks, spread, to_uint8
 from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.rare import FIGURE_5, Combination, Counts, requests
 from pipeline.evaluation.reference import reference_features, reference_key
-from pipeline.runtime.checkpoint import CheckpointInfo
+from pipeline.runtime.blocks import map_blocks, spread, to_uint8
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.keyed import keyed_normal
-from pipeline.schema import EvalConfig
+from pipeline.training.checkpoint import CheckpointInfo
 
 Rows = dict[str, np.ndarray]  # named rows [n, ...]; the features under the name of their metric
 

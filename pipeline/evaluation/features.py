@@ -10,11 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pipeline.config.schema import EvalConfig
 from pipeline.data.loader import to_float
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import vision
 from pipeline.evaluation.classifier import Classifier
-from pipeline.schema import EvalConfig
 
 INCEPTION_SHA256 = "6726825d"  # how the sha256 of the official file begins; its name says so
 

@@ -16,13 +16,13 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from pipeline.config import digest
+from pipeline.config.load import digest
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
-from pipeline.evaluation.blocks import map_blocks, spread
 from pipeline.evaluation.features import Features
+from pipeline.rundir.files import write_bytes
+from pipeline.runtime.blocks import map_blocks, spread
 from pipeline.runtime.distributed import Ranks
-from pipeline.runtime.files import write_bytes
 
 WAIT_S = 300.0  # below the time-out of a process group: the other ranks wait in a collective meanwhile
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from pipeline.rundir.files import write_json
 from pipeline.runtime.distributed import Ranks
-from pipeline.runtime.files import write_json
 from pipeline.runtime.owner import start_ticks
 
 EXIT_CODE = 75  # EX_TEMPFAIL: worth another try

@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import layout
-from pipeline.schema import RunConfig
+from pipeline.config.schema import RunConfig
+from pipeline.rundir import layout
 
 if TYPE_CHECKING:
     from pipeline.runtime.context import Context

@@ -11,21 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import layout
+from pipeline.config.schema import ClassifierConfig, DataConfig, OptimConfig, RunConfig
 from pipeline.data.loader import Batch, Prefetcher, TrainBatches, to_float
 from pipeline.data.shards import Shards
 from pipeline.data.staging import staged
 from pipeline.errors import ConfigError
 from pipeline.evaluation import classifier
-from pipeline.evaluation.blocks import map_blocks
-from pipeline.evaluation.statistics import best_threshold
+from pipeline.evaluation.metrics.statistics import best_threshold
+from pipeline.rundir import layout
+from pipeline.rundir.files import write_json
+from pipeline.runtime.blocks import map_blocks
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks
-from pipeline.runtime.files import write_json
 from pipeline.runtime.logs import progress
-from pipeline.runtime.optim import Precision, learning_rate, make_optimizer
 from pipeline.runtime.preempt import Stopped
-from pipeline.schema import ClassifierConfig, DataConfig, OptimConfig, RunConfig
+from pipeline.training.optim import Precision, learning_rate, make_optimizer
 
 BLOCK = 100  # images per forward pass when measuring
 WARMUP = 0.1  # share of the training over which the learning rate rises

@@ -11,24 +11,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import layout
-from pipeline.config import digest
-from pipeline.data.celeba import read_annotations
+from pipeline.config.load import digest
+from pipeline.config.schema import RunConfig
 from pipeline.data.shards import Shards
+from pipeline.data.sources.celeba import read_annotations
 from pipeline.errors import CheckpointError, ConfigError, DataError
-from pipeline.evaluation import classifier, pictures
-from pipeline.evaluation.drawings import draw_latents, require_projection
+from pipeline.evaluation import classifier
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.features import extractors
-from pipeline.evaluation.metrics import METRICS, Metric, collect
+from pipeline.evaluation.metrics.registry import METRICS, Metric, collect
 from pipeline.evaluation.reference import library_versions
-from pipeline.evaluation.report import write_report
-from pipeline.runtime.checkpoint import Checkpoints, load_model
+from pipeline.reporting import pictures
+from pipeline.reporting.drawings import draw_latents, require_projection
+from pipeline.reporting.report import write_report
+from pipeline.rundir import layout
+from pipeline.rundir.files import write_json
 from pipeline.runtime.context import Context
-from pipeline.runtime.files import write_json
 from pipeline.runtime.preempt import Stopped
-from pipeline.runtime.tracking import sync_run
-from pipeline.schema import RunConfig
+from pipeline.tracking.sync import sync_run
+from pipeline.training.checkpoint import Checkpoints, load_model
 
 
 def run(config: RunConfig, context: Context) -> None:

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import torch
 
-from pipeline import layout
-from pipeline.data.celeba import Celeba, read_celeba
+from pipeline.config.schema import RunConfig
 from pipeline.data.journal import Journal, ShardReport, clear_folder
 from pipeline.data.pixels import HEIGHT, WIDTH
 from pipeline.data.shards import MANIFEST
-from pipeline.data.toy.dataset import make_toy_celeba
+from pipeline.data.sources.celeba import Celeba, read_celeba
+from pipeline.data.sources.toy.dataset import make_toy_celeba
 from pipeline.data.writer import ShardTask, build_manifest, check_space, plan_shards, write_shards
 from pipeline.errors import ConfigError
+from pipeline.rundir import layout
+from pipeline.rundir.files import write_json
 from pipeline.runtime.context import Context
-from pipeline.runtime.files import write_json
 from pipeline.runtime.logs import progress
 from pipeline.runtime.preempt import StopFlag, Stopped
-from pipeline.schema import RunConfig
 
 
 def run(config: RunConfig, context: Context) -> None:

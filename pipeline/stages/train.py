@@ -16,27 +16,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cvae.losses import Losses
 from cvae.model import CVAE
-from pipeline import layout
+from pipeline.config.schema import RunConfig
 from pipeline.data.loader import Batch, Prefetcher, TrainBatches, pinned
 from pipeline.data.shards import Shards
 from pipeline.data.staging import staged
 from pipeline.errors import DataError
-from pipeline.evaluation.fixed_noise import draw_fixed_noise
-from pipeline.evaluation.validation import calibration_part, validate, whole_split
-from pipeline.runtime.checkpoint import Checkpoints, load_model, require_same, restore, state_tensors
+from pipeline.reporting.fixed_noise import draw_fixed_noise
+from pipeline.rundir import layout
+from pipeline.rundir.files import write_json
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import share
-from pipeline.runtime.files import write_json
-from pipeline.runtime.health import complaints
-from pipeline.runtime.optim import Ema, Precision, kl_weight, learning_rate, make_optimizer
 from pipeline.runtime.owner import Ownership, owned
 from pipeline.runtime.preempt import Stopped
-from pipeline.runtime.profile import profiler
-from pipeline.runtime.saver import Saver
-from pipeline.runtime.steps import Record, StepMonitor
-from pipeline.runtime.tracking import LiveSync, MetricsLog
 from pipeline.runtime.watchdog import Watchdog
-from pipeline.schema import RunConfig
+from pipeline.tracking.sync import LiveSync, MetricsLog
+from pipeline.training.checkpoint import Checkpoints, load_model, require_same, restore, state_tensors
+from pipeline.training.health import complaints
+from pipeline.training.optim import Ema, Precision, kl_weight, learning_rate, make_optimizer
+from pipeline.training.profile import profiler
+from pipeline.training.saver import Saver
+from pipeline.training.steps import Record, StepMonitor
+from pipeline.training.validation import calibration_part, validate, whole_split
 
 RECORDED = ("loss", "nll", "kl", "log_det", "mse", "sigma", "grad_norm", "bad", "stop")
 

@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import config as configuration
-from pipeline import layout
-from pipeline.data.celeba import CELEBA_ATTRIBUTES, read_attributes, read_partition
+from pipeline.config import load as configuration
 from pipeline.data.shards import Shards, content_digest
+from pipeline.data.sources.celeba import CELEBA_ATTRIBUTES, read_attributes, read_partition
 from pipeline.errors import UserError
-from pipeline.runtime.checkpoint import Checkpoints, load_model
-from pipeline.runtime.files import seal, write_json
-from pipeline.runtime.metrics_log import read_metrics
+from pipeline.rundir import layout
+from pipeline.rundir.files import seal, write_json
+from pipeline.rundir.metrics_log import read_metrics
+from pipeline.training.checkpoint import Checkpoints, load_model
 from tests.fuzz.mutate import GUARD, mutate
 from tests.tiny_run import make_checkpoint, make_shards, tiny_config
 

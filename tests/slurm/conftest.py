@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import dump
-from pipeline.schema import ClusterConfig, RunConfig
+from pipeline.config.load import dump
+from pipeline.config.schema import ClusterConfig, RunConfig
 from slurm.chain import Chain, Run, Step
 from slurm.launcher import submit_all
 
@@ -60,11 +60,11 @@ def cluster(tmp_path_factory):
     """A real Slurm of 13 nodes with 2 processors each, on this host."""
     from real import Cluster, running
 
-    from tools._slurm.cluster import missing
+    from tools.dev.slurm_parts.cluster import missing
 
     if absent := missing():
         say = pytest.fail if os.environ.get("REQUIRE_SLURM") else pytest.skip  # CI installs Slurm and must have run these tests
-        say(f"needs Slurm's packages (see tools/dev_slurm.py): {', '.join(absent)} not installed")
+        say(f"needs Slurm's packages (see tools/dev/dev_slurm.py): {', '.join(absent)} not installed")
     prefix = os.environ.get("PYTEST_XDIST_WORKER", "") + "n"  # control groups are named after nodes: two clusters must not share names
     with running(Cluster(tmp_path_factory.mktemp("slurm"), nodes=13, cpus=2, prefix=prefix)) as started:
         yield started
@@ -77,7 +77,7 @@ def submit_pair(cluster, run, monkeypatch):
     def go(kind: str, **limits: int) -> Path:
         import stand_in_jobs
 
-        from pipeline.config import dump
+        from pipeline.config.load import dump
 
         monkeypatch.setattr("slurm.job.StageJob", getattr(stand_in_jobs, kind))
         on = replace(run.config.cluster, executor="slurm", partition="gpu", mem_gb=1, tasks_per_node=2, **limits)

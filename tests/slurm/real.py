@@ -16,9 +16,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from pipeline.runtime.metrics_log import read_metrics
+from pipeline.rundir.metrics_log import read_metrics
 from slurm.queue import FINAL, state_of
-from tools._slurm.cluster import Cluster
+from tools.dev.slurm_parts.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 240
@@ -47,7 +47,7 @@ def wait_for(condition: Callable[[], object], what: str, limit_s: float = 240.0)
 def running(cluster: Cluster) -> Iterator[Cluster]:
     """The cluster, started, and its variables in this process; it ends with this process, however that dies."""
     before = dict(os.environ)
-    command = [sys.executable, str(ROOT / "tools" / "dev_slurm.py"), "hold", "--folder", str(cluster.folder)]
+    command = [sys.executable, str(ROOT / "tools" / "dev" / "dev_slurm.py"), "hold", "--folder", str(cluster.folder)]
     numbers = ["--nodes", str(cluster.nodes), "--cpus", str(cluster.cpus), "--prefix", cluster.prefix]
     holder = subprocess.Popen([*command, *numbers], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdin and holder.stdout

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import DataError
-from pipeline.runtime.files import write_json
+from pipeline.rundir.files import write_json
 from pipeline.runtime.preempt import StopFlag, Stopped
 from slurm.job import StageJob
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from real import AT, FAULTS, INTERVAL, STEPS, disturbed, entry, resumed_at, series, weights
 
-from pipeline.runtime.tracking import sync_run
+from pipeline.tracking.sync import sync_run
 
 pytestmark = pytest.mark.slurm
 

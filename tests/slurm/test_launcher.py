@@ -14,8 +14,8 @@ import stand_in_jobs
 from stand_in_jobs import seen, wait_for
 from submitit.slurm.slurm import SlurmExecutor
 
-from pipeline import layout
 from pipeline.errors import ConfigError, DataError, UserError
+from pipeline.rundir import layout
 from slurm import ledger
 from slurm.chain import Chain, Run, Step, parse_stages, plan, stage_resources
 from slurm.dryrun import describe, sbatch_script

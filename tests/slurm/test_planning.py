@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import layout
-from pipeline.config import dump
+from pipeline.config.load import dump
+from pipeline.config.schema import StageResources
 from pipeline.errors import ConfigError, DataError
-from pipeline.schema import StageResources
+from pipeline.rundir import layout
 from slurm import ledger
 from slurm.chain import Run, batches, parse_stages, plan
 from slurm.launcher import dependencies

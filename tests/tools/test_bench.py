@@ -1,4 +1,4 @@
-"""tools/bench.py: tiny sizes, every benchmark once; contenders take turns, ratios are those of a round, the page is the JSON's."""
+"""tools/dev/bench.py: tiny sizes, every benchmark once; contenders take turns, ratios are those of a round, the page is the JSON's."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from statistics import median
 
 import pytest
 
-from pipeline import config as configuration
+from pipeline.config import load as configuration
 from pipeline.errors import ConfigError
-from tools import bench
-from tools._benchmarks.harness import measure
-from tools._benchmarks.loader import drop_from_page_cache, resident_pages
+from tools.dev import bench
+from tools.dev.benchmarks.harness import measure
+from tools.dev.benchmarks.loader import drop_from_page_cache, resident_pages
 
 
 def test_contenders_take_turns_and_ratios_are_those_of_a_round() -> None:

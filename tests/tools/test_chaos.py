@@ -1,15 +1,15 @@
-"""One trial of each fault kind, as `tools/chaos.py` does by default; and the harness itself notices a broken promise."""
+"""One trial of each fault kind, as `tools/dev/chaos.py` does by default; and the harness itself notices a broken promise."""
 
 import json
 import subprocess
 import sys
 
 from tests.conftest import ROOT
-from tools._chaos.faults import FAULTS
+from tools.dev.chaos_parts.faults import FAULTS
 
 
 def chaos(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "tools/chaos.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=570)
+    return subprocess.run([sys.executable, "tools/dev/chaos.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=570)
 
 
 def test_one_trial_of_each_fault(tmp_path):
@@ -24,7 +24,7 @@ def test_one_trial_of_each_fault(tmp_path):
 def test_a_harness_that_could_not_fail_would_prove_nothing(tmp_path):
     """A run whose seed differs from the undisturbed one's: other samples, metrics and weights."""
     script = (
-        "import sys; sys.path.insert(0, '.'); import tools.chaos as c; from tools._chaos import trial as t;"
+        "import sys; sys.path.insert(0, '.'); import tools.dev.chaos as c; from tools.dev.chaos_parts import trial as t;"
         "prepare = t.Trial.prepare;"
         "t.Trial.prepare = lambda self: (prepare(self), 'undisturbed' in str(self.folder) or"
         " (self.run_dir / 'config.yaml').write_text((self.run_dir / 'config.yaml').read_text().replace('seed: 0', 'seed: 1', 1)));"

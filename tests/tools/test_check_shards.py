@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config as configuration
-from pipeline import layout
+from pipeline.config import load as configuration
 from pipeline.errors import DataError
+from pipeline.rundir import layout
 from tests.conftest import run_stage_here, write_noise_celeba
 from tools.check_shards import main
 

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation.compare import compare
-from pipeline.evaluation.text import columns
-from pipeline.runtime.tracking import Feeder
+from pipeline.reporting.compare import compare
+from pipeline.reporting.text import columns
+from pipeline.tracking.sync import Feeder
+from tests.conftest import ROOT
 from tests.fake_run import add_eval, make_run, sources_and_tags
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def line_of(text: str, start: str) -> str:

@@ -7,17 +7,17 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import config as configuration
-from pipeline import layout
+from pipeline.config import load as configuration
+from pipeline.config.schema import DataConfig
 from pipeline.data.loader import TrainBatches
 from pipeline.data.shards import Shards
 from pipeline.evaluation.classifier import AttributeNet
+from pipeline.rundir import layout
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import process_group
-from pipeline.runtime.optim import Precision
 from pipeline.runtime.preempt import StopFlag, Stopped
-from pipeline.schema import DataConfig
 from pipeline.stages import classifier as stage
+from pipeline.training.optim import Precision
 
 BATCH = 7  # the shares of 3 ranks are unequal
 

@@ -4,7 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
-from pipeline import config as configuration
+from pipeline.config import load as configuration
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import process_group
 from pipeline.runtime.preempt import StopFlag

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline import config as configuration
+from pipeline.config import load as configuration
 from pipeline.data.loader import Prefetcher
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import process_group

@@ -1,0 +1,129 @@
+"""report.html: complete, self-contained, escaped, and never in the way of a run that has little to show."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.reporting.headline import direction, duration, number, sample_size
+from pipeline.reporting.plots import series, training_panels
+from pipeline.reporting.report import write_report
+from pipeline.rundir.metrics_log import read_metrics
+from tests.fake_run import add_eval, make_run, sources_and_tags
+
+
+def drawings(page: str) -> list[str]:
+    """The decoded SVG drawings of a page."""
+    return [base64.b64decode(text).decode() for text in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)]
+
+
+def test_full_report(tmp_path: Path) -> None:
+    run = make_run(tmp_path, overrides=("name=paper", "seed=4"), steps=40, evals=1, unread="Bald")
+    (run / "config_history.jsonl").write_text(json.dumps({"commit": "abc123", "step": 20, "changed": {"train.images": [10, 1000]}}) + "\n")
+    attempt = {"hosts": ["node7"], "started": 1.7e9, "ended": 1.7e9 + 200, "state": "REQUEUED"}
+    (run / "jobs.json").write_text(json.dumps([{"stage": "train", "id": "4711", "state": "COMPLETED", "attempts": [attempt]}]))
+    (run / "train/done.json").write_text('{"step": 90, "images": 11520, "seconds": 3900}')
+    file = write_report(run)
+    assert file == run / "report.html"
+    page = file.read_text()
+    assert "<title>paper, seed 4</title>" in page
+    text = re.sub(r"<[^>]+>", " ", page)
+    for words in (
+        "step 90",
+        "11,520",
+        "1 h 05 min",
+        "abc123",
+        "train.images: 10 → 1000",
+        "4711",
+        "node7",
+        "3 min 20 s",
+        "5a5a5a",
+        "2.13.0",
+    ):
+        assert words in text, words
+    (row,) = re.findall(r"<tr><td>fd_classifier_samples ↓.*?</tr>", page)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
+    assert cells[1:] == ["21.5", "21 – 22", "300", "1.2", "3000", "test, ema, 64 px"]
+    assert '<tr class="off"><td>Bald (not read by the model)' in page and "Bald + Eyeglasses" in page
+    assert page.count("data:image/png;base64,") == 2 and "batch_size: 64" in page
+
+
+def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    page = write_report(make_run(tmp_path, steps=20, evals=1)).read_text()
+    sources, tags = sources_and_tags(page)
+    assert sources == {"data:"} and not tags & {"script", "link", "iframe", "object"} and "@import" not in page and "url(" not in page
+    assert len(drawings(page)) == 10 and all("<svg" in svg and "<script" not in svg for svg in drawings(page))
+
+
+def test_what_comes_from_files_is_escaped(tmp_path: Path) -> None:
+    hostile = '"><script>alert(1)</script>'
+    run = make_run(tmp_path, overrides=("tracking.uri=http://ada:secret@host:5000",))
+    folder = add_eval(run, 1, weights=hostile, **{hostile: hostile})
+    tree = json.loads((folder / "metrics.json").read_text())
+    tree["metrics"][hostile] = 1.0
+    tree["per_attribute"][hostile] = {"accuracy": 1.0}
+    tree["rare"][0]["attributes"] = [hostile]
+    (folder / "metrics.json").write_text(json.dumps(tree))
+    (folder / "samples/random.png").rename(folder / "samples/a\"b'<i>.png")
+    (run / "inputs.json").write_text(json.dumps({hostile: hostile}))
+    (run / "config_history.jsonl").write_text(json.dumps({"commit": hostile, "changed": {hostile: hostile}}) + "\n")
+    (run / "jobs.json").write_text(json.dumps([{"stage": hostile, "id": hostile, "state": hostile}]))
+    page = write_report(run).read_text()
+    sources, tags = sources_and_tags(page)
+    assert sources == {"data:"} and not tags & {"script", "i"} and "a&quot;b&#x27;&lt;i&gt;" in page
+    assert "secret" not in page and "http://***@host:5000" in page
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_report_of_a_run_that_just_began(tmp_path: Path, steps: int) -> None:
+    run = make_run(tmp_path, steps=steps)
+    (run / "eval/1/samples").mkdir(parents=True)  # not complete
+    page = write_report(run).read_text()
+    assert f"launch.py --run-dir {run} --stages eval" in page and "Headline" not in page
+    assert bool(drawings(page)) == bool(steps)
+
+
+def test_report_of_an_evaluation_without_metrics_log(tmp_path: Path) -> None:
+    run = make_run(tmp_path, evals=1)
+    (run / "inputs.json").unlink()
+    page = write_report(run).read_text()
+    assert "Headline numbers" in page and "Training</h2>" not in page
+
+
+def test_no_run_directory(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a run directory"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_panels_show_what_there_is(tmp_path: Path) -> None:
+    run = make_run(tmp_path, steps=30)
+    records = read_metrics(run / "train/metrics.jsonl")
+    norms = series(records, "train/grad_norm", "", "")
+    assert 7 not in norms.steps and len(norms.steps) == 29  # step 7 was not finite
+    captions = [caption for caption, _ in training_panels(records)]
+    assert any("log |det" in c for c in captions)
+    for record in records:  # a prior without a flow
+        record["values"] = {k: 0.0 if "log_det" in k else v for k, v in record["values"].items()}
+    assert [c for c, _ in training_panels(records)] == [c for c in captions if "log |det" not in c]
+    assert list(training_panels([])) == []
+
+
+def test_drawings_are_reproducible(tmp_path: Path) -> None:
+    records = read_metrics(make_run(tmp_path, steps=12) / "train/metrics.jsonl")
+    assert next(training_panels(records)) == next(training_panels(records))
+
+
+def test_reading_of_numbers() -> None:
+    assert [direction(n) for n in ("fd_classifier_samples", "fid_inception_recon", "iw_bits_per_dim", "mse")] == ["↓"] * 4
+    assert [direction(n) for n in ("attribute_accuracy", "iw_log_likelihood_nats", "rare_success")] == ["↑"] * 3
+    assert [direction(n) for n in ("sigma", "active_units", "iw_log_likelihood_standard_error")] == [""] * 3
+    assert [number(x) for x in (None, 0.00412345, 21.5, 3000, -9123.4, float("inf"))] == ["–", "0.004123", "21.5", "3,000", "-9,123", "inf"]
+    assert [duration(x) for x in (None, 4.25, 200, 3900)] == ["–", "4.2 s", "3 min 20 s", "1 h 05 min"]
+    protocol = {"n": 3000, "iw_images": 500, "iw_samples": 50, "rare_samples": 400}
+    assert [sample_size(n, protocol) for n in ("mse", "iw_bits_per_dim", "rare_success")] == ["3000", "500 (K = 50)", "400 per combination"]

@@ -1,0 +1,128 @@
+"""The attribute classifier: training on any number of ranks, decisions fixed on the validation split, safe loading."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config.load import dump
+from pipeline.data.shards import Shards
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.evaluation import classifier
+from pipeline.evaluation.metrics.statistics import balanced_accuracy, best_threshold
+from pipeline.rundir import layout
+from pipeline.runtime.distributed import Ranks
+from pipeline.stages import classifier as stage
+from tests.conftest import ROOT, run_ranks
+from tests.tiny_run import ATTRIBUTES, context, make_classifier, make_shards, tiny_config
+
+WORKER = ROOT / "tests" / "workers" / "classifier.py"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with shards."""
+    folder = tmp_path_factory.mktemp("runs")
+    make_shards(tiny_config(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def notes(runs: Path) -> dict[int, Path]:
+    """What 1 rank and 3 ranks left: raw gradients of rank 0, and who stopped."""
+    (runs / "config.yaml").write_text(dump(tiny_config(runs, "classifier.seed=5")))
+    folders = {world_size: runs / f"group{world_size}" for world_size in (1, 3)}
+    for world_size, folder in folders.items():
+        folder.mkdir()
+        run_ranks(WORKER, [str(runs), str(folder)], world_size)
+    return folders
+
+
+def test_raw_gradients_do_not_depend_on_the_ranks(notes: dict[int, Path]) -> None:
+    expected, found = (torch.load(notes[world_size] / "gradients.pt", weights_only=True) for world_size in (1, 3))
+    assert found.keys() == expected.keys() and len(found) > 60
+    for name, gradient in expected.items():  # Adam would hide a wrong scale; shares are unequal
+        assert (found[name] - gradient).norm() < 1e-4 * gradient.norm(), name
+
+
+def test_all_ranks_stop_when_one_is_asked_to(runs: Path, notes: dict[int, Path]) -> None:
+    for world_size, folder in notes.items():
+        assert sorted(p.name for p in folder.glob("stopped*")) == [f"stopped{r}" for r in range(world_size)]
+    assert not layout.classifier_dir(tiny_config(runs, "classifier.seed=5")).exists()
+
+
+def test_stage_learns_and_writes_what_load_reads(runs: Path) -> None:
+    config = tiny_config(runs, "classifier.epochs=6")
+    stage.run(config, context(runs))
+    folder = layout.classifier_dir(config)
+    scores, trained = json.loads((folder / "metrics.json").read_text()), classifier.load(folder, torch.device("cpu"))
+    assert scores["test"]["balanced_accuracy"] > 0.65 > 0.6 > classifier_at_random(runs)
+    assert trained.attributes == ATTRIBUTES and list(scores["val"]["per_attribute"]) == ATTRIBUTES
+    logits = {name: stage.predict(trained.net, Shards(layout.shards_dir(config), name), Ranks()) for name in ("val", "test")}
+    labels = {name: Shards(layout.shards_dir(config), name).attributes().astype(bool) for name in logits}
+    thresholds = [best_threshold(logits["val"][:, i], labels["val"][:, i]) for i in range(len(ATTRIBUTES))]
+    np.testing.assert_allclose(trained.thresholds, thresholds)  # nothing of the test split is in them
+    for name in logits:
+        own = scores[name]["per_attribute"]
+        np.testing.assert_allclose([own[a]["accuracy"] for a in ATTRIBUTES], ((logits[name] > 0) == labels[name]).mean(0))
+        expected = balanced_accuracy(logits[name] > np.array(thresholds), labels[name])
+        np.testing.assert_allclose([own[a]["balanced_accuracy"] for a in ATTRIBUTES], expected)
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    stage.run(config, context(runs))  # other runs use it: it is made once
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def classifier_at_random(runs: Path) -> float:
+    """Balanced accuracy of untrained weights on the test split, at thresholds fixed on it: even so it knows nothing."""
+    torch.manual_seed(0)
+    shards = Shards(layout.shards_dir(tiny_config(runs)), "test")
+    logits = stage.predict(classifier.AttributeNet(len(ATTRIBUTES)), shards, Ranks())
+    return float(balanced_accuracy(logits > np.median(logits, 0), shards.attributes()).mean())
+
+
+def test_two_trainings_are_bitwise_equal(runs: Path) -> None:
+    nets = [stage.train(tiny_config(runs).classifier, *splits(runs), context(runs)).state_dict() for _ in range(2)]
+    assert all(torch.equal(nets[0][name], nets[1][name]) for name in nets[0])
+
+
+def splits(runs: Path) -> tuple[Shards, Shards]:
+    """Train and validation images."""
+    folder = layout.shards_dir(tiny_config(runs))
+    return Shards(folder, "train"), Shards(folder, "val")
+
+
+def test_score_of_an_image_does_not_depend_on_its_neighbours() -> None:
+    net, x = classifier.AttributeNet(4).double(), torch.randn(5, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(net(x)[:1], net(x[:1]), rtol=1e-10, atol=1e-10)
+    assert not [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def test_logits_from_features_are_those_of_the_net(runs: Path) -> None:
+    config = tiny_config(runs, "classifier.seed=8")
+    make_classifier(config)
+    trained, x = classifier.load(layout.classifier_dir(config), torch.device("cpu")), torch.rand(3, 3, 32, 32)
+    np.testing.assert_allclose(trained.logits(trained.net.features(x).numpy()), trained.net(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_damaged_or_missing_files_are_named(runs: Path) -> None:
+    config = tiny_config(runs, "classifier.seed=9")
+    folder = layout.classifier_dir(config)
+    with pytest.raises(CheckpointError, match="model.json.*classifier. stage"):
+        classifier.load(folder, torch.device("cpu"))
+    make_classifier(config)
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    with pytest.raises(CheckpointError, match="model.safetensors: damaged"):
+        classifier.load(folder, torch.device("cpu"))
+
+
+def test_fewer_images_than_ranks_is_an_error(runs: Path) -> None:
+    config = tiny_config(runs, "classifier.batch_size=2")
+    with pytest.raises(ConfigError, match="classifier.batch_size.*3 ranks"):
+        stage.train(config.classifier, *splits(runs), context(runs, Ranks(0, 3)))

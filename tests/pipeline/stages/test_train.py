@@ -1,0 +1,206 @@
+"""The train stage: bitwise resume, stop signals, bad numbers, configurations and shards that changed."""
+
+import json
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.config import load as configuration
+from pipeline.config.schema import RunConfig
+from pipeline.data.loader import TrainBatches
+from pipeline.data.shards import Shards
+from pipeline.errors import CheckpointError
+from pipeline.rundir import layout
+from pipeline.runtime.context import Context
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.preempt import StopFlag
+from pipeline.stages.train import Trainer
+from pipeline.stages.train import run as run_train
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import Checkpoints, load_model
+from pipeline.training.saver import Saver
+from pipeline.training.steps import TrainingDiverged
+from tests.conftest import ROOT, run_ranks, run_stage_here
+
+WORKER = ROOT / "tests" / "workers" / "train_until.py"
+SHORT = ["train.images=192", "train.log_interval=1", "train.val_interval=12", "train.checkpoint_interval=6"]  # 24 steps of 8
+CLOCKS = ("images_per_s", "data_wait_share")
+
+
+def make_run(folder: Path, overrides: list[str]) -> RunConfig:
+    folder.mkdir(parents=True)
+    config = configuration.load([], overrides)
+    (folder / "config.yaml").write_text(configuration.dump(config))
+    return config
+
+
+def deterministic_metrics(run_dir: Path) -> list:
+    lines = [json.loads(line) for line in (run_dir / "train" / "metrics.jsonl").read_text().splitlines()]
+    return [(r["step"], {k: v for k, v in r["values"].items() if not k.endswith(CLOCKS)}) for r in lines]
+
+
+def final_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(Checkpoints(layout.checkpoints_dir(run_dir)).path(24))
+
+
+@pytest.mark.parametrize("world,extra", [(1, ["train.precision=bf16"]), (3, ["train.micro_batch=2"])])
+def test_stop_and_resume_equals_an_uninterrupted_run_bitwise(tiny_overrides, tmp_path, world, extra):
+    """Stopped twice (one rank is asked, all stop), nothing is lost and no step is missing or doubled."""
+    for name in ("whole", "parts"):
+        make_run(tmp_path / name, [*tiny_overrides, *SHORT, *extra])
+    run_ranks(WORKER, [str(tmp_path / "whole")], world)
+    for asked_at, saved in ((9, 11), (17, 18)):  # numbers are read one step late, but at a checkpoint at once
+        done = run_ranks(WORKER, [str(tmp_path / "parts"), str(asked_at)], world)
+        assert all(f"stopped: by a signal, saved at step {saved} of 24" in p.stdout for p in done)
+    run_ranks(WORKER, [str(tmp_path / "parts")], world)
+    whole, parts = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        assert torch.equal(whole[name], parts[name]), name
+    assert deterministic_metrics(tmp_path / "whole") == deterministic_metrics(tmp_path / "parts")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_overrides, tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    run_stage_here(configuration.load([], [*tiny_overrides, *SHORT]), run_dir, "train")
+    return run_dir
+
+
+def test_a_finished_run_says_so(trained):
+    done = json.loads((trained / "train" / "done.json").read_text())
+    assert (done["step"], done["images"]) == (24, 192) and done["peak_memory_mib"] > 0
+
+
+def test_metrics_have_every_promised_number(trained):
+    train, val = [dict(deterministic_metrics(trained)[i][1]) for i in (0, -1)]
+    for name in ("loss", "nll", "kl", "log_det", "mse", "sigma", "beta", "lr", "grad_norm", "bad_steps"):
+        assert f"train/{name}" in train
+    for name in ("loss", "bits_per_dim", "mse", "active_units", "log_det_min", "log_det_mean", "log_det_max"):
+        assert f"val_ema/{name}" in val and f"val_raw/{name}" in val
+
+
+def test_checkpoints_are_few_and_best_is_the_lowest_validation_loss(trained):
+    store = Checkpoints(layout.checkpoints_dir(trained))
+    losses = {s: v["val_ema/loss"] for s, v in deterministic_metrics(trained) if "val_ema/loss" in v}
+    assert store.best() == min(losses, key=losses.get)
+    assert set(store.steps()) == {21, 24, store.best()}
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_loaded_weights_are_those_of_the_checkpoint(trained, weights):
+    model, info = load_model(trained, "latest", weights, torch.device("cpu"))
+    saved = final_tensors(trained)
+    prefix = {"ema": "ema.", "raw": "model."}[weights]
+    assert info.step == 24 and info.s2 > 0
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, saved[prefix + name])
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(trained, tmp_path, tiny_overrides, caplog):
+    import shutil
+
+    shutil.copytree(trained, tmp_path / "run")
+    store = Checkpoints(layout.checkpoints_dir(tmp_path / "run"))
+    data = bytearray(store.path(24).read_bytes())
+    data[len(data) // 2] ^= 1
+    store.path(24).write_bytes(data)
+    with pytest.raises(CheckpointError, match="step_00000024.safetensors: damaged"):
+        store.read(24)
+    run_stage_here(configuration.load([], [*tiny_overrides, *SHORT]), tmp_path / "run", "train")
+    assert (store.folder / "step_00000024.safetensors.damaged").exists()
+    again = load_file(store.path(24))
+    assert all(torch.equal(again[n], t) for n, t in final_tensors(trained).items())
+
+
+@pytest.mark.parametrize("interval", [1, 5, 6])
+def test_a_crash_costs_one_interval_at_most_however_slow_the_disk(tiny_overrides, tmp_path, monkeypatch, interval):
+    """Every write takes as long as it can: until training waits for it."""
+    waiting, exposed, store = threading.Event(), [], Checkpoints(layout.checkpoints_dir(tmp_path / "run"))
+    save_file, wait, train_step = checkpoint.save_file, Saver.wait, Trainer.train_step
+
+    def slow_save(*args):
+        assert waiting.wait(60)
+        save_file(*args)
+
+    def wait_for_it(self):
+        waiting.set()
+        wait(self)
+        waiting.clear()
+
+    def count(self, batch):
+        record = train_step(self, batch)
+        exposed.append(self.step - max(store.steps(), default=0))
+        return record
+
+    monkeypatch.setattr(checkpoint, "save_file", slow_save)
+    monkeypatch.setattr(Saver, "wait", wait_for_it)
+    monkeypatch.setattr(Trainer, "train_step", count)
+    overrides = [*tiny_overrides, "train.images=192", "train.val_interval=12", f"train.checkpoint_interval={interval}"]
+    run_stage_here(configuration.load([], overrides), tmp_path / "run", "train")
+    assert max(exposed) == max(1, interval // 2 * 2)
+
+
+def test_another_configuration_is_refused_by_key(trained, tiny_overrides, tmp_path):
+    import shutil
+
+    shutil.copytree(trained, tmp_path / "run")
+    changed = configuration.load([], [*tiny_overrides, *SHORT, "optim.lr=0.5", "data.flip=false"])
+    with pytest.raises(CheckpointError, match=r"data.flip: True then, False now; optim.lr: 0.001 then, 0.5 now"):
+        run_stage_here(changed, tmp_path / "run", "train")
+
+
+def test_training_longer_continues(trained, tiny_overrides, tmp_path):
+    import shutil
+
+    shutil.copytree(trained, tmp_path / "run")
+    run_stage_here(configuration.load([], [*tiny_overrides, *SHORT, "train.images=208"]), tmp_path / "run", "train")
+    assert [s for s, _ in deterministic_metrics(tmp_path / "run")][-2:] == [26, 26]
+
+
+def test_init_from_starts_with_the_best_weights_of_another_run(trained, tiny_overrides, tmp_path):
+    config = make_run(tmp_path / "run", [*tiny_overrides, f"train.init_from={trained}"])
+    trainer = Trainer(config, Context(tmp_path / "run", Ranks(), StopFlag(), logging.getLogger("test")))
+    best, _ = load_model(trained, "best", "ema", torch.device("cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), best.parameters(), strict=True))
+
+
+def poisoned_trainer(config: RunConfig, run_dir: Path, steps: set[int]) -> Trainer:
+    trainer = Trainer(config, Context(run_dir, Ranks(), StopFlag(), logging.getLogger("test")))
+    prepare = trainer.prepare
+    trainer.prepare = lambda step: prepare(step)._replace(noise=prepare(step).noise * (float("nan") if step in steps else 1))
+    return trainer
+
+
+def test_a_step_without_a_finite_loss_changes_nothing(tiny_overrides, tmp_path):
+    trainer = poisoned_trainer(make_run(tmp_path / "run", tiny_overrides), tmp_path / "run", {1})
+    trainer.train_step(trainer.prepare(0))
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    record = trainer.train_step(trainer.prepare(1))
+    assert dict(zip(record.names, record.numbers.tolist(), strict=True))["bad"] == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    trainer.train_step(trainer.prepare(2))
+    assert not all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_too_many_bad_steps_stop_the_run_with_the_step(tiny_overrides, tmp_path, monkeypatch):
+    config = make_run(tmp_path / "run", [*tiny_overrides, "train.max_bad_steps=2"])
+    monkeypatch.setattr("pipeline.stages.train.Trainer", lambda c, ctx: poisoned_trainer(c, ctx.run_dir, {5, 6, 7, 8}))
+    with pytest.raises(TrainingDiverged, match="step 8: 3 steps in a row.*step_00000009_rank0.json"):
+        run_train(config, Context(tmp_path / "run", Ranks(), StopFlag(), logging.getLogger("test")))
+    told = json.loads((tmp_path / "run/train/forensics/step_00000009_rank0.json").read_text())
+    assert [step["step"] for step in told["steps"]] == [6, 7, 8] and {step["terms"]["loss"] for step in told["steps"]} == {"nan"}
+    shards = Shards(layout.shards_dir(config), "train")
+    wanted = TrainBatches(shards, config.data, config.seed, 8, 8, 0, 1).at(6).indices
+    assert told["steps"][1]["samples"] == shards.keys(wanted)
+
+
+def test_a_profile_is_a_trace(tiny_overrides, tmp_path):
+    config = configuration.load([], [*tiny_overrides, "train.images=64", "train.profile=2"])
+    run_stage_here(config, tmp_path / "run", "train")
+    trace = json.loads((tmp_path / "run" / "train" / "trace_rank0.json").read_text())
+    assert any("conv" in event.get("name", "") for event in trace["traceEvents"])

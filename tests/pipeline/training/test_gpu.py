@@ -1,0 +1,103 @@
+"""What only a GPU shows; run with `pytest -m gpu` on a machine that has one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.config import load as configuration
+from pipeline.rundir import layout, record
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.saver import Saver
+from tests.conftest import ROOT, run_ranks, run_stage_here
+from tests.tiny_run import make_checkpoint, make_classifier, make_shards, tiny_config
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+WORKER = ROOT / "tests" / "workers" / "train_until.py"
+SHORT = ["train.images=192", "train.log_interval=1", "train.val_interval=12", "train.checkpoint_interval=6"]
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp16", "fp32"])
+def test_every_precision_trains(tiny_overrides, tmp_path, precision):
+    run_stage_here(configuration.load([], [*tiny_overrides, *SHORT, f"train.precision={precision}"]), tmp_path / "run", "train")
+    lines = [json.loads(line)["values"] for line in (tmp_path / "run" / "train" / "metrics.jsonl").read_text().splitlines()]
+    losses = [v["train/loss"] for v in lines if "train/loss" in v]
+    assert losses[-1] < losses[0] and max(v.get("train/bad_steps", 0) for v in lines) == 0
+    assert json.loads((tmp_path / "run" / "train" / "done.json").read_text())["peak_gpu_memory_mib"] > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_deterministic_resume_is_bitwise(tiny_overrides, tmp_path, precision, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+        config = configuration.load([], [*tiny_overrides, *SHORT, f"train.precision={precision}", "train.deterministic=true"])
+        (tmp_path / name / "config.yaml").write_text(configuration.dump(config))
+    run_ranks(WORKER, [str(tmp_path / "whole")], 1)
+    run_ranks(WORKER, [str(tmp_path / "parts"), "8"], 1)
+    run_ranks(WORKER, [str(tmp_path / "parts")], 1)
+    whole, parts = (load_file(Checkpoints(layout.checkpoints_dir(tmp_path / n)).path(24)) for n in ("whole", "parts"))
+    for name in whole:
+        assert torch.equal(whole[name], parts[name]), name
+
+
+def test_a_checkpoint_holds_the_step_that_asked_while_the_stream_moves_on(tmp_path, monkeypatch):
+    """The copy to page-locked memory is only queued when `save` returns; what is queued behind it must not show in the file."""
+    moved, save_file = threading.Event(), checkpoint.save_file
+
+    def held_back(*args):
+        assert moved.wait(60)
+        save_file(*args)
+
+    monkeypatch.setattr(checkpoint, "save_file", held_back)
+    state = {f"model.{i}": torch.full((1 << 20,), float(i), device="cuda") for i in range(16)}
+    saver = Saver(Checkpoints(tmp_path))
+    saver.save(5, state, {"images": 1, "attributes": [], "size": 16, "sections": {}, "scaler": {}, "validation": None, "seconds": 0.0})
+    for tensor in state.values():
+        tensor.add_(100)
+    moved.set()
+    saver.close()
+    saved = load_file(Checkpoints(tmp_path).path(5))
+    assert all(torch.equal(saved[name], torch.full((1 << 20,), float(name.removeprefix("model.")))) for name in state)
+
+
+def evaluate(run_dir, **env):
+    """The eval stage in a process of its own; its headline numbers."""
+    command = [sys.executable, "-m", "pipeline.run", str(run_dir), "eval"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    newest = record.evaluations(run_dir)[-1]
+    return newest.protocol["device"], newest.metrics
+
+
+def test_an_evaluation_has_the_same_digits_again_and_the_cpus_nearly(tmp_path):
+    """Random untrained nets on noise: what differs from the CPU is rounding, of convolutions above all (no tf32)."""
+    config = tiny_config(tmp_path)
+    make_shards(config, train=400, val=80, test=80)
+    make_classifier(config)
+    make_checkpoint(tmp_path / "run", config, ["Male", "Smiling"])
+    (first_device, first), (second_device, second) = evaluate(tmp_path / "run"), evaluate(tmp_path / "run")
+    assert (first_device, second_device) == ("cuda", "cuda") and first == second
+    device, there = evaluate(tmp_path / "run", CUDA_VISIBLE_DEVICES="")
+    assert device == "cpu" and there.keys() == first.keys()
+    for name in ("fd_classifier_samples", "mse", "iw_log_likelihood_nats", "attribute_accuracy"):
+        assert first[name] == pytest.approx(there[name], rel=1e-3), name
+
+
+def test_the_classifier_trains(tmp_path):
+    config = tiny_config(tmp_path, "classifier.precision=bf16", "classifier.epochs=3")
+    make_shards(config, train=400, val=80, test=80)
+    run_stage_here(config, tmp_path / "run", "classifier")
+    scores = json.loads((layout.classifier_dir(config) / "metrics.json").read_text())
+    assert scores["val"]["balanced_accuracy"] > 0.5

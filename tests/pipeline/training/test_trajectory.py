@@ -1,0 +1,85 @@
+"""The signature property: 1, 2, 3 and 4 ranks follow one trajectory. Real processes, gloo."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.config import load as configuration
+from tests.conftest import ROOT, run_ranks
+
+WORKER = ROOT / "tests" / "workers" / "trajectory.py"
+WORLDS = (1, 2, 3, 4)
+FP64 = ["train.precision=fp64", "data.rotation_degrees=10"]
+CASES = {
+    "plain": FP64,  # equal shares on 1, 2 and 4 ranks, unequal ones on 3
+    "empty_shares": [*FP64, "train.batch_size=3"],
+    "accumulation": [*FP64, "train.micro_batch=1", "train.batch_size=7"],
+    "learned_variance": [*FP64, "model.variance.name=learned", "model.prior.name=gaussian"],
+    "unit_variance": [*FP64, "model.variance.name=unit", "model.prior.name=standard", "optim.clip_norm=0"],
+    "paper_nets": [*FP64, "model.net.norm=none", "model.conditioner.name=embedding", "model.prior.net=conv1d"],
+    "fp32": ["train.precision=fp32"],
+}
+
+
+@pytest.fixture(scope="module")
+def trajectories(tiny_overrides, tmp_path_factory) -> dict[tuple[str, int], list[dict[str, torch.Tensor]]]:
+    """Notes of every rank for every case and world size; one group of processes per world size runs all cases."""
+    base, notes = tmp_path_factory.mktemp("trajectories"), {}
+    for world in WORLDS:
+        folders = []
+        for case, changes in CASES.items():
+            folder = base / f"{case}-{world}"
+            folder.mkdir()
+            (folder / "config.yaml").write_text(configuration.dump(configuration.load([], [*tiny_overrides, *changes])))
+            folders.append(folder)
+        run_ranks(WORKER, [str(f) for f in folders], world)
+        for case, folder in zip(CASES, folders, strict=True):
+            notes[case, world] = [load_file(folder / f"rank{r}.safetensors") for r in range(world)]
+    return notes
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-12))
+
+
+@pytest.mark.parametrize("world", WORLDS[1:])
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_norms_losses_and_weights_do_not_depend_on_the_ranks(trajectories, case, world):
+    alone, together = trajectories[case, 1][0], trajectories[case, world][0]
+    # Raw gradients and norms before clipping: Adam and clipping would hide a wrong scale. In single precision the two
+    # trajectories part slowly by rounding, so its gradients are compared at the first steps.
+    bound = 1e-4 if case == "fp32" else 1e-10
+    names = [n for n in alone if n.partition(".")[0] in ("model", "ema", "grad0", "grad1", *([] if case == "fp32" else ["grad14"]))]
+    assert len(names) > 40
+    parts = {n.partition(".")[0] for n in names}
+    scale = {part: torch.cat([alone[n].flatten() for n in names if n.startswith(part)]).norm() for part in parts}
+    for name in names:
+        part = name.partition(".")[0]
+        error = (together[name].double() - alone[name].double()).norm() / scale[part]
+        assert error < bound, name
+    assert relative(together["records"][:, :-2], alone["records"][:, :-2]) < bound
+    assert ((together["records"] - alone["records"]).abs() <= bound * alone["records"].abs() + bound).all()
+    assert relative(together["validation"], alone["validation"]) < bound
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("case", CASES)
+def test_all_ranks_hold_the_same_weights(trajectories, case, world):
+    first, *others = trajectories[case, world]
+    for other in others:
+        for name in first:
+            if name.startswith(("model.", "ema.")):
+                assert torch.equal(first[name], other[name]), name
+
+
+@pytest.mark.parametrize("world", WORLDS[1:])
+@pytest.mark.parametrize("case", CASES)
+def test_sample_order_does_not_depend_on_the_ranks(trajectories, case, world):
+    alone = trajectories[case, 1][0]["indices"]
+    together = torch.cat([notes["indices"] for notes in trajectories[case, world]], dim=1)
+    assert torch.equal(together, alone)
+
+
+def test_some_shares_were_empty_and_some_unequal(trajectories):
+    shapes = {len(n["indices"][0]) for n in trajectories["empty_shares", 4]}, {len(n["indices"][0]) for n in trajectories["plain", 3]}
+    assert 0 in shapes[0] and len(shapes[1]) == 2
