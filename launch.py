@@ -33,22 +33,62 @@ examples:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The parsed command line; words with '=' are overrides wherever they stand."""
     parser = argparse.ArgumentParser(
-        prog="launch.py", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="launch.py",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--cluster", metavar="NAME", help="configs/cluster/NAME.yaml or a .yaml file (default: local)")
-    parser.add_argument("--config", metavar="NAME", nargs="+", default=[], help="configs/NAME.yaml or .yaml files, each one run")
     parser.add_argument(
-        "--sweep", metavar="FILE", type=Path, help="configs x grid x seeds of a YAML file, each one run, and a table of them"
+        "--cluster", metavar="NAME", help="configs/cluster/NAME.yaml or a .yaml file (default: local)"
     )
-    parser.add_argument("--overlay", metavar="NAME", nargs="+", default=[], help="configs/overlays/NAME.yaml or .yaml files, on every run")
-    parser.add_argument("--stages", metavar="A,B", help="shard,train,classifier,eval or some of them (default: all that are not complete)")
     parser.add_argument(
-        "--run-dir", metavar="DIR", type=_folder, help="of one run (default: runs_dir/name); continues the run that is there"
+        "--config",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="configs/NAME.yaml or .yaml files, each one run",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the configuration and the jobs, do nothing")
-    parser.add_argument("--wait", action="store_true", help="on a cluster: follow the jobs until they end; Ctrl-C leaves them alone")
-    parser.add_argument("--no-preflight", dest="preflight", action="store_false", help="on a cluster: submit without checking first")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. train.batch_size=256 (the global batch)")
+    parser.add_argument(
+        "--sweep",
+        metavar="FILE",
+        type=Path,
+        help="configs x grid x seeds of a YAML file, each one run, and a table of them",
+    )
+    parser.add_argument(
+        "--overlay",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="configs/overlays/NAME.yaml or .yaml files, on every run",
+    )
+    parser.add_argument(
+        "--stages",
+        metavar="A,B",
+        help="shard,train,classifier,eval or some of them (default: all that are not complete)",
+    )
+    parser.add_argument(
+        "--run-dir",
+        metavar="DIR",
+        type=_folder,
+        help="of one run (default: runs_dir/name); continues the run that is there",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the configuration and the jobs, do nothing"
+    )
+    parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="on a cluster: follow the jobs until they end; Ctrl-C leaves them alone",
+    )
+    parser.add_argument(
+        "--no-preflight",
+        dest="preflight",
+        action="store_false",
+        help="on a cluster: submit without checking first",
+    )
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="e.g. train.batch_size=256 (the global batch)"
+    )
     args = parser.parse_intermixed_args(argv)
     for names in (args.config, args.overlay):  # a list of names swallows the overrides behind it
         args.overrides += [name for name in names if "=" in name]
@@ -68,24 +108,40 @@ def resolve(args: argparse.Namespace) -> list[Run]:
     if not args.config:
         overlays.insert(0, _file(DEMO_OVERLAY, CONFIGS / "overlays"))
     if args.run_dir and len(configs) > 1:
-        raise ConfigError(f"--run-dir {args.run_dir}: is for one run, but there are {len(configs)} configurations: {', '.join(configs)}")
+        raise ConfigError(
+            f"--run-dir {args.run_dir}: is for one run, but there are {len(configs)} configurations: {', '.join(configs)}"
+        )
     return _distinct(
-        [_run(configuration.load([_file(name, CONFIGS), cluster, *overlays], args.overrides), args.run_dir) for name in configs]
+        [
+            _run(configuration.load([_file(name, CONFIGS), cluster, *overlays], args.overrides), args.run_dir)
+            for name in configs
+        ]
     )
 
 
 def _sweep(args: argparse.Namespace, files: list[Path]) -> list[Run]:
     """One run for each cell of the sweep; what stands on the command line holds for all of them."""
     if args.config or args.run_dir:
-        raise ConfigError(f"--sweep {args.sweep}: names its configurations itself, so neither --config nor --run-dir may be given")
+        raise ConfigError(
+            f"--sweep {args.sweep}: names its configurations itself, so neither --config nor --run-dir may be given"
+        )
     cells = read_sweep(args.sweep)
-    return _distinct([_run(configuration.load([_file(c.config, CONFIGS), *files], [*args.overrides, *c.overrides]), None) for c in cells])
+    return _distinct(
+        [
+            _run(
+                configuration.load([_file(c.config, CONFIGS), *files], [*args.overrides, *c.overrides]), None
+            )
+            for c in cells
+        ]
+    )
 
 
 def _distinct(runs: list[Run]) -> list[Run]:
     for run in runs:
         if [other.run_dir for other in runs].count(run.run_dir) > 1:
-            raise ConfigError(f"key 'name': {run.config.name!r} is the name of several of these runs, which would share {run.run_dir}")
+            raise ConfigError(
+                f"key 'name': {run.config.name!r} is the name of several of these runs, which would share {run.run_dir}"
+            )
     return runs
 
 
@@ -93,7 +149,9 @@ def _continued(args: argparse.Namespace, overlays: list[Path]) -> Run:
     """The run recorded in --run-dir, on the cluster that it was launched on unless another is given."""
     base = recorded(args.run_dir)
     if base is None:
-        raise ConfigError(f"--run-dir {args.run_dir}: no config.yaml in it, so there is no run to continue; give --config for a new one")
+        raise ConfigError(
+            f"--run-dir {args.run_dir}: no config.yaml in it, so there is no run to continue; give --config for a new one"
+        )
     files = overlays
     if args.cluster:
         base = replace(base, cluster=ClusterConfig())
@@ -116,7 +174,9 @@ def _file(name: str, folder: Path) -> Path:
 
 def run_here(runs: list[Run], chain: Chain, stages: list[str], sweep: Path | None) -> None:
     """Run the chain on this machine, then show what came out; raises SystemExit 130 after Ctrl-C."""
-    from pipeline.tracking.sync import redact, sync_run, tracking_uri
+    from pipeline.rundir.redact import redact
+    from pipeline.tracking.mlflow_store import tracking_uri
+    from pipeline.tracking.sync import sync_run
     from slurm.here import run_all
 
     try:

@@ -34,4 +34,7 @@ class SharedEmbedding(nn.Module):
         return self.embedding(y.to(torch.int64)).flatten(1)
 
 
-CONDITIONERS: dict[str, type[MultiHot] | type[SharedEmbedding]] = {"multi_hot": MultiHot, "embedding": SharedEmbedding}
+CONDITIONERS: dict[str, type[MultiHot] | type[SharedEmbedding]] = {
+    "multi_hot": MultiHot,
+    "embedding": SharedEmbedding,
+}

@@ -46,7 +46,9 @@ class PriorConfig:
     """Conditional prior p(z|y)."""
 
     name: str = "flow"  # standard | gaussian | flow
-    net: str = "mlp"  # network of mu_p(y), sigma_p(y): mlp | conv1d (over attribute embeddings, as in the paper)
+    net: str = (
+        "mlp"  # network of mu_p(y), sigma_p(y): mlp | conv1d (over attribute embeddings, as in the paper)
+    )
     hidden: int = 128
     flow: FlowConfig = field(default_factory=FlowConfig)
 

@@ -22,7 +22,11 @@ class Decoder(nn.Module):
         for i, (n_in, n_out) in enumerate(zip(channels, channels[1:], strict=False)):
             odd = sizes[i + 1] - 2 * sizes[i]  # 86 -> 43 -> 21: the way back needs one more pixel
             is_last = i == len(channels) - 2
-            layers.append(nn.ConvTranspose2d(n_in, n_out, 4, 2, 1, output_padding=odd, bias=is_last or net.norm == "none"))
+            layers.append(
+                nn.ConvTranspose2d(
+                    n_in, n_out, 4, 2, 1, output_padding=odd, bias=is_last or net.norm == "none"
+                )
+            )
             layers += [nn.Tanh()] if is_last else [norm(net.norm, n_out), ACTIVATIONS[net.activation]()]
         self.convs = nn.Sequential(*layers)
 

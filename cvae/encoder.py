@@ -21,7 +21,11 @@ class Encoder(nn.Module):
         layers: list[nn.Module] = []
         for n_in, n_out in zip([4, *net.channels], net.channels, strict=False):
             # The norm's own shift makes a bias before it useless.
-            layers += [nn.Conv2d(n_in, n_out, 4, 2, 1, bias=net.norm == "none"), norm(net.norm, n_out), ACTIVATIONS[net.activation]()]
+            layers += [
+                nn.Conv2d(n_in, n_out, 4, 2, 1, bias=net.norm == "none"),
+                norm(net.norm, n_out),
+                ACTIVATIONS[net.activation](),
+            ]
         self.convs = nn.Sequential(*layers)
         last = halvings(image_size, len(net.channels))[-1]
         self.out = nn.Linear(net.channels[-1] * last * last, 2 * config.z_dim)

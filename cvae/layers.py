@@ -12,10 +12,16 @@ NORMS = ("group", "none")
 
 def norm(name: str, channels: int) -> nn.Module:
     """GroupNorm over at most 8 groups, or nothing; never a norm that mixes the images of a batch."""
-    return nn.Identity() if name == "none" else nn.GroupNorm(next(g for g in (8, 4, 2, 1) if channels % g == 0), channels)
+    return (
+        nn.Identity()
+        if name == "none"
+        else nn.GroupNorm(next(g for g in (8, 4, 2, 1) if channels % g == 0), channels)
+    )
 
 
-def mlp(n_in: int, hidden: int, n_out: int, depth: int = 1, activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
+def mlp(
+    n_in: int, hidden: int, n_out: int, depth: int = 1, activation: type[nn.Module] = nn.SiLU
+) -> nn.Sequential:
     """`depth` hidden layers of `hidden` units; the output starts at zero."""
     widths = [n_in, *[hidden] * depth]
     layers = [m for a, b in zip(widths, widths[1:], strict=False) for m in (nn.Linear(a, b), activation())]
@@ -48,5 +54,7 @@ def halvings(size: int, times: int) -> list[int]:
     for _ in range(times):
         sizes.append(sizes[-1] // 2)
     if sizes[-1] < 2:
-        raise ValueError(f"model.net.channels: {times} halvings of a {size} pixel image leave {sizes[-1]}; use fewer entries")
+        raise ValueError(
+            f"model.net.channels: {times} halvings of a {size} pixel image leave {sizes[-1]}; use fewer entries"
+        )
     return sizes

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cvae.layers import full_precision
-
-if TYPE_CHECKING:
-    from cvae.model import CVAE
 
 
 class Sums(NamedTuple):
@@ -55,7 +52,9 @@ def combine(local: Sums, total: Sums, s2: Tensor, beta: float, scale: float, pix
     objective = (gaussian_nll(local.sse, local.images, s2_local, pixels) + beta * local.kl) * (scale / pixels)
     n = total.images
     nll, kl = gaussian_nll(total.sse, n, s2.detach(), pixels) / n, total.kl / n
-    return Losses(objective, nll + beta * kl, nll, kl, total.log_det / n, total.sse / (n * pixels), s2.detach())
+    return Losses(
+        objective, nll + beta * kl, nll, kl, total.log_det / n, total.sse / (n * pixels), s2.detach()
+    )
 
 
 def bits_per_dim(nats: float, pixels: int) -> float:
@@ -71,18 +70,3 @@ def active_units(images: int, sum_mean: Tensor, sum_mean_sq: Tensor, sum_varianc
     """
     between = sum_mean_sq / images - (sum_mean / images).square()
     return int((between > 0.01 * (between + sum_variance / images)).sum())
-
-
-@torch.no_grad()
-def importance_weighted_bound(model: CVAE, x: Tensor, y: Tensor, noise: Tensor, s2: float) -> Tensor:
-    """log (1/K) sum_k p(x|z_k,y) p(z_k|y) / q(z_k|x,y) <= log p(x|y) in expectation (arXiv 1509.00519) -> [B], nats.
-
-    noise [K, B, D] standard normal; s2: decoder variance on the [-1, 1] scale.
-    """
-    q, prior, pixels = model.encode(x, y), model.prior(y), x[0].numel()
-    log_weights = []
-    for eps in noise:
-        z = q.sample(eps)
-        log_likelihood = -gaussian_nll(squared_error(x, model.decode(z, y)), 1, s2, pixels)
-        log_weights.append(log_likelihood + prior.log_prob(z) - q.log_prob(z))
-    return torch.stack(log_weights).logsumexp(0) - math.log(len(noise))

@@ -60,7 +60,9 @@ class CVAE(nn.Module):
     def sums(self, x: Tensor, y: Tensor, noise: Tensor) -> Sums:
         """Squared error, KL and log-determinant summed over these images; noise [B, D] is that of z ~ q."""
         if len(x) == 0:  # a rank without a share still takes part in the collectives of the backward pass
-            blank = self.sums(x.new_zeros(1, *x.shape[1:]), y.new_zeros(1, *y.shape[1:]), noise.new_zeros(1, self.z_dim))
+            blank = self.sums(
+                x.new_zeros(1, *x.shape[1:]), y.new_zeros(1, *y.shape[1:]), noise.new_zeros(1, self.z_dim)
+            )
             return Sums(*(0 * s for s in blank))
         e = self.condition(y)
         q = self.encoder(x, e)
@@ -71,7 +73,13 @@ class CVAE(nn.Module):
         return Sums(sse, kl.sum(), log_det.sum(), sse.new_tensor(float(len(x))))
 
     def forward(
-        self, x: Tensor, y: Tensor, noise: Tensor, beta: float, scale: float, reduce_sum: Callable[[Tensor], Tensor] = identity
+        self,
+        x: Tensor,
+        y: Tensor,
+        noise: Tensor,
+        beta: float,
+        scale: float,
+        reduce_sum: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
         """Losses of the global batch, of which these images are this rank's share (all ranks call it; the share may be empty).
 

@@ -17,7 +17,11 @@ class AttributeConv(nn.Module):
         super().__init__()
         self.width = width
         self.convs = nn.Sequential(
-            nn.Conv1d(width, hidden, 3, padding=1), nn.ReLU(), nn.Conv1d(hidden, width, 3, padding=1), nn.ReLU(), nn.Flatten()
+            nn.Conv1d(width, hidden, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv1d(hidden, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
         )
         self.out = zeroed(nn.Linear(n_condition, n_out))
 
@@ -31,7 +35,9 @@ def prior_net(config: ModelConfig, n_condition: int) -> nn.Module:
     if config.prior.net == "mlp":
         return mlp(n_condition, config.prior.hidden, 2 * config.z_dim)
     if config.conditioner.name != "embedding":
-        raise ValueError("model.prior.net=conv1d runs along attribute embeddings: set model.conditioner.name=embedding")
+        raise ValueError(
+            "model.prior.net=conv1d runs along attribute embeddings: set model.conditioner.name=embedding"
+        )
     return AttributeConv(n_condition, config.conditioner.width, config.prior.hidden, 2 * config.z_dim)
 
 

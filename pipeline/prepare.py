@@ -15,8 +15,8 @@ from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_text
+from pipeline.rundir.redact import redact
 from pipeline.stages import STAGES
-from pipeline.tracking.mlflow_store import redact
 
 ROOT = Path(__file__).resolve().parents[1]  # of the code
 WEIGHTS_VARIABLE = "CVAE_INCEPTION_WEIGHTS"  # where eval.inception_weights comes from when it is empty
@@ -92,6 +92,9 @@ def commit() -> str | None:
     """Commit of the code, with `-dirty` where files differ from it; None outside a git checkout."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+        return (
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            or None
+        )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -14,7 +14,13 @@ from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.stages import STAGES
 
 
-def run_stage(run_dir: Path, stage: str, stop: StopFlag | None = None, part: tuple[int, int] | None = None, job: str = "") -> None:
+def run_stage(
+    run_dir: Path,
+    stage: str,
+    stop: StopFlag | None = None,
+    part: tuple[int, int] | None = None,
+    job: str = "",
+) -> None:
     """Run `stage` of the run in `run_dir` on this rank (all ranks call it).
 
     Reads run_dir/config.yaml and the variables RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
@@ -32,7 +38,9 @@ def run_stage(run_dir: Path, stage: str, stop: StopFlag | None = None, part: tup
         raise ConfigError(f"part {part[0]} of {part[1]}: expected a stage that can be split and 0 <= k < n")
     file = run_dir / "config.yaml"
     if not file.exists():
-        raise ConfigError(f"{run_dir}: no config.yaml in it, so it is not a run directory; `launch.py` makes one")
+        raise ConfigError(
+            f"{run_dir}: no config.yaml in it, so it is not a run directory; `launch.py` makes one"
+        )
     config = configuration.load([file])
     if config.train.deterministic:  # read by cuBLAS when CUDA starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -65,7 +73,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="pipeline.run", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="run directory that holds config.yaml")
     parser.add_argument("stage", help=f"one of {', '.join(STAGES)}")
-    parser.add_argument("--part", metavar="K/N", help="the K-th of N parts (from 0) of a stage that can be split: shard")
+    parser.add_argument(
+        "--part", metavar="K/N", help="the K-th of N parts (from 0) of a stage that can be split: shard"
+    )
     args = parser.parse_args()
     try:
         run_stage(args.run_dir.absolute(), args.stage, part=parse_part(args.part))

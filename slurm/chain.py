@@ -77,11 +77,17 @@ def stage_resources(config: RunConfig, stage: str) -> ClusterConfig:
         wanted = dataclasses.replace(wanted, nodes=1, tasks_per_node=1, gpus_per_node=0)
     for key in ("nodes", "tasks_per_node", "cpus_per_task", "timeout_min", "jobs"):
         if getattr(wanted, key) < 1:
-            raise ConfigError(f"key 'cluster.{key}' for stage {stage}: got {getattr(wanted, key)}, expected at least 1")
+            raise ConfigError(
+                f"key 'cluster.{key}' for stage {stage}: got {getattr(wanted, key)}, expected at least 1"
+            )
     if wanted.jobs > 1 and not (stage in STAGES and STAGES[stage].splits):
-        raise ConfigError(f"key 'cluster.jobs' for stage {stage}: got {wanted.jobs}, but only the shard stage can be split")
+        raise ConfigError(
+            f"key 'cluster.jobs' for stage {stage}: got {wanted.jobs}, but only the shard stage can be split"
+        )
     if wanted.nodes > 1 and wanted.executor != "slurm":
-        raise ConfigError(f"key 'cluster.nodes' for stage {stage}: got {wanted.nodes}, but executor '{wanted.executor}' has one node")
+        raise ConfigError(
+            f"key 'cluster.nodes' for stage {stage}: got {wanted.nodes}, but executor '{wanted.executor}' has one node"
+        )
     return wanted
 
 
@@ -91,7 +97,9 @@ def plan(runs: Iterable[Run], stages: list[str], explicit: bool) -> Chain:
     notes: list[str] = []
     for run in runs:
         if ignored := _ignored(run.config.cluster):
-            notes.append(f"{run.config.name}: executor '{run.config.cluster.executor}' makes no use of {', '.join(ignored)}")
+            notes.append(
+                f"{run.config.name}: executor '{run.config.cluster.executor}' makes no use of {', '.join(ignored)}"
+            )
         outputs = {stage: _output(run, stage) for stage in STAGES}
         for stage in stages:
             stage_resources(run.config, stage)
@@ -102,7 +110,10 @@ def plan(runs: Iterable[Run], stages: list[str], explicit: bool) -> Chain:
             else:
                 parts = _parts(run, stage, outputs[stage])
                 after = tuple(outputs[needed] for needed in STAGES[stage].after if outputs[needed] in steps)
-                for step in [*parts, Step(run, stage, outputs[stage], after + tuple(part.output for part in parts))]:
+                for step in [
+                    *parts,
+                    Step(run, stage, outputs[stage], after + tuple(part.output for part in parts)),
+                ]:
                     steps[step.output] = step
     return Chain(list(steps.values()), notes)
 
@@ -124,7 +135,9 @@ def batches(chain: Chain) -> list[list[Step]]:
         asked = repr(dataclasses.replace(wanted, stages={}))
         waits = tuple(dict.fromkeys(kinds[output] for output in step.after))
         groups.setdefault((*kinds[step.output], asked, waits), []).append(step)
-    return sorted(groups.values(), key=lambda group: (list(STAGES).index(group[0].stage), group[0].part is None))
+    return sorted(
+        groups.values(), key=lambda group: (list(STAGES).index(group[0].stage), group[0].part is None)
+    )
 
 
 def _ignored(cluster: ClusterConfig) -> list[str]:

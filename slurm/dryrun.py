@@ -7,7 +7,7 @@ from unittest import mock
 
 from pipeline.config import load as configuration
 from pipeline.rundir.layout import shared_dir
-from pipeline.tracking.mlflow_store import redact
+from pipeline.rundir.redact import redact
 from slurm.chain import Chain, Run, Step, batches, stage_resources
 from slurm.launcher import dependencies, make_executor, submission_folder
 from slurm.snapshot import code, snapshot_folder
@@ -22,7 +22,10 @@ def describe(runs: list[Run], chain: Chain) -> str:
     else:
         names = {step.output: step.name for step in chain.steps}
         for step in chain.steps:
-            wanted, after = stage_resources(step.run.config, step.stage), [names[output] for output in step.after]
+            wanted, after = (
+                stage_resources(step.run.config, step.stage),
+                [names[output] for output in step.after],
+            )
             parts.append(
                 f"# job {step.name}, after: {', '.join(after) or 'nothing'}\n"
                 f"# {wanted.executor}: {wanted.tasks_per_node} process(es) on this machine\n"
@@ -37,8 +40,13 @@ def sbatch_scripts(chain: Chain) -> list[str]:
         first = group[0]
         dependency = dependencies(group, ids)
         names = [step.name for step in group]
-        ids |= {step.output: f"<{first.name}>" + (f"_{i}" if len(group) > 1 else "") for i, step in enumerate(group)}
-        parts.append(f"# {'array' if len(group) > 1 else 'job'} {', '.join(names)}\n{sbatch_script(group, dependency)}")
+        ids |= {
+            step.output: f"<{first.name}>" + (f"_{i}" if len(group) > 1 else "")
+            for i, step in enumerate(group)
+        }
+        parts.append(
+            f"# {'array' if len(group) > 1 else 'job'} {', '.join(names)}\n{sbatch_script(group, dependency)}"
+        )
     return parts
 
 
@@ -49,7 +57,9 @@ def sbatch_script(group: list[Step], dependency: str | None) -> str:
     first = group[0]
     folder = submission_folder(first.run.run_dir, first.stage)
     where = snapshot_folder(shared_dir(first.run.config), code())
-    with mock.patch.object(SlurmExecutor, "affinity", return_value=2):  # it refuses to be built where srun is absent
+    with mock.patch.object(
+        SlurmExecutor, "affinity", return_value=2
+    ):  # it refuses to be built where srun is absent
         auto = make_executor(first.run.config, first.stage, folder, dependency, where)
     slurm = auto._executor
     assert isinstance(slurm, SlurmExecutor)

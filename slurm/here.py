@@ -33,7 +33,10 @@ def run_all(chain: Chain, after_each: Callable[[Path], None]) -> None:
     with _terminate_is_interrupt():
         for step in chain.steps:
             (job,) = submit([step])
-            print(f"{step.name}: job {job.job_id}, {job.num_tasks} process(es), logs in {_logs(step)}", flush=True)
+            print(
+                f"{step.name}: job {job.job_id}, {job.num_tasks} process(es), logs in {_logs(step)}",
+                flush=True,
+            )
             try:
                 _finish(job, step)
             finally:
@@ -55,7 +58,11 @@ def _follow(job: Job[None], step: Step) -> None:
     try:
         _watch(job, step, log)
     except KeyboardInterrupt:
-        print(f"{step.name}: stopping; work in flight is finished and saved (again: kill)", file=sys.stderr, flush=True)
+        print(
+            f"{step.name}: stopping; work in flight is finished and saved (again: kill)",
+            file=sys.stderr,
+            flush=True,
+        )
         os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller passes it on to the ranks
         try:
             _watch(job, step, log)

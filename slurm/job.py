@@ -48,7 +48,9 @@ class StageJob:
             self._hand_back(environment, stop)
         except Exception as error:
             if stop.requested and rank != 0:
-                sys.exit(0)  # rank 0 was quicker to leave for the requeue; an error here would count as the job's result
+                sys.exit(
+                    0
+                )  # rank 0 was quicker to leave for the requeue; an error here would count as the job's result
             self._fail(environment, error)
             raise
 
@@ -66,7 +68,9 @@ class StageJob:
         SIGTERM alone means scancel, Ctrl-C, or a requeue that Slurm does by itself: requeuing then would undo the wish.
         """
         if environment.global_rank != 0:
-            sys.exit(0)  # not non-zero: srun --kill-on-bad-exit would kill rank 0 before it has requeued the job
+            sys.exit(
+                0
+            )  # not non-zero: srun --kill-on-bad-exit would kill rank 0 before it has requeued the job
         handler = signal.getsignal(signal.SIGUSR2)
         if stop.received != {signal.SIGTERM} and callable(handler):
             self._end(environment, "REQUEUED")
@@ -77,7 +81,10 @@ class StageJob:
             except Exception as error:
                 self._fail(environment, error)
                 raise
-        self._end(environment, "CANCELLED" if environment.name() != "slurm" or cancelled(environment) else "REQUEUED")
+        self._end(
+            environment,
+            "CANCELLED" if environment.name() != "slurm" or cancelled(environment) else "REQUEUED",
+        )
         sys.exit(128 + signal.SIGTERM)
 
     def _fail(self, environment: JobEnvironment, error: Exception) -> None:

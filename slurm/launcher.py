@@ -39,19 +39,26 @@ restart_after_crash() {{
 trap restart_after_crash EXIT"""
 
 
-def sbatch_parameters(config: RunConfig, stage: str, folder: Path, dependency: str | None, code: Path) -> dict[str, Any]:
+def sbatch_parameters(
+    config: RunConfig, stage: str, folder: Path, dependency: str | None, code: Path
+) -> dict[str, Any]:
     """Parameters of one job for submitit's AutoExecutor; other executors than Slurm ignore those with the prefix slurm_.
 
     `folder`: of the submission; `code`: from where the job imports.
     """
     wanted = stage_resources(config, stage)
-    extra: dict[str, Any] = {"requeue": True, "chdir": str(code)}  # python -m puts the working directory before PYTHONPATH
+    extra: dict[str, Any] = {
+        "requeue": True,
+        "chdir": str(code),
+    }  # python -m puts the working directory before PYTHONPATH
     if dependency:  # a dependent of a failed job would else stay pending for ever
         extra["kill-on-invalid-dep"] = "yes"
     extra |= {key: True if value.lower() == "true" else value for key, value in wanted.extra_sbatch.items()}
     setup = [*wanted.setup, f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"]
     if stage != FINISH:
-        setup.append(TRAP.format(python=wanted.python or shlex.quote(sys.executable), folder=shlex.quote(str(folder))))
+        setup.append(
+            TRAP.format(python=wanted.python or shlex.quote(sys.executable), folder=shlex.quote(str(folder)))
+        )
     return {
         "name": f"{config.name}-{stage}",
         "nodes": wanted.nodes,
@@ -76,10 +83,14 @@ def sbatch_parameters(config: RunConfig, stage: str, folder: Path, dependency: s
 def require_slurm() -> None:
     """Raise ConfigError where this machine cannot submit."""
     if not (shutil.which("sbatch") and shutil.which("srun")):
-        raise ConfigError("key 'cluster.executor': got 'slurm', but there is no sbatch and srun here: use a login node, or --dry-run")
+        raise ConfigError(
+            "key 'cluster.executor': got 'slurm', but there is no sbatch and srun here: use a login node, or --dry-run"
+        )
 
 
-def make_executor(config: RunConfig, stage: str, folder: Path, dependency: str | None, code: Path) -> AutoExecutor:
+def make_executor(
+    config: RunConfig, stage: str, folder: Path, dependency: str | None, code: Path
+) -> AutoExecutor:
     """The executor of one job or array, not yet used."""
     from submitit import AutoExecutor
 
@@ -106,7 +117,9 @@ def submit(steps: list[Step], dependency: str | None = None) -> list[Job[None]]:
     calls = [StageJob(str(step.run.run_dir), step.stage, step.part) for step in steps]
     jobs = _submit(first.name, config, first.stage, folder, dependency, calls)
     for step, job in zip(steps, jobs, strict=True):
-        ledger.submitted(step.run.run_dir, step.stage, job.job_id, config.cluster.executor, dependency, folder, step.part)
+        ledger.submitted(
+            step.run.run_dir, step.stage, job.job_id, config.cluster.executor, dependency, folder, step.part
+        )
     return jobs
 
 
@@ -124,12 +137,19 @@ def submit_finish(runs: list[Run], sweep: Path | None, after: list[str]) -> Job[
 
 
 def _submit(
-    name: str, config: RunConfig, stage: str, folder: Path, dependency: str | None, calls: Sequence[Callable[[], None]]
+    name: str,
+    config: RunConfig,
+    stage: str,
+    folder: Path,
+    dependency: str | None,
+    calls: Sequence[Callable[[], None]],
 ) -> list[Job[None]]:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     on_slurm = config.cluster.executor == "slurm"
-    executor = make_executor(config, stage, folder, dependency, snapshot(shared_dir(config)) if on_slurm else ROOT)
+    executor = make_executor(
+        config, stage, folder, dependency, snapshot(shared_dir(config)) if on_slurm else ROOT
+    )
     with _submission_environment(config.cluster.executor):
         try:
             if len(calls) == 1:
@@ -150,8 +170,14 @@ def submit_all(chain: Chain, runs: list[Run], sweep: Path | None = None) -> list
             jobs = submit(group, dependency)
             ids |= {step.output: job.job_id for step, job in zip(group, jobs, strict=True)}
             first, number = group[0], array_of(jobs[0].job_id)
-            name = first.name if len(group) == 1 else f"{first.stage}{' parts' if first.part else ''} (array of {len(group)})"
-            print(f"{name}: job {number}{f', {dependency}' if dependency else ''}, logs in {first.run.run_dir / 'logs' / first.stage}")
+            name = (
+                first.name
+                if len(group) == 1
+                else f"{first.stage}{' parts' if first.part else ''} (array of {len(group)})"
+            )
+            print(
+                f"{name}: job {number}{f', {dependency}' if dependency else ''}, logs in {first.run.run_dir / 'logs' / first.stage}"
+            )
         if any(step.stage in ("train", "eval") for step in chain.steps):
             job = submit_finish(runs, sweep, list(ids.values()))
             print(f"{FINISH}: job {job.job_id}, after all others")

@@ -15,7 +15,14 @@ from pipeline.rundir.record import read_json
 from slurm.queue import FINAL, job_states
 
 # How an error looks on a rank whose peer died first: the least telling of a job's errors.
-PEER_LOST = ("closed by peer", "reset by peer", "Broken pipe", "NCCL", "Timed out waiting", "Connection refused")
+PEER_LOST = (
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "NCCL",
+    "Timed out waiting",
+    "Connection refused",
+)
 
 
 @contextmanager
@@ -40,7 +47,13 @@ def _entry(run_dir: Path, stage: str, job_id: str) -> Iterator[dict[str, Any]]:
 
 
 def submitted(
-    run_dir: Path, stage: str, job_id: str, executor: str, after: str | None, logs: Path, part: tuple[int, int] | None = None
+    run_dir: Path,
+    stage: str,
+    job_id: str,
+    executor: str,
+    after: str | None,
+    logs: Path,
+    part: tuple[int, int] | None = None,
 ) -> None:
     """Note a job that was handed to the executor; `after`: its dependencies as sbatch got them; `part`: (k, n) of the stage."""
     with _entry(run_dir, stage, job_id) as entry:
@@ -52,7 +65,9 @@ def submitted(
 def started(run_dir: Path, stage: str, job_id: str, hosts: list[str]) -> None:
     """Note an attempt: the first start, or one after a requeue (rank 0)."""
     with _entry(run_dir, stage, job_id) as entry:
-        if entry["attempts"]:  # not on the first start: the launcher did, and a quick peer may have failed by now
+        if entry[
+            "attempts"
+        ]:  # not on the first start: the launcher did, and a quick peer may have failed by now
             forget_failure(run_dir, stage)
         entry["state"] = "RUNNING"
         entry["attempts"].append({"hosts": hosts, "started": time.time(), "ended": None, "state": "RUNNING"})
@@ -79,14 +94,20 @@ def crashed(run_dir: Path, stage: str, job_id: str, progress: int, code: int) ->
 
 def state(run_dir: Path, stage: str, job_id: str) -> str:
     """State of the newest entry of this job, as last noted."""
-    jobs = [job for job in read_json(run_dir / "jobs.json", []) if (job["stage"], job["id"]) == (stage, job_id)]
+    jobs = [
+        job for job in read_json(run_dir / "jobs.json", []) if (job["stage"], job["id"]) == (stage, job_id)
+    ]
     return jobs[-1]["state"] if jobs else "UNKNOWN"
 
 
 def unfinished(run_dir: Path) -> list[dict[str, Any]]:
     """Entries of jobs on Slurm that have not ended, as far as Slurm tells."""
     refresh(run_dir)
-    return [job for job in read_json(run_dir / "jobs.json", []) if job.get("executor") == "slurm" and job["state"] not in FINAL]
+    return [
+        job
+        for job in read_json(run_dir / "jobs.json", [])
+        if job.get("executor") == "slurm" and job["state"] not in FINAL
+    ]
 
 
 def refresh(run_dir: Path) -> None:
@@ -110,7 +131,9 @@ def _error_file(run_dir: Path, stage: str) -> Path:
 
 
 def _stall_file(run_dir: Path, stage: str) -> Path:
-    return run_dir / stage / "stall.json"  # written by the watchdog, whose process cannot come back to say more
+    return (
+        run_dir / stage / "stall.json"
+    )  # written by the watchdog, whose process cannot come back to say more
 
 
 def forget_failure(run_dir: Path, stage: str) -> None:
@@ -123,7 +146,13 @@ def failure(run_dir: Path, stage: str) -> dict[str, Any] | None:
     """The error that tells most: {"kind", "message", "user", "rank", "weight"}."""
     found: dict[str, Any] | None = read_json(_error_file(run_dir, stage))
     if found is None and (stall := read_json(_stall_file(run_dir, stage))):
-        return {"kind": "Stalled", "message": stall["message"], "user": False, "rank": stall["ranks"][0], "weight": 1}
+        return {
+            "kind": "Stalled",
+            "message": stall["message"],
+            "user": False,
+            "rank": stall["ranks"][0],
+            "weight": 1,
+        }
     return found
 
 
@@ -142,13 +171,26 @@ def note_failure(run_dir: Path, stage: str, rank: int, error: Exception) -> None
     with _locked(run_dir):
         there = failure(run_dir, stage)
         if there is None or weight > there["weight"]:
-            content = {"kind": type(error).__name__, "message": message, "user": user, "rank": rank, "weight": weight}
+            content = {
+                "kind": type(error).__name__,
+                "message": message,
+                "user": user,
+                "rank": rank,
+                "weight": weight,
+            }
             write_json(_error_file(run_dir, stage), content)
 
 
 def note_end_of_restarts(run_dir: Path, stage: str, job_id: str, reason: str) -> None:
     """Keep why a job that crashed is not restarted, with the error that it crashed with."""
     with _locked(run_dir):
-        there = failure(run_dir, stage) or {"kind": "Killed", "message": "a rank ended without a word (killed? out of memory?)", "rank": 0}
-        write_json(_error_file(run_dir, stage), {**there, "message": f"{reason}: {there['message']}", "user": False, "weight": 3})
+        there = failure(run_dir, stage) or {
+            "kind": "Killed",
+            "message": "a rank ended without a word (killed? out of memory?)",
+            "rank": 0,
+        }
+        write_json(
+            _error_file(run_dir, stage),
+            {**there, "message": f"{reason}: {there['message']}", "user": False, "weight": 3},
+        )
     ended(run_dir, stage, job_id, "FAILED")

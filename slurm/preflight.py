@@ -47,12 +47,18 @@ def preflight(runs: list[Run], chain: Chain) -> list[str]:
 
     Raises ConfigError with every problem found, a line each.
     """
-    asked: list[tuple[Callable[[Any], Iterator[Finding]], Any]] = [(check, run) for run in runs for check in RUN_CHECKS]
+    asked: list[tuple[Callable[[Any], Iterator[Finding]], Any]] = [
+        (check, run) for run in runs for check in RUN_CHECKS
+    ]
     asked += [(slurm_accepts, group) for group in batches(chain)]
     with ThreadPoolExecutor(16) as pool:  # most of the time is spent waiting for answers
-        found = dict.fromkeys(finding for findings in pool.map(lambda ask: list(ask[0](ask[1])), asked) for finding in findings)
+        found = dict.fromkeys(
+            finding for findings in pool.map(lambda ask: list(ask[0](ask[1])), asked) for finding in findings
+        )
     if problems := [finding.text for finding in found if finding.fatal]:
-        raise ConfigError("\n  ".join(["nothing was submitted (--no-preflight skips these checks):", *problems]))
+        raise ConfigError(
+            "\n  ".join(["nothing was submitted (--no-preflight skips these checks):", *problems])
+        )
     return [finding.text for finding in found]
 
 
@@ -66,18 +72,31 @@ def slurm_accepts(group: list[Step]) -> Iterator[Finding]:
     if wanted.partition and (unknown := _unknown_partition(wanted.partition)):
         yield Finding(f"key 'cluster.partition' for stage {stage}: {unknown}", True)
         return
-    if wanted.timeout_min > (limit := _limit_min(wanted.partition)):  # sbatch may accept it and let it wait for ever
+    if wanted.timeout_min > (
+        limit := _limit_min(wanted.partition)
+    ):  # sbatch may accept it and let it wait for ever
         key = f"key 'cluster.timeout_min' for stage {stage}: {wanted.timeout_min}"
-        yield Finding(f"{key}: the partition's limit is {limit:.0f}; a job that reaches its own limit saves, is requeued and goes on", True)
+        yield Finding(
+            f"{key}: the partition's limit is {limit:.0f}; a job that reaches its own limit saves, is requeued and goes on",
+            True,
+        )
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:
-        script.write(sbatch_script(group[:1], None).replace("#SBATCH --chdir", "# chdir"))  # the copy of the code is not there yet
+        script.write(
+            sbatch_script(group[:1], None).replace("#SBATCH --chdir", "# chdir")
+        )  # the copy of the code is not there yet
         script.flush()
-        said = subprocess.run(["sbatch", "--test-only", script.name], capture_output=True, text=True, timeout=20)
+        said = subprocess.run(
+            ["sbatch", "--test-only", script.name], capture_output=True, text=True, timeout=20
+        )
     if said.returncode:
         reason = re.sub(
-            r"^(sbatch|allocation failure): (error: )?", "", said.stderr.strip().splitlines()[-1] if said.stderr.strip() else "?"
+            r"^(sbatch|allocation failure): (error: )?",
+            "",
+            said.stderr.strip().splitlines()[-1] if said.stderr.strip() else "?",
         )
-        yield Finding(f"stage {stage}: Slurm refuses the job: {reason}; {_asked(wanted)}; {_has(wanted)}", True)
+        yield Finding(
+            f"stage {stage}: Slurm refuses the job: {reason}; {_asked(wanted)}; {_has(wanted)}", True
+        )
 
 
 def _unknown_partition(name: str) -> str:
@@ -85,7 +104,9 @@ def _unknown_partition(name: str) -> str:
     if not there or set(name.split(",")) <= set(there):
         return ""
     near = difflib.get_close_matches(name, there, 1, 0.4)
-    return f"no partition {name!r} on this cluster, there are {', '.join(there)}" + (f"; did you mean '{near[0]}'?" if near else "")
+    return f"no partition {name!r} on this cluster, there are {', '.join(there)}" + (
+        f"; did you mean '{near[0]}'?" if near else ""
+    )
 
 
 def _limit_min(partition: str | None) -> float:
@@ -113,7 +134,9 @@ def _asked(wanted: ClusterConfig) -> str:
         "mem_gb",
         "timeout_min",
     )
-    return "asked for " + ", ".join(f"cluster.{key}={getattr(wanted, key)}" for key in keys if getattr(wanted, key))
+    return "asked for " + ", ".join(
+        f"cluster.{key}={getattr(wanted, key)}" for key in keys if getattr(wanted, key)
+    )
 
 
 def _has(wanted: ClusterConfig) -> str:
@@ -145,15 +168,25 @@ def folders_are_shared(run: Run) -> Iterator[Finding]:
     for key, path in (("runs_dir", folder), ("shard.source", source_path(run.config))):
         kind = file_system(path)
         if path.exists() and kind not in NETWORK_FILE_SYSTEMS:
-            yield Finding(f"key '{key}': {path} lies on {kind}, a local file system: every node must see it under this path", False)
+            yield Finding(
+                f"key '{key}': {path} lies on {kind}, a local file system: every node must see it under this path",
+                False,
+            )
 
 
 def space_suffices(run: Run) -> Iterator[Finding]:
     """Room for shards and checkpoints."""
     config = run.config
-    images = 0 if STAGES["shard"].complete(config, run.run_dir) else IMAGES if config.shard.source else config.toy.n
+    images = (
+        0
+        if STAGES["shard"].complete(config, run.run_dir)
+        else IMAGES
+        if config.shard.source
+        else config.toy.n
+    )
     needed = (
-        images * RecordFormat(config.shard.size, len(CELEBA_ATTRIBUTES)).length + (config.train.keep_checkpoints + 2) * CHECKPOINT_BYTES
+        images * RecordFormat(config.shard.size, len(CELEBA_ATTRIBUTES)).length
+        + (config.train.keep_checkpoints + 2) * CHECKPOINT_BYTES
     )
     free = shutil.disk_usage(_existing(Path(config.runs_dir))).free
     if free < needed:
@@ -165,7 +198,10 @@ def space_suffices(run: Run) -> Iterator[Finding]:
 
 def weights_are_there(run: Run) -> Iterator[Finding]:
     """Weights that the evaluation loads: better now than at the end of the chain."""
-    for key, hint in (("inception_weights", "; `tools/fetch_weights.py` fetches it on a machine with internet"), ("network", "")):
+    for key, hint in (
+        ("inception_weights", "; `tools/fetch_weights.py` fetches it on a machine with internet"),
+        ("network", ""),
+    ):
         weights = getattr(run.config.eval, key)
         if weights and not Path(weights).is_file():
             yield Finding(f"key 'eval.{key}': {weights}: no such file{hint}", True)
@@ -173,7 +209,8 @@ def weights_are_there(run: Run) -> Iterator[Finding]:
 
 def mlflow_answers(run: Run) -> Iterator[Finding]:
     """A tracking server, if one is configured."""
-    from pipeline.tracking.mlflow_store import redact, tracking_uri
+    from pipeline.rundir.redact import redact
+    from pipeline.tracking.mlflow_store import tracking_uri
 
     uri = tracking_uri(run.config)
     if not run.config.tracking.enabled or not uri.startswith(("http://", "https://")):
@@ -182,11 +219,18 @@ def mlflow_answers(run: Run) -> Iterator[Finding]:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=MLFLOW_LIMIT_S).close()
     except urllib.error.HTTPError as error:
         if error.code == 403 or error.code >= 500:  # others only say that this server has no /health
-            hint = "start the server with --allowed-hosts for this name" if error.code == 403 else "is the server well?"
+            hint = (
+                "start the server with --allowed-hosts for this name"
+                if error.code == 403
+                else "is the server well?"
+            )
             yield Finding(f"key 'tracking.uri': {redact(uri)} answers {error.code}; {hint}", True)
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", error)
-        yield Finding(f"key 'tracking.uri': {redact(uri)} does not answer ({why}); start the server, or set tracking.enabled=false", True)
+        yield Finding(
+            f"key 'tracking.uri': {redact(uri)} does not answer ({why}); start the server, or set tracking.enabled=false",
+            True,
+        )
 
 
 def walltime_is_sound(run: Run) -> Iterator[Finding]:

@@ -6,7 +6,18 @@ import re
 import shutil
 import subprocess
 
-FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED", "REVOKED")
+FINAL = (
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "PREEMPTED",
+    "REVOKED",
+)
 
 
 def array_of(job_id: str) -> str:
@@ -25,7 +36,11 @@ def ask(*command: str) -> str | None:
 def job_states(ids: list[str]) -> dict[str, str]:
     """{job id: state} of those of `ids` that Slurm still knows; array tasks as 12_3."""
     queued = _table(ask("squeue", "-h", "-r", "--me", "-o", "%i|%T"))
-    past = _table(ask("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(ids)) if shutil.which("sacct") else None)
+    past = _table(
+        ask("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(ids))
+        if shutil.which("sacct")
+        else None
+    )
     found = {}
     for job in ids:
         state = queued.get(job) or past.get(job)

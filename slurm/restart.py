@@ -30,7 +30,11 @@ def wanted(run_dir: Path, stage: str, job_id: str, code: int) -> bool:
     elif len(crashes) > limits.max_restarts:
         reason = f"crashed {len(crashes)} times, so it is not started again (cluster.max_restarts)"
     else:
-        print(f"{stage}: crash {len(crashes)}, exit code {code}, saved progress {now}: the job is requeued", file=sys.stderr, flush=True)
+        print(
+            f"{stage}: crash {len(crashes)}, exit code {code}, saved progress {now}: the job is requeued",
+            file=sys.stderr,
+            flush=True,
+        )
         return True
     ledger.note_end_of_restarts(run_dir, stage, job_id, reason)
     print(f"{stage}: {reason}", file=sys.stderr, flush=True)

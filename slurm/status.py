@@ -54,7 +54,9 @@ def survey(run_dirs: list[Path]) -> list[StageStatus]:
 
 def _stage_status(run_dir: Path, config: RunConfig, stage: str, jobs: list[dict[str, Any]]) -> StageStatus:
     states = [job["state"] for job in jobs]
-    state = next((s for s in states if s not in FINAL), None) or next((s for s in states if s != "COMPLETED"), "COMPLETED")
+    state = next((s for s in states if s not in FINAL), None) or next(
+        (s for s in states if s != "COMPLETED"), "COMPLETED"
+    )
     if len(jobs) > 1 and state not in FINAL:
         state += f" ({states.count('COMPLETED')} of {len(jobs)} done)"
     error = ledger.failure(run_dir, stage)
@@ -68,7 +70,11 @@ def _stage_status(run_dir: Path, config: RunConfig, stage: str, jobs: list[dict[
 def _progress(run_dir: Path, config: RunConfig) -> str:
     train = config.train
     last = -(-train.images // train.batch_size)
-    records = [r for r in read_metrics(layout.train_dir(run_dir) / "metrics.jsonl") if "train/images_per_s" in r["values"]]
+    records = [
+        r
+        for r in read_metrics(layout.train_dir(run_dir) / "metrics.jsonl")
+        if "train/images_per_s" in r["values"]
+    ]
     if not records:
         return f"0/{last}"
     step, rate = records[-1]["step"], records[-1]["values"]["train/images_per_s"]
@@ -81,16 +87,36 @@ def duration(seconds: float) -> str:
     if seconds == float("inf"):
         return "?"
     minutes = int(seconds // 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min" if minutes else f"{seconds:.0f} s"
+    return (
+        f"{minutes // 60} h {minutes % 60:02d} min"
+        if minutes >= 60
+        else f"{minutes} min"
+        if minutes
+        else f"{seconds:.0f} s"
+    )
 
 
 def as_table(statuses: list[StageStatus]) -> str:
     """One line for each stage, then the errors."""
     rows = [
-        [s.run, s.stage, ",".join(s.jobs[:1]) + ("…" if len(s.jobs) > 1 else ""), s.state, str(s.attempt), s.progress] for s in statuses
+        [
+            s.run,
+            s.stage,
+            ",".join(s.jobs[:1]) + ("…" if len(s.jobs) > 1 else ""),
+            s.state,
+            str(s.attempt),
+            s.progress,
+        ]
+        for s in statuses
     ]
     errors = [f"{s.run}, {s.stage}: {s.error}" for s in statuses if s.error]
-    return "\n".join([columns(["run", "stage", "job", "state", "attempt", "progress"], rows, 160) or "nothing was submitted yet", *errors])
+    return "\n".join(
+        [
+            columns(["run", "stage", "job", "state", "attempt", "progress"], rows, 160)
+            or "nothing was submitted yet",
+            *errors,
+        ]
+    )
 
 
 def follow(run_dirs: list[Path]) -> Iterator[str]:
@@ -102,13 +128,17 @@ def follow(run_dirs: list[Path]) -> Iterator[str]:
         for s in statuses:
             if seen.get((s.run, s.stage)) != (s.state, s.attempt):
                 seen[s.run, s.stage] = (s.state, s.attempt)
-                yield f"{time.strftime('%H:%M:%S')} {s.run} {s.stage}: {s.state}" + (f", attempt {s.attempt}" if s.attempt > 1 else "")
+                yield f"{time.strftime('%H:%M:%S')} {s.run} {s.stage}: {s.state}" + (
+                    f", attempt {s.attempt}" if s.attempt > 1 else ""
+                )
         if all(s.ended for s in statuses):
             return
         if time.monotonic() - said >= SAY_PROGRESS_EVERY_S:
             said = time.monotonic()
             yield from (
-                f"{time.strftime('%H:%M:%S')} {s.run} {s.stage}: {s.progress}" for s in statuses if s.state == "RUNNING" and s.progress
+                f"{time.strftime('%H:%M:%S')} {s.run} {s.stage}: {s.progress}"
+                for s in statuses
+                if s.state == "RUNNING" and s.progress
             )
         time.sleep(FOLLOW_EVERY_S)
 

@@ -35,14 +35,24 @@ def read_sweep(file: Path) -> list[Cell]:
         raise ConfigError(
             f"{file}: expected the keys configs, seeds, and perhaps grid and overrides; got {tree if not tree else list(tree)}"
         )
-    configs, seeds = _items(file, tree, "configs"), _items(file, tree | {"seeds": tree.get("seeds", [0])}, "seeds")
+    configs, seeds = (
+        _items(file, tree, "configs"),
+        _items(file, tree | {"seeds": tree.get("seeds", [0])}, "seeds"),
+    )
     grid: dict[str, list[Any]] = {key: _items(file, tree["grid"], key) for key in tree.get("grid") or {}}
     common = [f"{key}={value}" for key, value in (tree.get("overrides") or {}).items()]
     cells = []
     for config, *values in itertools.product(configs, *grid.values()):
         chosen = [f"{key}={value}" for key, value in zip(grid, values, strict=True)]
-        variant = "-".join([Path(str(config)).stem, *(f"{key.rpartition('.')[2]}{value}" for key, value in zip(grid, values, strict=True))])
-        cells += [Cell(str(config), [*common, *chosen, f"seed={seed}", f"name={variant}-s{seed}"]) for seed in seeds]
+        variant = "-".join(
+            [
+                Path(str(config)).stem,
+                *(f"{key.rpartition('.')[2]}{value}" for key, value in zip(grid, values, strict=True)),
+            ]
+        )
+        cells += [
+            Cell(str(config), [*common, *chosen, f"seed={seed}", f"name={variant}-s{seed}"]) for seed in seeds
+        ]
     return cells
 
 

@@ -18,7 +18,9 @@ def jpeg(seed: int, width: int = 178, height: int = 218) -> bytes:
     return simplejpeg.encode_jpeg(pixels, quality=90)
 
 
-def make_source(folder: Path, train: int = 7, val: int = 2, test: int = 2, archive: bool = False, csv: bool = False) -> Path:
+def make_source(
+    folder: Path, train: int = 7, val: int = 2, test: int = 2, archive: bool = False, csv: bool = False
+) -> Path:
     """Write images 000001.jpg ... (train first, then val, test) and both annotations; returns `folder`."""
     n = train + val + test
     names = [f"{i:06d}.jpg" for i in range(1, n + 1)]
@@ -28,13 +30,21 @@ def make_source(folder: Path, train: int = 7, val: int = 2, test: int = 2, archi
     write_images(folder, {name: jpeg(i) for i, name in enumerate(names)}, archive)
     if csv:
         rows = [",".join([name, *map(str, row)]) for name, row in zip(names, values, strict=True)]
-        (folder / "list_attr_celeba.csv").write_text("\n".join([",".join(["image_id", *CELEBA_ATTRIBUTES]), *rows]) + "\n")
+        (folder / "list_attr_celeba.csv").write_text(
+            "\n".join([",".join(["image_id", *CELEBA_ATTRIBUTES]), *rows]) + "\n"
+        )
         rows = [f"{name},{p}" for name, p in zip(names, partition, strict=True)]
         (folder / "list_eval_partition.csv").write_text("\n".join(["image_id,partition", *rows]) + "\n")
     else:
-        rows = [f"{name} " + " ".join(f"{v:2d}" for v in row) for name, row in zip(names, values, strict=True)]
-        (folder / "list_attr_celeba.txt").write_text("\n".join([str(n), " ".join(CELEBA_ATTRIBUTES) + " ", *rows]) + "\n")
-        (folder / "list_eval_partition.txt").write_text("".join(f"{name} {p}\n" for name, p in zip(names, partition, strict=True)))
+        rows = [
+            f"{name} " + " ".join(f"{v:2d}" for v in row) for name, row in zip(names, values, strict=True)
+        ]
+        (folder / "list_attr_celeba.txt").write_text(
+            "\n".join([str(n), " ".join(CELEBA_ATTRIBUTES) + " ", *rows]) + "\n"
+        )
+        (folder / "list_eval_partition.txt").write_text(
+            "".join(f"{name} {p}\n" for name, p in zip(names, partition, strict=True))
+        )
     return folder
 
 

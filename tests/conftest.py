@@ -10,7 +10,9 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: processes of a test share two cores, and spinning threads starve each other
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch: processes of a test share two cores, and spinning threads starve each other
 
 import numpy as np
 import pytest
@@ -40,10 +42,18 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def run_ranks(script: Path, args: list[str], world_size: int, timeout_s: int = 240) -> list[subprocess.CompletedProcess]:
+def run_ranks(
+    script: Path, args: list[str], world_size: int, timeout_s: int = 240
+) -> list[subprocess.CompletedProcess]:
     """Run `script` on `world_size` real processes of one group; every one must end well."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    env = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
     ranks = [
         subprocess.Popen(
             [sys.executable, str(script), *args],
@@ -84,7 +94,9 @@ def write_noise_celeba(folder: Path, n: int, seed: int = 0) -> Path:
         Image.fromarray(image).save(folder / "img_align_celeba" / f"{i:06d}.jpg", quality=90)
         rows.append(f"{i:06d}.jpg " + " ".join(f"{v:2d}" for v in rng.choice([-1, 1], 40)))
         parts.append(f"{i:06d}.jpg {0 if i % 5 else 1 + (i % 10 == 0)}")
-    (folder / "list_attr_celeba.txt").write_text(f"{n}\n{' '.join(CELEBA_ATTRIBUTES)}\n" + "\n".join(rows) + "\n")
+    (folder / "list_attr_celeba.txt").write_text(
+        f"{n}\n{' '.join(CELEBA_ATTRIBUTES)}\n" + "\n".join(rows) + "\n"
+    )
     (folder / "list_eval_partition.txt").write_text("\n".join(parts) + "\n")
     return folder
 
@@ -146,7 +158,10 @@ def empty_store(tmp_path_factory) -> Path:
 @pytest.fixture
 def with_store(empty_store, tmp_path) -> None:
     """The database of runs in `tmp_path` is set up already."""
-    with closing(sqlite3.connect(empty_store)) as there, closing(sqlite3.connect(tmp_path / "mlflow.db")) as here:
+    with (
+        closing(sqlite3.connect(empty_store)) as there,
+        closing(sqlite3.connect(tmp_path / "mlflow.db")) as here,
+    ):
         there.backup(here)
 
 

@@ -16,7 +16,12 @@ ATTRIBUTES = ["Bald", "Eyeglasses", "Male", "Smiling"]
 
 
 def make_run(
-    runs_dir: Path, name: str = "flow_s0", overrides: tuple[str, ...] = (), steps: int = 0, evals: int = 0, **evaluation: Any
+    runs_dir: Path,
+    name: str = "flow_s0",
+    overrides: tuple[str, ...] = (),
+    steps: int = 0,
+    evals: int = 0,
+    **evaluation: Any,
 ) -> Path:
     """A run directory with `steps` metrics records and `evals` complete evaluations."""
     run_dir = runs_dir / name
@@ -38,17 +43,43 @@ def add_metrics(run_dir: Path, steps: range) -> None:
         for step in steps:
             file.write(json.dumps({"step": step, "time": 1.7e9 + step, "values": train_values(step)}) + "\n")
             if step % 10 == 0:
-                file.write(json.dumps({"step": step, "time": 1.7e9 + step + 0.5, "values": val_values(step)}) + "\n")
+                file.write(
+                    json.dumps({"step": step, "time": 1.7e9 + step + 0.5, "values": val_values(step)}) + "\n"
+                )
 
 
 def train_values(step: int) -> dict[str, float]:
     """Numbers that look like a training; step 7 has a non-finite gradient norm, as written by MetricsLog."""
     mse = 0.004 + 0.05 * math.exp(-step / 30)
     nll, kl = -9000 + 8000 * math.exp(-step / 30), 120 * (1 - math.exp(-step / 20))
-    names = ["loss", "nll", "kl", "mse", "sigma", "bits_per_dim", "beta", "lr", "grad_norm", "images_per_s", "data_wait_share"]
+    names = [
+        "loss",
+        "nll",
+        "kl",
+        "mse",
+        "sigma",
+        "bits_per_dim",
+        "beta",
+        "lr",
+        "grad_norm",
+        "images_per_s",
+        "data_wait_share",
+    ]
     grad = "inf" if step == 7 else 0.1 + math.sin(step) ** 2
     beta = min(1.0, step / 20)
-    values = [nll + beta * kl, nll, kl, mse, 2 * math.sqrt(mse) * 1.02, 4.2 + math.exp(-step / 30), beta, 1e-3, grad, 800 + step % 7, 0.03]
+    values = [
+        nll + beta * kl,
+        nll,
+        kl,
+        mse,
+        2 * math.sqrt(mse) * 1.02,
+        4.2 + math.exp(-step / 30),
+        beta,
+        1e-3,
+        grad,
+        800 + step % 7,
+        0.03,
+    ]
     return {f"train/{n}": v for n, v in zip(names, values, strict=True)}  # type: ignore[misc]
 
 
@@ -56,11 +87,18 @@ def val_values(step: int) -> dict[str, float]:
     """Validation of both sets of weights."""
     t = train_values(step)
     one = {n: t[f"train/{n}"] * 0.99 for n in ("loss", "nll", "kl", "mse", "sigma", "bits_per_dim")}
-    one |= {"active_units": min(128, 3 * step), "log_det_min": -5.0, "log_det_mean": 1.0 + step / 50, "log_det_max": 9.0}
+    one |= {
+        "active_units": min(128, 3 * step),
+        "log_det_min": -5.0,
+        "log_det_mean": 1.0 + step / 50,
+        "log_det_max": 9.0,
+    }
     return {f"{weights}/{n}": v for weights in ("val_ema", "val_raw") for n, v in one.items()}
 
 
-def add_eval(run_dir: Path, number: int, step: int = 90, fd: float = 21.5, unread: str = "", **protocol: Any) -> Path:
+def add_eval(
+    run_dir: Path, number: int, step: int = 90, fd: float = 21.5, unread: str = "", **protocol: Any
+) -> Path:
     """A complete evaluation; `protocol` overrides entries of the protocol, attribute `unread` is not read by the model."""
     folder = run_dir / "eval" / str(number)
     (folder / "samples").mkdir(parents=True)
@@ -69,8 +107,17 @@ def add_eval(run_dir: Path, number: int, step: int = 90, fd: float = 21.5, unrea
     base = {"n": 3000, "split": "test", "size": 64, "crop": 148, "weights": "ema", "step": step, "images": step * 128, "seed": 0,
             "shards_digest": "5a" * 32, "classifier_digest": "c1" * 32, "reference_digest": "4e" * 32, "features": "classifier",
             "torch": "2.13.0", "iw_images": 500, "iw_samples": 50}  # fmt: skip
-    accuracy = {a: {"accuracy": 0.9, "real_accuracy": 0.95, "shuffled_accuracy": 0.6, "read_by_model": a != unread} for a in ATTRIBUTES}
-    metrics = {"fd_classifier_samples": fd, "fd_classifier_recon": 9.25, "attribute_accuracy": 0.9, "iw_bits_per_dim": 4.4, "mse": 0.0041}
+    accuracy = {
+        a: {"accuracy": 0.9, "real_accuracy": 0.95, "shuffled_accuracy": 0.6, "read_by_model": a != unread}
+        for a in ATTRIBUTES
+    }
+    metrics = {
+        "fd_classifier_samples": fd,
+        "fd_classifier_recon": 9.25,
+        "attribute_accuracy": 0.9,
+        "iw_bits_per_dim": 4.4,
+        "mse": 0.0041,
+    }
     pair = {
         "attributes": ["Bald", "Eyeglasses"],
         "train_count": 12,
@@ -102,7 +149,9 @@ def sources_and_tags(page: str) -> tuple[set[str], set[str]]:
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             tags.add(tag)
             sources.update(
-                str(value)[:5] for key, value in attrs if key in ("src", "href", "srcset", "data", "action") or key.startswith("on")
+                str(value)[:5]
+                for key, value in attrs
+                if key in ("src", "href", "srcset", "data", "action") or key.startswith("on")
             )
 
     Reader().feed(page)
@@ -117,4 +166,9 @@ def png(shade: int, size: int = 16) -> bytes:
 
     rows = (b"\0" + bytes([40 * shade % 256]) * size) * size
     header = struct.pack(">IIBBBBB", size, size, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )

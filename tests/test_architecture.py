@@ -12,7 +12,9 @@ ROOMS = {  # inside pipeline: who may not be imported by whom
     "pipeline/data": ("pipeline.evaluation",),
     "pipeline/evaluation": (),
 }
-OWN = [p for layer in ("cvae", "pipeline", "slurm", "tools") for p in sorted((ROOT / layer).rglob("*.py"))] + [ROOT / "launch.py"]
+OWN = [
+    p for layer in ("cvae", "pipeline", "slurm", "tools") for p in sorted((ROOT / layer).rglob("*.py"))
+] + [ROOT / "launch.py"]
 
 
 def imports(file: Path) -> set[str]:
@@ -44,13 +46,21 @@ def test_rooms_of_the_pipeline(file):
         if where.startswith(room):
             assert not {n for n in names if n.startswith((*forbidden, "pipeline.stages."))}, where
     if where.startswith("pipeline/stages/") and not where.endswith("__init__.py"):
-        assert not {n for n in names if n.startswith("pipeline.stages.")}, f"{where}: stages meet in files, not in imports"
+        assert not {n for n in names if n.startswith("pipeline.stages.")}, (
+            f"{where}: stages meet in files, not in imports"
+        )
 
 
 def test_the_model_knows_nothing_of_the_cluster():
     for file in (ROOT / "cvae").glob("*.py"):
         tops = {n.split(".")[0] for n in imports(file)}
-        assert not tops & {"logging", "submitit", "mlflow", "numpy", "pathlib"} and "torch.distributed" not in imports(file), file.name
+        assert not tops & {
+            "logging",
+            "submitit",
+            "mlflow",
+            "numpy",
+            "pathlib",
+        } and "torch.distributed" not in imports(file), file.name
 
 
 def test_only_slurm_knows_submitit_and_only_vision_knows_torchvision():
@@ -66,13 +76,27 @@ def test_nothing_is_loaded_that_can_execute(file):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
-        assert called not in ("eval", "exec", "os.system", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load"), called
+        assert called not in (
+            "eval",
+            "exec",
+            "os.system",
+            "pickle.load",
+            "pickle.loads",
+            "yaml.load",
+            "yaml.unsafe_load",
+        ), called
         given = {k.arg: ast.unparse(k.value) for k in node.keywords}
-        assert called != "torch.load" or given.get("weights_only") == "True", f"{relative(file)}:{node.lineno}"
-        assert given.get("shell") != "True" and given.get("allow_pickle") != "True", f"{relative(file)}:{node.lineno}"
+        assert called != "torch.load" or given.get("weights_only") == "True", (
+            f"{relative(file)}:{node.lineno}"
+        )
+        assert given.get("shell") != "True" and given.get("allow_pickle") != "True", (
+            f"{relative(file)}:{node.lineno}"
+        )
 
 
 def test_no_module_mixes_the_images_of_a_batch():
     for file in OWN:
         for node in ast.walk(ast.parse(file.read_text())):
-            assert not (isinstance(node, ast.Attribute) and node.attr.startswith(("BatchNorm", "SyncBatchNorm"))), relative(file)
+            assert not (
+                isinstance(node, ast.Attribute) and node.attr.startswith(("BatchNorm", "SyncBatchNorm"))
+            ), relative(file)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import load as configuration
-from pipeline.config.load import flatten, load, schema
+from pipeline.config import schema
+from pipeline.config.load import flatten, load
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 
@@ -20,7 +21,9 @@ def test_every_variant_loads_under_its_own_name(file):
 
 def test_later_sources_win(tmp_path):
     (tmp_path / "a.yaml").write_text("train: {batch_size: 7, images: 8}\n")
-    config = load([tmp_path / "a.yaml"], ["train.images=9", "data.attributes=[Male,Young]", "model.prior.flow.layers=3"])
+    config = load(
+        [tmp_path / "a.yaml"], ["train.images=9", "data.attributes=[Male,Young]", "model.prior.flow.layers=3"]
+    )
     assert (config.train.batch_size, config.train.images, config.model.prior.flow.layers) == (7, 9, 3)
     assert config.data.attributes == ["Male", "Young"]
 
@@ -41,7 +44,10 @@ def test_base_comes_first(tmp_path):
         ("model.net.channels=base: x", "merge"),
         ("train.bach_size=3", "unknown key 'train.bach_size'; did you mean 'train.batch_size'"),
         ("train.batch_size=abc", "'train.batch_size'.*'abc'.*Integer"),
-        ("model.prior.name=flwo", "'model.prior.name': got 'flwo', expected one of standard, gaussian, flow; did you mean 'flow'"),
+        (
+            "model.prior.name=flwo",
+            "'model.prior.name': got 'flwo', expected one of standard, gaussian, flow; did you mean 'flow'",
+        ),
         ("train.batch_size=0", "'train.batch_size': got 0, expected at least 1"),
         ("nonsense", "expected key=value"),
         ("name=../x", "expected letters, digits"),
@@ -54,7 +60,10 @@ def test_mistakes_name_key_and_remedy(override, said):
         load([], [override])
 
 
-@pytest.mark.parametrize("text,said", [("- 1\n", "found a list"), ("a: [1\n", "not a valid YAML"), ("trian: {}\n", "did you mean 'train'")])
+@pytest.mark.parametrize(
+    "text,said",
+    [("- 1\n", "found a list"), ("a: [1\n", "not a valid YAML"), ("trian: {}\n", "did you mean 'train'")],
+)
 def test_broken_files_are_named(tmp_path, text, said):
     file = tmp_path / "x.yaml"
     file.write_text(text)
@@ -83,7 +92,10 @@ def test_dump_and_load_are_inverse(tmp_path):
 
 def test_resources_of_a_stage_override_the_cluster():
     cluster = load([], ["cluster.nodes=4", "cluster.stages.eval.nodes=1"]).cluster
-    assert configuration.resources(cluster, "eval").nodes == 1 and configuration.resources(cluster, "train").nodes == 4
+    assert (
+        configuration.resources(cluster, "eval").nodes == 1
+        and configuration.resources(cluster, "train").nodes == 4
+    )
 
 
 def test_nothing_changes_a_configuration_after_loading():

@@ -11,7 +11,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pinned() -> dict[str, str]:
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==\S+", line) for line in lines), "an exact version per line"
     return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
 
@@ -30,7 +34,9 @@ def closure(names: list[str]) -> set[str]:
             continue
         seen.add(name)
         wanted = [Requirement(text) for text in needs]
-        waiting += [canonicalize_name(r.name) for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
+        waiting += [
+            canonicalize_name(r.name) for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})
+        ]
     return seen
 
 

@@ -52,10 +52,15 @@ def test_import_needs_no_heavy_package(tmp_path):
 
 
 def test_dry_run_needs_neither_torch_nor_slurm_and_writes_nothing(tmp_path):
-    code = BLOCK.format(blocked={"torch", "mlflow"}) + "launch.main(['--cluster', 'slurm', '--dry-run', 'runs_dir=runs', 'eval.block=7'])"
+    code = (
+        BLOCK.format(blocked={"torch", "mlflow"})
+        + "launch.main(['--cluster', 'slurm', '--dry-run', 'runs_dir=runs', 'eval.block=7'])"
+    )
     done = python(code, tmp_path, PATH="/nowhere")
     assert done.returncode == 0, done.stderr
-    assert "#SBATCH --dependency='afterok:<sigma_cvae-classifier>,aftercorr:<sigma_cvae-train>'" in done.stdout
+    assert (
+        "#SBATCH --dependency='afterok:<sigma_cvae-classifier>,aftercorr:<sigma_cvae-train>'" in done.stdout
+    )
     assert f"runs_dir: {tmp_path}/runs" in done.stdout and "block: 7" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -88,7 +93,18 @@ def test_mistakes_are_one_line(argv, said, tmp_path, monkeypatch, capsys):
 
 
 def test_overrides_may_stand_anywhere(tmp_path):
-    argv = ["eval.n=1", "--config", "sigma_cvae", "seed=3", "--overlay", "demo", "toy.n=9", "--stages", "eval", f"runs_dir={tmp_path}"]
+    argv = [
+        "eval.n=1",
+        "--config",
+        "sigma_cvae",
+        "seed=3",
+        "--overlay",
+        "demo",
+        "toy.n=9",
+        "--stages",
+        "eval",
+        f"runs_dir={tmp_path}",
+    ]
     run = resolve(*argv)[0]
     assert (run.config.eval.n, run.config.seed, run.config.toy.n) == (1, 3, 9)
     assert run.run_dir == tmp_path / "sigma_cvae"
@@ -112,7 +128,15 @@ def test_paths_are_absolute(tmp_path, monkeypatch):
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
     """A run directory with a checkpoint, launched on a cluster."""
-    run = resolve("--cluster", "slurm", "--config", "sigma_cvae", f"runs_dir={tmp_path}", "cluster.partition=gpu", "train.images=1000")[0]
+    run = resolve(
+        "--cluster",
+        "slurm",
+        "--config",
+        "sigma_cvae",
+        f"runs_dir={tmp_path}",
+        "cluster.partition=gpu",
+        "train.images=1000",
+    )[0]
     launch.prepare(run.run_dir, run.config, ["train"])
     checkpoints = run.run_dir / "train" / "checkpoints"
     checkpoints.mkdir(parents=True)
@@ -147,7 +171,9 @@ def test_refused_launch_changes_nothing(trained, capsys):
 
 
 def test_what_may_change_is_recorded(trained):
-    longer = resolve("--run-dir", str(trained), "--cluster", "local", "train.images=2000", "data.verify=always")[0]
+    longer = resolve(
+        "--run-dir", str(trained), "--cluster", "local", "train.images=2000", "data.verify=always"
+    )[0]
     launch.require_continuable(trained, longer.config)
     launch.prepare(trained, longer.config, ["train"])
     first, second = [json.loads(line) for line in (trained / "config_history.jsonl").read_text().splitlines()]
@@ -170,7 +196,15 @@ def test_without_checkpoints_everything_may_change(tmp_path):
 def test_a_real_stage_here(tmp_path, monkeypatch, capsys):
     """`shard` as a local job from another working directory: its log is shown, a second launch finds it complete."""
     monkeypatch.chdir(tmp_path)
-    argv = ["--config", "sigma_cvae", "toy.n=12", "shard.samples_per_shard=4", "tracking.enabled=false", "--stages", "shard"]
+    argv = [
+        "--config",
+        "sigma_cvae",
+        "toy.n=12",
+        "shard.samples_per_shard=4",
+        "tracking.enabled=false",
+        "--stages",
+        "shard",
+    ]
     launch.main(argv)
     out = capsys.readouterr().out
     assert "sigma_cvae-shard: job" in out and "shard[0] I" in out

@@ -53,9 +53,16 @@ def make_shards(config: RunConfig, train: int = 60, val: int = 40, test: int = 4
         content = form.pack([f"{i:06d}" for i in range(n)], labels, images + np.uint8(shift)).tobytes() + TAIL
         (folder / f"{split}-00000.tar").write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
-        splits[split] = {"shards": [{"file": f"{split}-00000.tar", "samples": n, "bytes": len(content), "sha256": digest}]}
+        splits[split] = {
+            "shards": [{"file": f"{split}-00000.tar", "samples": n, "bytes": len(content), "sha256": digest}]
+        }
     shards = [entry for split in splits.values() for entry in split["shards"]]
-    manifest = {"format": layout.SHARD_FORMAT, "content_digest": content_digest(shards), "size": SIZE, "attributes": ATTRIBUTES}
+    manifest = {
+        "format": layout.SHARD_FORMAT,
+        "content_digest": content_digest(shards),
+        "size": SIZE,
+        "attributes": ATTRIBUTES,
+    }
     write_json(folder / "manifest.json", manifest | {"splits": splits})
 
 
@@ -65,9 +72,14 @@ def make_classifier(config: RunConfig) -> None:
     net, folder = classifier.AttributeNet(len(ATTRIBUTES)).eval(), layout.classifier_dir(config)
     val = Shards(layout.shards_dir(config), "val")
     with torch.no_grad():
-        logits = net(torch.from_numpy(val.gather(np.arange(len(val)))[0]).permute(0, 3, 1, 2) / 127.5 - 1).numpy()
+        logits = net(
+            torch.from_numpy(val.gather(np.arange(len(val)))[0]).permute(0, 3, 1, 2) / 127.5 - 1
+        ).numpy()
     classifier.save(folder, net, ATTRIBUTES, SIZE)
-    write_json(folder / "metrics.json", {"val": classifier.scores(logits, val.attributes(), np.median(logits, 0), ATTRIBUTES)})
+    write_json(
+        folder / "metrics.json",
+        {"val": classifier.scores(logits, val.attributes(), np.median(logits, 0), ATTRIBUTES)},
+    )
 
 
 def make_checkpoint(run_dir: Path, config: RunConfig, attributes: list[str]) -> CVAE:
@@ -76,9 +88,19 @@ def make_checkpoint(run_dir: Path, config: RunConfig, attributes: list[str]) -> 
     (run_dir / "config.yaml").write_text(dump(config))
     torch.manual_seed(2)
     model = CVAE(config.model, SIZE, len(attributes)).eval()
-    tensors = {f"{kind}.{name}": t.clone() for kind in ("model", "ema") for name, t in model.state_dict().items()}
-    validation = {f"val_{w}/{k}": v for w in ("ema", "raw") for k, v in (("loss", 1.0), ("s2", 0.2), ("s2_fit", 0.2))}
-    meta = {"images": 120, "size": SIZE, "attributes": attributes, "sections": layout.trained_sections(config), "validation": validation}
+    tensors = {
+        f"{kind}.{name}": t.clone() for kind in ("model", "ema") for name, t in model.state_dict().items()
+    }
+    validation = {
+        f"val_{w}/{k}": v for w in ("ema", "raw") for k, v in (("loss", 1.0), ("s2", 0.2), ("s2_fit", 0.2))
+    }
+    meta = {
+        "images": 120,
+        "size": SIZE,
+        "attributes": attributes,
+        "sections": layout.trained_sections(config),
+        "validation": validation,
+    }
     meta |= {"seconds": 1.0, "scaler": {}}
     Checkpoints(layout.checkpoints_dir(run_dir)).save(10, tensors, meta)
     return model

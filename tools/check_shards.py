@@ -47,24 +47,40 @@ def damage(folder: Path) -> dict[str, str]:
         return ""
 
     start = time.monotonic()
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # hashing and reading leave the interpreter alone
-        found = {entry["file"]: reason for entry, reason in zip(entries, pool.map(why, entries), strict=True) if reason}
+    with ThreadPoolExecutor(
+        len(os.sched_getaffinity(0))
+    ) as pool:  # hashing and reading leave the interpreter alone
+        found = {
+            entry["file"]: reason
+            for entry, reason in zip(entries, pool.map(why, entries), strict=True)
+            if reason
+        }
     seconds, megabytes = time.monotonic() - start, sum(entry["bytes"] for entry in entries) / 1e6
     log.info("%d shards, %.0f MB in %.2f s: %.0f MB/s", len(entries), megabytes, seconds, megabytes / seconds)
     known = {entry["file"] for entry in entries}
-    return found | {tar.name: f"{tar}: is not listed in {MANIFEST}" for tar in folder.glob("*.tar") if tar.name not in known}
+    return found | {
+        tar.name: f"{tar}: is not listed in {MANIFEST}"
+        for tar in folder.glob("*.tar")
+        if tar.name not in known
+    }
 
 
 def repair(folder: Path, names: set[str], run_dir: Path) -> None:
     """Write the tars `names` again from the source; each takes its place only if it is byte for byte what the manifest lists."""
     config = run_config(run_dir)
     if layout.shards_dir(config).resolve() != folder.resolve():
-        raise DataError(f"{run_dir}: its shards are {layout.shards_dir(config)}, not {folder}; give a run that was trained on these")
+        raise DataError(
+            f"{run_dir}: its shards are {layout.shards_dir(config)}, not {folder}; give a run that was trained on these"
+        )
     celeba, tasks = planned(config, Context(run_dir, Ranks(), StopFlag(), log), len(os.sched_getaffinity(0)))
     manifest = read_manifest(folder, strangers="ignore")
     if manifest["source"] != celeba.digests:
-        raise DataError(f"{celeba.images}: is not the source that these shards were made from (its digests differ); nothing was changed")
-    wanted = {entry["file"]: entry["sha256"] for split in manifest["splits"].values() for entry in split["shards"]}
+        raise DataError(
+            f"{celeba.images}: is not the source that these shards were made from (its digests differ); nothing was changed"
+        )
+    wanted = {
+        entry["file"]: entry["sha256"] for split in manifest["splits"].values() for entry in split["shards"]
+    }
     with tempfile.TemporaryDirectory(dir=folder, prefix=".repair-") as aside:
         for task in tasks:
             if task.file.name not in names:
@@ -72,7 +88,9 @@ def repair(folder: Path, names: set[str], run_dir: Path) -> None:
             fresh = Path(aside) / task.file.name
             write_shard(replace(task, file=fresh, done=None))
             if sha256(fresh) != wanted[task.file.name]:
-                raise DataError(f"{task.file}: made again from {celeba.images}, it differs from {MANIFEST}: the images have changed")
+                raise DataError(
+                    f"{task.file}: made again from {celeba.images}, it differs from {MANIFEST}: the images have changed"
+                )
             os.replace(fresh, task.file)
             sync_folder(folder)
             log.info("%s: made again", task.file)
@@ -81,13 +99,21 @@ def repair(folder: Path, names: set[str], run_dir: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Command line. Raises DataError; exits with 1 where damage is left."""
     parser = argparse.ArgumentParser(
-        prog="tools/check_shards.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="tools/check_shards.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help="folder of tars that holds manifest.json, or a run directory")
-    parser.add_argument("--repair", metavar="RUN_DIR", type=Path, help="make damaged tars again with this run's configuration")
+    parser.add_argument(
+        "folder", type=Path, help="folder of tars that holds manifest.json, or a run directory"
+    )
+    parser.add_argument(
+        "--repair", metavar="RUN_DIR", type=Path, help="make damaged tars again with this run's configuration"
+    )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    folder = layout.shards_dir(run_config(args.folder)) if (args.folder / "config.yaml").exists() else args.folder
+    folder = (
+        layout.shards_dir(run_config(args.folder)) if (args.folder / "config.yaml").exists() else args.folder
+    )
     found = damage(folder)
     for reason in found.values():
         print(reason)

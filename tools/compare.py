@@ -18,12 +18,22 @@ from pipeline.tracking.mlflow_store import tagged_run_dirs
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="tools/compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="tools/compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run_dir", type=Path, nargs="*", help="run directory with a finished evaluation")
-    parser.add_argument("--tag", metavar="KEY=VALUE", action="append", default=[], help="runs with this tag in MLflow")
-    parser.add_argument("--uri", default="sqlite:///runs/mlflow.db", help="MLflow store of --tag (default: %(default)s)")
-    parser.add_argument("--experiment", default="cvae", help="MLflow experiment of --tag (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="also write the tables and the pictures side by side to this HTML file")
+    parser.add_argument(
+        "--tag", metavar="KEY=VALUE", action="append", default=[], help="runs with this tag in MLflow"
+    )
+    parser.add_argument(
+        "--uri", default="sqlite:///runs/mlflow.db", help="MLflow store of --tag (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--experiment", default="cvae", help="MLflow experiment of --tag (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="also write the tables and the pictures side by side to this HTML file"
+    )
     args = parser.parse_args()
     run_dirs = [*args.run_dir, *(tagged_run_dirs(args.uri, args.experiment, args.tag) if args.tag else [])]
     if not run_dirs:

@@ -46,8 +46,16 @@ def fetch(url: str, file: Path, digest: str) -> None:
         raise FetchError(f"{url}: answered {error.code} {error.reason}; is the address right?") from None
     except OSError as error:
         reason = getattr(error, "reason", error)
-        proxies = ", ".join(f"{kind} {uri.rpartition('@')[2]}" for kind, uri in urllib.request.getproxies().items() if kind != "no")
-        how = f"through the proxy ({proxies})" if proxies else "without a proxy; if this network has one, set https_proxy"
+        proxies = ", ".join(
+            f"{kind} {uri.rpartition('@')[2]}"
+            for kind, uri in urllib.request.getproxies().items()
+            if kind != "no"
+        )
+        how = (
+            f"through the proxy ({proxies})"
+            if proxies
+            else "without a proxy; if this network has one, set https_proxy"
+        )
         raise FetchError(
             f"{url}: {reason}, asked {how}. On a machine that reaches it run this tool again, or copy the file to {file.absolute()}"
         ) from None
@@ -70,7 +78,14 @@ def download(url: str, part: Path) -> None:
         resumed = answer.status == 206
         have = have if resumed else 0
         total = have + int(answer.headers.get("Content-Length") or 0)
-        bar = tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=part.name[1:-5], disable=not sys.stderr.isatty())
+        bar = tqdm(
+            total=total or None,
+            initial=have,
+            unit="B",
+            unit_scale=True,
+            desc=part.name[1:-5],
+            disable=not sys.stderr.isatty(),
+        )
         with open(part, "ab" if resumed else "wb") as opened, bar:
             while chunk := answer.read(CHUNK):
                 opened.write(chunk)
@@ -78,7 +93,9 @@ def download(url: str, part: Path) -> None:
             opened.flush()
             os.fsync(opened.fileno())
     if total and part.stat().st_size < total:
-        raise OSError(f"the connection ended after {part.stat().st_size:,} of {total:,} bytes; run this again to go on")
+        raise OSError(
+            f"the connection ended after {part.stat().st_size:,} of {total:,} bytes; run this again to go on"
+        )
 
 
 def require_digest(found: Path, file: Path, digest: str) -> None:
@@ -88,15 +105,25 @@ def require_digest(found: Path, file: Path, digest: str) -> None:
         return
     if found != file:
         found.unlink()
-    raise DataError(f"{file}: sha256 {there[:16]}… does not begin with {digest}: not the official file; remove it and fetch it again")
+    raise DataError(
+        f"{file}: sha256 {there[:16]}… does not begin with {digest}: not the official file; remove it and fetch it again"
+    )
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="tools/fetch_weights.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="tools/fetch_weights.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=Path, nargs="?", default=Path("weights") / NAME, help="where to put it (default: %(default)s)")
+    parser.add_argument(
+        "file",
+        type=Path,
+        nargs="?",
+        default=Path("weights") / NAME,
+        help="where to put it (default: %(default)s)",
+    )
     parser.add_argument("--url", default=URL, help="a mirror of the official file (default: %(default)s)")
     args = parser.parse_args()
     started = time.monotonic()

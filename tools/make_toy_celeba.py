@@ -16,11 +16,17 @@ from pipeline.errors import exit_code
 
 def main() -> None:
     """Parse the command line and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--n", type=int, default=4000, help="number of faces")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make; left alone if it is complete already")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to make; left alone if it is complete already"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other faces")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="the result does not depend on it")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="the result does not depend on it"
+    )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     make_toy_celeba(args.out, args.n, args.seed, args.processes, logging.getLogger("toy"))

@@ -16,7 +16,11 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="tools/status.py", description=__doc__)
     parser.add_argument("run_dir", type=Path, nargs="+", help="run directory that holds config.yaml")
-    parser.add_argument("--follow", action="store_true", help="print what changes until every job has ended; Ctrl-C leaves the jobs alone")
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="print what changes until every job has ended; Ctrl-C leaves the jobs alone",
+    )
     args = parser.parse_args()
     run_dirs = [run_dir.absolute() for run_dir in args.run_dir]
     try:

@@ -10,7 +10,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.errors import exit_code
 from pipeline.rundir.record import run_config
-from pipeline.tracking.sync import Feeder, redact, tracking_uri
+from pipeline.rundir.redact import redact
+from pipeline.tracking.mlflow_store import tracking_uri
+from pipeline.tracking.mlflow_sync import Feeder
 
 
 def main() -> None:
@@ -20,7 +22,9 @@ def main() -> None:
     for run_dir in parser.parse_args().run_dir:
         config = run_config(run_dir)
         Feeder(run_dir.absolute()).push()
-        print(f"{run_dir}: {redact(tracking_uri(config)) if config.tracking.enabled else 'tracking.enabled is false, nothing sent'}")
+        print(
+            f"{run_dir}: {redact(tracking_uri(config)) if config.tracking.enabled else 'tracking.enabled is false, nothing sent'}"
+        )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ from pipeline.errors import ConfigError
 
 MAX_DEPTH = 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-OmegaConf.clear_resolver("oc.env")  # a configuration from others must not read the environment, where secrets are
+OmegaConf.clear_resolver(
+    "oc.env"
+)  # a configuration from others must not read the environment, where secrets are
 
 
 def load(files: list[Path], overrides: list[str] | None = None, base: RunConfig | None = None) -> RunConfig:
@@ -57,7 +59,9 @@ def _with_bases(file: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, Dic
     if base is None:
         return [(file, delta)]
     if not isinstance(base, str) or not _NAME.fullmatch(base):
-        raise ConfigError(f"{file}: `base:` is {str(base)[:80]!r}, expected the name of a .yaml file beside it")
+        raise ConfigError(
+            f"{file}: `base:` is {str(base)[:80]!r}, expected the name of a .yaml file beside it"
+        )
     if file in seen:
         raise ConfigError(f"{file}: its `base:` leads back to itself")
     return [*_with_bases(file.parent / f"{base}.yaml", (*seen, file)), (file, delta)]
@@ -75,7 +79,9 @@ def _read_yaml(file: Path) -> DictConfig:
     except Exception as error:
         raise ConfigError(f"{file}: not a valid YAML file: {_first_line(error)}") from None
     if not isinstance(delta, DictConfig):
-        raise ConfigError(f"{file}: expected `key: value` lines at the top level, found a list or a single value")
+        raise ConfigError(
+            f"{file}: expected `key: value` lines at the top level, found a list or a single value"
+        )
     return delta
 
 
@@ -86,7 +92,9 @@ def _refuse_tricks(text: str, origin: str) -> None:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
-                raise ConfigError(f"{origin}: YAML aliases (*name) and more than {MAX_DEPTH} levels are not accepted; write the value out")
+                raise ConfigError(
+                    f"{origin}: YAML aliases (*name) and more than {MAX_DEPTH} levels are not accepted; write the value out"
+                )
     except yaml.YAMLError:
         return  # said better where it is loaded
 
@@ -95,8 +103,13 @@ def _merge(config: DictConfig, delta: DictConfig, origin: str) -> DictConfig:
     try:
         merged = OmegaConf.merge(config, delta)
     except (ConfigKeyError, ConfigAttributeError) as error:
-        raise ConfigError(f"{origin}: unknown key '{error.full_key}'{_nearest_key(str(error.full_key))}") from None
-    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a section where a value is expected, or the reverse
+        raise ConfigError(
+            f"{origin}: unknown key '{error.full_key}'{_nearest_key(str(error.full_key))}"
+        ) from None
+    except (
+        OmegaConfBaseException,
+        TypeError,
+    ) as error:  # TypeError: a section where a value is expected, or the reverse
         key = getattr(error, "full_key", None)
         where = f"key '{key}': " if key else ""
         raise ConfigError(f"{origin}: {where}{_first_line(error)}") from None
@@ -144,7 +157,11 @@ def _check(config: RunConfig) -> None:
     for key in AT_LEAST_ONE:
         if values[key] < 1:
             raise ConfigError(f"key '{key}': got {values[key]}, expected at least 1")
-    if not config.name or not all(c.isalnum() or c in "._-" for c in config.name) or config.name.startswith("."):
+    if (
+        not config.name
+        or not all(c.isalnum() or c in "._-" for c in config.name)
+        or config.name.startswith(".")
+    ):
         raise ConfigError(f"key 'name': got {config.name!r}, expected letters, digits, '.', '_' and '-'")
 
 

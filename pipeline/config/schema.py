@@ -61,7 +61,9 @@ class TrainConfig:
 
     images: int = 150_000  # images seen in all
     batch_size: int = 64  # GLOBAL batch, split over the ranks
-    micro_batch: int = 0  # most images per rank in one forward pass (gradient accumulation); 0: the rank's whole share
+    micro_batch: int = (
+        0  # most images per rank in one forward pass (gradient accumulation); 0: the rank's whole share
+    )
     kl_warmup_images: int = 15_000  # beta rises linearly from 0 to 1 over this many images
     ema_decay: float = 0.999
     precision: str = "auto"  # auto | fp32 | bf16 | fp16 | fp64
@@ -76,7 +78,9 @@ class TrainConfig:
     profile: int = 0  # steps to trace with torch.profiler
     threads: int = 0  # CPU threads per rank; 0: cores / ranks on this node
     timeout_s: int = 600  # of the process group while training starts
-    stall_s: int = 180  # a step that takes longer ends the job with the names of the ranks that did not answer; 0: off
+    stall_s: int = (
+        180  # a step that takes longer ends the job with the names of the ranks that did not answer; 0: off
+    )
     init_from: str = ""  # run directory whose best weights training starts from
 
 

@@ -63,7 +63,16 @@ def columns(names: list[str], wanted: list[str]) -> list[int]:
 class TrainBatches:
     """The global batch of any step, cut for one rank: a pure function of (seed, step, rank, world size)."""
 
-    def __init__(self, shards: Shards, config: DataConfig, seed: int, batch_size: int, z_dim: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        shards: Shards,
+        config: DataConfig,
+        seed: int,
+        batch_size: int,
+        z_dim: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
         self.shards, self.config, self.seed, self.z_dim = shards, config, seed, z_dim
         self.batch_size, self.share = batch_size, share(batch_size, rank, world_size)
         self.stream = Stream(shards.bounds, seed, config.shards_at_once)
@@ -79,7 +88,9 @@ class TrainBatches:
         rng = generator(self.seed, "augment", step)
         flip = rng.random(self.batch_size)[mine] < (0.5 if self.config.flip else 0.0)
         angle = rng.uniform(-1, 1, self.batch_size)[mine] * np.deg2rad(self.config.rotation_degrees)
-        noise = generator(self.seed, "noise", step).standard_normal((self.batch_size, self.z_dim), dtype=np.float32)[mine]
+        noise = generator(self.seed, "noise", step).standard_normal(
+            (self.batch_size, self.z_dim), dtype=np.float32
+        )[mine]
         return Batch(
             indices,
             torch.from_numpy(images),
@@ -89,7 +100,9 @@ class TrainBatches:
             torch.from_numpy(noise),
         )
 
-    def to_device(self, batch: Batch, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    def to_device(
+        self, batch: Batch, device: torch.device, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Batch -> x [b, 3, S, S] in [-1, 1], flipped and rotated; y [b, A]; noise [b, D], all of `dtype` on `device`."""
         images, attributes, flip, angle, noise = (t.to(device, non_blocking=True) for t in batch[1:])
         x = to_float(flip_images(images, flip) if self.config.flip else images, dtype)

@@ -18,7 +18,12 @@ def plan(bounds: np.ndarray, seed: int, epoch: int, shards_at_once: int) -> np.n
     rng = generator(seed, "order", epoch)
     shards = rng.permutation(len(bounds) - 1)
     blocks = [shards[i : i + shards_at_once] for i in range(0, len(shards), shards_at_once)]
-    return np.concatenate([rng.permutation(np.concatenate([np.arange(bounds[s], bounds[s + 1]) for s in block])) for block in blocks])
+    return np.concatenate(
+        [
+            rng.permutation(np.concatenate([np.arange(bounds[s], bounds[s + 1]) for s in block]))
+            for block in blocks
+        ]
+    )
 
 
 class Stream:

@@ -6,6 +6,7 @@ import numpy as np
 import simplejpeg
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 WIDTH, HEIGHT = 178, 218  # of an aligned CelebA image
 
@@ -41,3 +42,8 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
     nchw = torch.from_numpy(images).permute(0, 3, 1, 2)
     resized = F.interpolate(nchw, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return resized.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Images [B, 3, S, S] in [-1, 1] -> [B, S, S, 3] as they would be stored: the nearest of 256 levels; the inverse of `to_float`."""
+    return x.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1)

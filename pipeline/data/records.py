@@ -10,7 +10,9 @@ import tarfile
 
 import numpy as np
 
-KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")  # a dot would end WebDataset's key; a longer or non-ASCII name needs a second tar header
+KEY = re.compile(
+    r"[A-Za-z0-9_-]{1,90}"
+)  # a dot would end WebDataset's key; a longer or non-ASCII name needs a second tar header
 TAIL = bytes(1024)  # the two zero blocks that end a tar
 _BLOCK = 512
 _NPY_HEADER = 128
@@ -61,7 +63,9 @@ class RecordFormat:
             for at, header in self.headers(key):
                 record[at : at + len(header)] = np.frombuffer(header, np.uint8)
         records[:, self.attrs_at : self.attrs_at + self.attrs_bytes] = attributes
-        records[:, self.image_at : self.image_at + self.image_bytes] = images.reshape(len(keys), self.image_bytes)
+        records[:, self.image_at : self.image_at + self.image_bytes] = images.reshape(
+            len(keys), self.image_bytes
+        )
         return records
 
     def column(self, tar: np.ndarray, samples: int, at: int, length: int) -> np.ndarray:

@@ -45,11 +45,17 @@ def read_manifest(folder: Path, strangers: str = "refuse") -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{file}: is damaged; delete it and run the shard stage again") from None
     if form != SHARD_FORMAT:
-        raise DataError(f"{file}: shards of format {form!r:.80}, expected {SHARD_FORMAT}; delete {folder} and run the shard stage again")
+        raise DataError(
+            f"{file}: shards of format {form!r:.80}, expected {SHARD_FORMAT}; delete {folder} and run the shard stage again"
+        )
     if not sound:
-        raise DataError(f"{file}: is damaged (its content_digest does not fit its list of shards); delete it and run the shard stage again")
+        raise DataError(
+            f"{file}: is damaged (its content_digest does not fit its list of shards); delete it and run the shard stage again"
+        )
     if not intact(manifest):
-        raise DataError(f"{file}: is damaged (its digest does not fit its content); delete it and run the shard stage again")
+        raise DataError(
+            f"{file}: is damaged (its digest does not fit its content); delete it and run the shard stage again"
+        )
     for stranger in sorted({tar.name for tar in folder.glob("*.tar")} - {entry["file"] for entry in entries}):
         if strangers == "refuse":
             raise DataError(f"{folder / stranger}: is not listed in {MANIFEST}; remove it")
@@ -69,7 +75,12 @@ def _sound(manifest: dict[str, Any]) -> bool:
             files.append(e["file"])
     names = manifest["attributes"]
     listed = isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names)
-    return listed and len(set(files)) == len(files) and type(manifest["size"]) is int and 0 < manifest["size"] <= MAX_SIZE
+    return (
+        listed
+        and len(set(files)) == len(files)
+        and type(manifest["size"]) is int
+        and 0 < manifest["size"] <= MAX_SIZE
+    )
 
 
 class Shards:
@@ -83,7 +94,9 @@ class Shards:
     def __init__(self, folder: Path, split: str, verify: str = "once", damaged: str = "stop") -> None:
         self.manifest = read_manifest(folder, "refuse" if damaged == "stop" else "ignore")
         if split not in self.manifest["splits"]:
-            raise DataError(f"{folder / MANIFEST}: no split {split!r}, expected one of {', '.join(self.manifest['splits'])}")
+            raise DataError(
+                f"{folder / MANIFEST}: no split {split!r}, expected one of {', '.join(self.manifest['splits'])}"
+            )
         self.size: int = self.manifest["size"]
         self.attribute_names: list[str] = self.manifest["attributes"]
         self.content_digest: str = self.manifest["content_digest"]
@@ -96,18 +109,24 @@ class Shards:
             if isinstance(result, DataError):
                 if damaged == "stop":
                     raise result
-                log.warning("%s; its %d samples are left out (data.damaged=exclude)", result, entry["samples"])
+                log.warning(
+                    "%s; its %d samples are left out (data.damaged=exclude)", result, entry["samples"]
+                )
                 self.excluded[entry["file"]] = entry["samples"]
         entries = [entry for entry in listed if entry["file"] not in self.excluded]
         self._maps = [result for result in opened if not isinstance(result, DataError)]
         if not entries:
-            raise DataError(f"{folder}: no intact shard of the {split} split is left; run the shard stage again")
+            raise DataError(
+                f"{folder}: no intact shard of the {split} split is left; run the shard stage again"
+            )
         samples = [entry["samples"] for entry in entries]
         self.bounds = np.concatenate([[0], np.cumsum(samples)]).astype(np.int64)  # [n_shards + 1]
         tars = [np.frombuffer(mapped, np.uint8) for mapped in self._maps]
         form = self.format
         self._bytes = [memoryview(mapped) for mapped in self._maps]
-        self._attributes = [form.column(tar, n, form.attrs_at, form.attrs_bytes) for tar, n in zip(tars, samples, strict=True)]
+        self._attributes = [
+            form.column(tar, n, form.attrs_at, form.attrs_bytes) for tar, n in zip(tars, samples, strict=True)
+        ]
         self._keys = [form.keys(tar, n) for tar, n in zip(tars, samples, strict=True)]
         self._announced = np.zeros(len(tars), bool)
 
@@ -136,7 +155,10 @@ class Shards:
     def keys(self, indices: np.ndarray) -> list[str]:
         """Keys (image names without .jpg) of the samples at positions `indices`."""
         shard_of, local = self._locate(indices)
-        return [key_of(bytes(self._keys[shard][row])) for shard, row in zip(shard_of.tolist(), local.tolist(), strict=True)]
+        return [
+            key_of(bytes(self._keys[shard][row]))
+            for shard, row in zip(shard_of.tolist(), local.tolist(), strict=True)
+        ]
 
     def _locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shard and row of each position; IndexError outside [0, N)."""
@@ -159,7 +181,9 @@ def _array(rows: list[memoryview], shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(bytearray().join(rows), np.uint8).reshape(len(rows), *shape)
 
 
-def _open_or_why(folder: Path, entry: dict[str, Any], form: RecordFormat, verify: str) -> mmap.mmap | DataError:
+def _open_or_why(
+    folder: Path, entry: dict[str, Any], form: RecordFormat, verify: str
+) -> mmap.mmap | DataError:
     try:
         return open_shard(folder, entry, form, verify)
     except DataError as error:
@@ -176,10 +200,14 @@ def open_shard(folder: Path, entry: dict[str, Any], form: RecordFormat, verify: 
     try:
         size = file.stat().st_size
     except OSError as error:
-        raise DataError(f"{file}: is listed in {MANIFEST} but cannot be read ({error.strerror}); {mend}") from None
+        raise DataError(
+            f"{file}: is listed in {MANIFEST} but cannot be read ({error.strerror}); {mend}"
+        ) from None
     expected = entry["samples"] * form.length + len(TAIL)
     if size != entry["bytes"] or size != expected:
-        raise DataError(f"{file}: has {size} bytes, expected {entry['bytes']} ({entry['samples']} samples); {mend}")
+        raise DataError(
+            f"{file}: has {size} bytes, expected {entry['bytes']} ({entry['samples']} samples); {mend}"
+        )
     if not _verified(file, entry["sha256"], verify):
         raise DataError(f"{file}: its sha256 differs from {MANIFEST}, so its content is damaged; {mend}")
     with file.open("rb") as opened:
@@ -187,7 +215,9 @@ def open_shard(folder: Path, entry: dict[str, Any], form: RecordFormat, verify: 
     key = key_of(mapped[:100].rstrip(b"\0"))
     for at, header in form.headers(key or "?"):
         if mapped[at : at + len(header)] != header:
-            raise DataError(f"{file}: the first record's headers at byte {at} are not those of its size and type; {mend}")
+            raise DataError(
+                f"{file}: the first record's headers at byte {at} are not those of its size and type; {mend}"
+            )
     return mapped
 
 
@@ -213,5 +243,13 @@ def _note(file: Path, expected: str) -> Path | None:
     except RuntimeError:
         return None
     stat = file.stat()
-    identity = [socket.gethostname(), str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, expected]
+    identity = [
+        socket.gethostname(),
+        str(file.resolve()),
+        stat.st_size,
+        stat.st_mtime_ns,
+        stat.st_ctime_ns,
+        stat.st_ino,
+        expected,
+    ]
     return cache / "cvae-shards" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()

@@ -29,7 +29,9 @@ def staged(folder: Path, target: str, log: Logger, damaged: str = "stop") -> Pat
         return folder
     place = Path(os.path.expandvars(target))
     if "$" in str(place):
-        log.warning("data.stage_to=%s: not set on this node; shards are read in place, from %s", target, folder)
+        log.warning(
+            "data.stage_to=%s: not set on this node; shards are read in place, from %s", target, folder
+        )
         return folder
     local = place / "cvae-shards" / folder.name
     try:
@@ -50,13 +52,19 @@ def staged(folder: Path, target: str, log: Logger, damaged: str = "stop") -> Pat
 def _copy(folder: Path, local: Path, log: Logger) -> Path:
     manifest = read_manifest(folder)
     text = (folder / MANIFEST).read_bytes()
-    if (local / MANIFEST).exists() and (local / MANIFEST).read_bytes() == text:  # written last, so the tars are there
+    if (local / MANIFEST).exists() and (
+        local / MANIFEST
+    ).read_bytes() == text:  # written last, so the tars are there
         return local
     entries = [entry for split in manifest["splits"].values() for entry in split["shards"]]
     needed, free = sum(entry["bytes"] for entry in entries), shutil.disk_usage(local).free
     if free < needed * SPARE:
         log.warning(
-            "%s: the shards need %.3g GB, %.3g GB are free; they are read in place, from %s", local, needed / 1e9, free / 1e9, folder
+            "%s: the shards need %.3g GB, %.3g GB are free; they are read in place, from %s",
+            local,
+            needed / 1e9,
+            free / 1e9,
+            folder,
         )
         return folder
     for entry in entries:

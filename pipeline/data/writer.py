@@ -52,13 +52,23 @@ def plan_shards(celeba: Celeba, config: ShardConfig, folder: Path) -> list[Shard
     for index, split in enumerate(SPLITS):
         members = np.flatnonzero(celeba.partition == index)
         # Raw bits of a counter-based generator, sorted: the same permutation in every version of numpy.
-        bits = np.random.Philox(key=np.array([config.seed % 2**64, index], np.uint64)).random_raw(len(members))
+        bits = np.random.Philox(key=np.array([config.seed % 2**64, index], np.uint64)).random_raw(
+            len(members)
+        )
         shuffled = members[np.argsort(bits, kind="stable")]
         count = -(-len(members) // config.samples_per_shard)
         for number in range(count):
             rows = np.sort(shuffled[number * len(members) // count : (number + 1) * len(members) // count])
             names = [celeba.names[row] for row in rows]
-            tasks.append(ShardTask(folder / f"{split}-{number:05d}.tar", celeba.images, names, celeba.attributes[rows], config))
+            tasks.append(
+                ShardTask(
+                    folder / f"{split}-{number:05d}.tar",
+                    celeba.images,
+                    names,
+                    celeba.attributes[rows],
+                    config,
+                )
+            )
     return tasks
 
 
@@ -68,7 +78,9 @@ def check_space(tasks: list[ShardTask], folder: Path) -> None:
     needed = sum(len(task.names) * record + len(TAIL) for task in tasks if not task.file.exists())
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise DataError(f"{folder}: the shards need {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free; make room or set another runs_dir")
+        raise DataError(
+            f"{folder}: the shards need {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free; make room or set another runs_dir"
+        )
 
 
 # ---- one shard
@@ -90,7 +102,9 @@ def write_shard(task: ShardTask) -> ShardReport:
         with temporary.open("wb") as file:
             for start in range(0, len(task.names), CHUNK):
                 rows, images = _load_images(task, range(start, min(start + CHUNK, len(task.names))), skipped)
-                records = record.pack([task.names[row].removesuffix(".jpg") for row in rows], task.attributes[rows], images)
+                records = record.pack(
+                    [task.names[row].removesuffix(".jpg") for row in rows], task.attributes[rows], images
+                )
                 file.write(records.data)
                 digest.update(records.data)
                 kept += rows
@@ -99,12 +113,16 @@ def write_shard(task: ShardTask) -> ShardReport:
             file.flush()
             os.fsync(file.fileno())
         if not kept:
-            raise DataError(f"{task.images}: all {len(task.names)} images of {task.file.name} are damaged: {' '.join(skipped[0])}")
+            raise DataError(
+                f"{task.images}: all {len(task.names)} images of {task.file.name} are damaged: {' '.join(skipped[0])}"
+            )
         os.replace(temporary, task.file)
     finally:
         temporary.unlink(missing_ok=True)
     counts = task.attributes[kept].sum(axis=0, dtype=np.int64).tolist()
-    return ShardReport(task.file.name, len(kept), len(kept) * record.length + len(TAIL), digest.hexdigest(), counts, skipped)
+    return ShardReport(
+        task.file.name, len(kept), len(kept) * record.length + len(TAIL), digest.hexdigest(), counts, skipped
+    )
 
 
 def _load_images(task: ShardTask, rows: range, skipped: list[list[str]]) -> tuple[list[int], np.ndarray]:
@@ -139,7 +157,9 @@ def write_shards(tasks: list[ShardTask], processes: int, stop: StopFlag) -> Iter
             _honour(stop)
             yield write_shard(task)
         return
-    context = multiprocessing.get_context("spawn")  # fork is not safe beside threads (torch, the log, tracking)
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # fork is not safe beside threads (torch, the log, tracking)
     pool = ProcessPoolExecutor(min(processes, len(tasks)), context, _start_worker)
     futures = [pool.submit(write_shard, task) for task in tasks]
     try:

@@ -69,7 +69,9 @@ class Classifier:
 
 def save(folder: Path, net: AttributeNet, attributes: list[str], size: int) -> None:
     """Write model.safetensors and model.json."""
-    weights = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()})
+    weights = safetensors.torch.save(
+        {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
+    )
     meta = {"attributes": attributes, "size": size, "digest": hashlib.sha256(weights).hexdigest()}
     write_bytes(folder / "model.safetensors", weights)
     write_json(folder / "model.json", meta)
@@ -84,7 +86,9 @@ def load(folder: Path, device: torch.device) -> Classifier:
         meta, scores = (json.loads((folder / name).read_text()) for name in ("model.json", "metrics.json"))
         weights = (folder / "model.safetensors").read_bytes()
     except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename}: not there; run the `classifier` stage of this configuration first") from None
+        raise CheckpointError(
+            f"{error.filename}: not there; run the `classifier` stage of this configuration first"
+        ) from None
     if (found := hashlib.sha256(weights).hexdigest()) != meta["digest"]:
         raise CheckpointError(
             f"{folder / 'model.safetensors'}: damaged: sha256 {found[:12]}..., expected {meta['digest'][:12]}...;"
@@ -97,7 +101,9 @@ def load(folder: Path, device: torch.device) -> Classifier:
     return Classifier(net, meta["attributes"], meta["size"], meta["digest"], thresholds)
 
 
-def scores(logits: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, attributes: list[str]) -> dict[str, Any]:
+def scores(
+    logits: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, attributes: list[str]
+) -> dict[str, Any]:
     """Accuracy at probability 0.5, balanced accuracy at `thresholds`, average precision: means over attributes and each one's own.
 
     logits and labels [N, A]. An attribute that is always or never there in the split has no balanced accuracy (null).
@@ -105,9 +111,17 @@ def scores(logits: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, attri
     accuracy = ((logits > 0) == labels).mean(0)
     balanced = balanced_accuracy(logits > thresholds, labels)
     precision = np.array([average_precision(*columns) for columns in zip(logits.T, labels.T, strict=True)])
-    columns = {"accuracy": accuracy, "balanced_accuracy": balanced, "ap": precision, "positive": labels.mean(0), "threshold": thresholds}
+    columns = {
+        "accuracy": accuracy,
+        "balanced_accuracy": balanced,
+        "ap": precision,
+        "positive": labels.mean(0),
+        "threshold": thresholds,
+    }
     each = {
-        name: {column: None if np.isnan(values[i]) else float(values[i]) for column, values in columns.items()}
+        name: {
+            column: None if np.isnan(values[i]) else float(values[i]) for column, values in columns.items()
+        }
         for i, name in enumerate(attributes)
     }
     means = {column: float(np.nanmean(columns[column])) for column in ("accuracy", "balanced_accuracy", "ap")}

@@ -17,16 +17,18 @@ import torch
 from torch import Tensor
 
 from cvae.distributions import DiagonalGaussian, Distribution, FlowDistribution
-from cvae.losses import importance_weighted_bound, squared_error
+from cvae.importance import importance_weighted_bound
+from cvae.losses import squared_error
 from cvae.model import CVAE
 from pipeline.config.schema import EvalConfig
 from pipeline.data.loader import columns, to_float
+from pipeline.data.pixels import to_uint8
 from pipeline.data.shards import Shards
 from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.rare import FIGURE_5, Combination, Counts, requests
 from pipeline.evaluation.reference import reference_features, reference_key
-from pipeline.runtime.blocks import map_blocks, spread, to_uint8
+from pipeline.runtime.blocks import map_blocks, spread
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.keyed import keyed_normal
 from pipeline.training.checkpoint import CheckpointInfo
@@ -47,7 +49,9 @@ class Evidence:
     ranks: Ranks
     reference_dir: Path
     crop: int
-    annotations: tuple[np.ndarray, np.ndarray] | None = None  # of all of CelebA, where its files are at hand: uint8 [N, A], split [N]
+    annotations: tuple[np.ndarray, np.ndarray] | None = (
+        None  # of all of CelebA, where its files are at hand: uint8 [N, A], split [N]
+    )
     clock: dict[str, float] = field(default_factory=dict)  # seconds
 
     def has(self, *parts: str) -> bool:
@@ -83,7 +87,9 @@ class Evidence:
     def annotated(self) -> np.ndarray:
         """All attributes of the n images, in the classifier's order, uint8 [n, A]."""
         shards = self.splits[self.settings.split]
-        return shards.attributes()[self.positions(self.settings.split)][:, columns(shards.attribute_names, self.classifier.attributes)]
+        return shards.attributes()[self.positions(self.settings.split)][
+            :, columns(shards.attribute_names, self.classifier.attributes)
+        ]
 
     @cached_property
     def real(self) -> Rows:
@@ -100,7 +106,11 @@ class Evidence:
         """The first extractor's features of `neighbour_images` training images: what could have been learnt by heart."""
         shards, (extractor, *_) = self.splits["train"], self.extractors
         key = reference_key(shards, "train", self.memory_n, self.settings.block, extractor, self.crop)
-        return {extractor.metric: reference_features(self.reference_dir, shards, key, extractor, self.ranks, self.clock)}
+        return {
+            extractor.metric: reference_features(
+                self.reference_dir, shards, key, extractor, self.ranks, self.clock
+            )
+        }
 
     @property
     def memory_n(self) -> int:
@@ -110,11 +120,16 @@ class Evidence:
     def reference_keys(self, split: str) -> list[dict[str, Any]]:
         """What the cached features of a split depend on, one for each extractor."""
         shards, n = self.splits[split], len(self.positions(split))
-        return [reference_key(shards, split, n, self.settings.block, extractor, self.crop) for extractor in self.extractors]
+        return [
+            reference_key(shards, split, n, self.settings.block, extractor, self.crop)
+            for extractor in self.extractors
+        ]
 
     def _reference(self, split: str) -> Rows:
         return {
-            extractor.metric: reference_features(self.reference_dir, self.splits[split], key, extractor, self.ranks, self.clock)
+            extractor.metric: reference_features(
+                self.reference_dir, self.splits[split], key, extractor, self.ranks, self.clock
+            )
             for extractor, key in zip(self.extractors, self.reference_keys(split), strict=True)
         }
 
@@ -152,7 +167,12 @@ class Evidence:
             prior = self.model.prior(y)
             encoded = self.model.encode(self._images(indices), y).sample(self.noise("encoded", indices))
             drawn = prior.sample(self.noise("samples", indices))
-            found = {"encoded": encoded, "drawn": drawn, "log_p_encoded": prior.log_prob(encoded), "log_p_drawn": prior.log_prob(drawn)}
+            found = {
+                "encoded": encoded,
+                "drawn": drawn,
+                "log_p_encoded": prior.log_prob(encoded),
+                "log_p_drawn": prior.log_prob(drawn),
+            }
             return found | {"log_det": log_det(prior, drawn)}
 
         return self._map(rows, self.n)
@@ -170,7 +190,9 @@ class Evidence:
         """
         held_out = [self.labels(split) for split in ("val", "test") if split in ("val", self.settings.split)]
         train = self.labels("train")
-        annotated = self.annotations[0][self.annotations[1] == 0][:, self._read_of_all] if self.annotations else train
+        annotated = (
+            self.annotations[0][self.annotations[1] == 0][:, self._read_of_all] if self.annotations else train
+        )
         return Counts(annotated, train, np.concatenate(held_out), self.info.attributes)
 
     @property
@@ -183,7 +205,9 @@ class Evidence:
         names, chosen = self.info.attributes, torch.full((64, 3), -1.0, dtype=torch.float64)
         if self.ranks.is_main:
             figure = [tuple(map(names.index, case)) for case in FIGURE_5 if set(case) <= set(names)]
-            for row, combination in zip(chosen, [*self.counts.rare(2), *self.counts.rare(3), *figure], strict=False):
+            for row, combination in zip(
+                chosen, [*self.counts.rare(2), *self.counts.rare(3), *figure], strict=False
+            ):
                 row[: len(combination)] = torch.tensor(combination)
         chosen = self.ranks.reduce_sum((chosen + 1).to(self.ranks.device) * self.ranks.is_main).long() - 1
         return [self.counts.of(tuple(i for i in row if i >= 0)) for row in chosen.tolist() if row[0] >= 0]
@@ -193,14 +217,21 @@ class Evidence:
         """Features of `rare_samples` samples for each of `combinations`."""
         labels, settings = self.labels(self.settings.split), self.settings
         return [
-            (c, self._sample("rare/" + "+".join(c.attributes), self.requests(c.attributes, settings.rare_samples)))
+            (
+                c,
+                self._sample(
+                    "rare/" + "+".join(c.attributes), self.requests(c.attributes, settings.rare_samples)
+                ),
+            )
             for c in self.combinations
             if len(labels) and settings.rare_samples
         ]
 
     def requests(self, attributes: tuple[str, ...], n: int) -> np.ndarray:
         """`n` rows of attributes of the split, uint8 [n, A], in which `attributes` are set."""
-        return requests(self.labels(self.settings.split), self.info.attributes, attributes, n, self.settings.seed)
+        return requests(
+            self.labels(self.settings.split), self.info.attributes, attributes, n, self.settings.seed
+        )
 
     @cached_property
     def log_likelihood(self) -> Rows:
@@ -208,14 +239,21 @@ class Evidence:
 
         "iw" with the model's own decoder variance and, where that was not fitted, "iw_fitted" with SSE / (N P) of training images.
         """
-        variances = {"iw": self.info.s2} | ({"iw_fitted": self.info.s2_fit} if self.info.s2_fit != self.info.s2 else {})
+        variances = {"iw": self.info.s2} | (
+            {"iw_fitted": self.info.s2_fit} if self.info.s2_fit != self.info.s2 else {}
+        )
         chosen = spread(min(self.n, self.settings.iw_images), self.n)
 
         def rows(indices: np.ndarray) -> dict[str, Tensor]:
             indices = chosen[indices]
-            y, noise = self.condition(self.requested[indices]), self.noise("importance", indices, self.settings.iw_samples)
+            y, noise = (
+                self.condition(self.requested[indices]),
+                self.noise("importance", indices, self.settings.iw_samples),
+            )
             x, noise = self._images(indices), noise.transpose(0, 1)
-            return {name: importance_weighted_bound(self.model, x, y, noise, s2) for name, s2 in variances.items()}
+            return {
+                name: importance_weighted_bound(self.model, x, y, noise, s2) for name, s2 in variances.items()
+            }
 
         return self._map(rows, len(chosen))
 
@@ -242,7 +280,9 @@ class Evidence:
 
     def noise(self, purpose: str, indices: np.ndarray, *shape: int) -> Tensor:
         """Standard normal [n, *shape, D], a function of purpose and index alone."""
-        return keyed_normal(self.settings.seed, purpose, indices, (*shape, self.model.z_dim)).to(self.ranks.device)
+        return keyed_normal(self.settings.seed, purpose, indices, (*shape, self.model.z_dim)).to(
+            self.ranks.device
+        )
 
     def condition(self, labels: np.ndarray) -> Tensor:
         """Rows of attributes as the model takes them."""
@@ -258,7 +298,9 @@ class Evidence:
         return {extractor.metric: extractor(images) for extractor in self.extractors}
 
     def _mse(self, x: Tensor, decoded: Tensor) -> Tensor:
-        return squared_error(x, decoded).double() / (4 * self.model.pixels)  # [-1, 1] -> [0, 1] halves an error
+        return squared_error(x, decoded).double() / (
+            4 * self.model.pixels
+        )  # [-1, 1] -> [0, 1] halves an error
 
 
 def edges(x: Tensor) -> Tensor:

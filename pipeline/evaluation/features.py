@@ -80,9 +80,15 @@ class NetworkFeatures:
     def __init__(self, classifier: Classifier, settings: EvalConfig, device: torch.device) -> None:
         """Read the file `eval.network`. Raises ConfigError or DataError where file, architecture and digest do not fit together."""
         content = _read("eval.network", settings.network)
-        self.digest, self.device, self.size = hashlib.sha256(content).hexdigest(), device, settings.network_size
+        self.digest, self.device, self.size = (
+            hashlib.sha256(content).hexdigest(),
+            device,
+            settings.network_size,
+        )
         if settings.network_sha256 and settings.network_sha256 != self.digest:
-            raise DataError(f"{settings.network}: sha256 {self.digest}, but key 'eval.network_sha256' expects {settings.network_sha256}")
+            raise DataError(
+                f"{settings.network}: sha256 {self.digest}, but key 'eval.network_sha256' expects {settings.network_sha256}"
+            )
         if settings.network_name:
             net = vision.network(settings.network_name, content)
             self.metric = f"fd_{settings.network_name}"
@@ -94,7 +100,9 @@ class NetworkFeatures:
                 f"key 'eval.network': {settings.network} is taken for TorchScript, which is a program: if you trust it, say so with"
                 f" eval.network_sha256={self.digest}; for a .safetensors of a torchvision architecture set eval.network_name"
             )
-        self.digest = hashlib.sha256(f"{self.digest} {settings.network_name} {self.size}".encode()).hexdigest()
+        self.digest = hashlib.sha256(
+            f"{self.digest} {settings.network_name} {self.size}".encode()
+        ).hexdigest()
         self.net = net.to(device).eval()
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -112,7 +120,11 @@ FEATURES: dict[str, type[ClassifierFeatures] | type[InceptionFeatures] | type[Ne
 
 def extractors(classifier: Classifier, settings: EvalConfig, device: torch.device) -> list[Features]:
     """The classifier's features, and those whose weights the configuration names."""
-    wanted = {"classifier": True, "inception": bool(settings.inception_weights), "network": bool(settings.network)}
+    wanted = {
+        "classifier": True,
+        "inception": bool(settings.inception_weights),
+        "network": bool(settings.network),
+    }
     return [FEATURES[name](classifier, settings, device) for name, there in wanted.items() if there]
 
 

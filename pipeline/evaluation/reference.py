@@ -29,17 +29,38 @@ WAIT_S = 300.0  # below the time-out of a process group: the other ranks wait in
 
 def library_versions() -> dict[str, str]:
     """The libraries on whose version a feature or a distance may depend."""
-    return {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "torch-fidelity", "numpy")}
+    return {
+        name: importlib.metadata.version(name) for name in ("torch", "torchvision", "torch-fidelity", "numpy")
+    }
 
 
-def reference_key(shards: Shards, split: str, n: int, block: int, extractor: Features, crop: int) -> dict[str, Any]:
+def reference_key(
+    shards: Shards, split: str, n: int, block: int, extractor: Features, crop: int
+) -> dict[str, Any]:
     """Everything that the features of `n` real images of a split depend on."""
-    images = {"shards": shards.content_digest, "split": split, "n": n, "crop": crop, "size": shards.size, "block": block}
-    return {**images, "features": extractor.metric, "features_digest": extractor.digest, "versions": library_versions()}
+    images = {
+        "shards": shards.content_digest,
+        "split": split,
+        "n": n,
+        "crop": crop,
+        "size": shards.size,
+        "block": block,
+    }
+    return {
+        **images,
+        "features": extractor.metric,
+        "features_digest": extractor.digest,
+        "versions": library_versions(),
+    }
 
 
 def reference_features(
-    folder: Path, shards: Shards, key: dict[str, Any], extractor: Features, ranks: Ranks, clock: dict[str, float] | None = None
+    folder: Path,
+    shards: Shards,
+    key: dict[str, Any],
+    extractor: Features,
+    ranks: Ranks,
+    clock: dict[str, float] | None = None,
 ) -> np.ndarray:
     """Features [n, F] of the images that `key` describes, from the cache where it holds them (all ranks take part).
 
@@ -56,7 +77,12 @@ def reference_features(
 
 
 def _compute(
-    file: Path, shards: Shards, key: dict[str, Any], extractor: Features, ranks: Ranks, clock: dict[str, float] | None
+    file: Path,
+    shards: Shards,
+    key: dict[str, Any],
+    extractor: Features,
+    ranks: Ranks,
+    clock: dict[str, float] | None,
 ) -> np.ndarray:
 
     positions = spread(key["n"], len(shards))
@@ -66,7 +92,10 @@ def _compute(
 
     features = map_blocks(rows, key["n"], key["block"], ranks, clock)["features"]
     if ranks.is_main:
-        write_bytes(file, safetensors.numpy.save({"features": features}, {name: str(value) for name, value in key.items()}))
+        write_bytes(
+            file,
+            safetensors.numpy.save({"features": features}, {name: str(value) for name, value in key.items()}),
+        )
     return features
 
 

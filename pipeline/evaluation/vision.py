@@ -66,7 +66,9 @@ def inception(weights: Any) -> Any:
     _torchvision()
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
+    return FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights
+    )
 
 
 def network(name: str, weights: bytes) -> nn.Module:
@@ -84,13 +86,17 @@ def network(name: str, weights: bytes) -> nn.Module:
         )
     try:
         state = safetensors.torch.load(weights)
-        net = models.get_model(name, weights=None, **({"init_weights": False} if name in ("inception_v3", "googlenet") else {}))
+        net = models.get_model(
+            name, weights=None, **({"init_weights": False} if name in ("inception_v3", "googlenet") else {})
+        )
         last = next(part for part in ("fc", "classifier", "heads", "head") if hasattr(net, part))
         state = {key: value for key, value in state.items() if not key.startswith(f"{last}.")}
         setattr(net, last, nn.Identity())
         net.load_state_dict(state)
     except (safetensors.SafetensorError, RuntimeError) as error:
-        raise DataError(f"key 'eval.network': not safetensors weights of torchvision's {name}: {str(error).splitlines()[0]}") from None
+        raise DataError(
+            f"key 'eval.network': not safetensors weights of torchvision's {name}: {str(error).splitlines()[0]}"
+        ) from None
     return net
 
 
@@ -98,7 +104,9 @@ def imagenet_input(images: torch.Tensor, size: int) -> torch.Tensor:
     """uint8 images [B, S, S, 3] -> float [B, 3, size, size], resized with antialiasing, with ImageNet's mean and deviation removed."""
     x = images.permute(0, 3, 1, 2).float() / 255
     x = nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
-    return (x - x.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / x.new_tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    return (x - x.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / x.new_tensor([0.229, 0.224, 0.225]).view(
+        3, 1, 1
+    )
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray, subsets: int, subset_size: int) -> tuple[float, float]:

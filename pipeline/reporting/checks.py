@@ -41,20 +41,38 @@ def _of_training(model: ModelConfig, records: list[dict[str, Any]]) -> Iterator[
     if len(sigma) and model.variance.name != "unit":
         off = np.abs(sigma**2 / (4 * mse) - 1).max()  # mse is on the [0, 1] scale
         found = f"at most {off:.2g} relative, {len(sigma)} steps"
-        yield Check("is σ*² the MSE of the global batch, at every step?", found, _word(off < 1e-6), "relative difference below 1e-6")
+        yield Check(
+            "is σ*² the MSE of the global batch, at every step?",
+            found,
+            _word(off < 1e-6),
+            "relative difference below 1e-6",
+        )
     sigma, held_out = _series(records, "val_ema/sigma", "val_ema/mse")
     if len(sigma) > 2 and model.variance.name != "unit":
         moving = len(set(sigma)) > 1 and len(set(held_out)) > 1  # a constant has no ranks
         rank = float(spearmanr(sigma, held_out).statistic) if moving else 0.0
-        ends = " to ".join(f"σ* {number(s)}, √MSE {number(2 * math.sqrt(m))}" for s, m in ((sigma[i], held_out[i]) for i in (0, -1)))
+        ends = " to ".join(
+            f"σ* {number(s)}, √MSE {number(2 * math.sqrt(m))}"
+            for s, m in ((sigma[i], held_out[i]) for i in (0, -1))
+        )
         text = f"rank correlation {rank:.3f} over {len(sigma)} validations ({ends})"
-        yield Check("does σ* follow the error on held-out images?", text, _word(rank > 0.9), "rank correlation above 0.9")
+        yield Check(
+            "does σ* follow the error on held-out images?",
+            text,
+            _word(rank > 0.9),
+            "rank correlation above 0.9",
+        )
     low, high = _series(records, "val_ema/log_det_min", "val_ema/log_det_max")
     if len(low) and model.prior.name == "flow":
         limit = log_det_limit(model)
         text = f"log|det ∂f/∂z| from {number(low.min())} to {number(high.max())} nats on held-out images ({len(low)} validations)"
         rule = f"within half of the bound ±{number(2 * limit)}: no singular map"
-        yield Check("does the flow's Jacobian stay away from singular?", text, _word(max(-low.min(), high.max()) < limit), rule)
+        yield Check(
+            "does the flow's Jacobian stay away from singular?",
+            text,
+            _word(max(-low.min(), high.max()) < limit),
+            rule,
+        )
 
 
 def _of_the_prior(model: ModelConfig, evaluation: Evaluation) -> Iterator[Check]:
@@ -63,12 +81,20 @@ def _of_the_prior(model: ModelConfig, evaluation: Evaluation) -> Iterator[Check]
         low, high = evaluation.intervals[name]
         text = f"balanced accuracy {number(metrics[name])} [{number(low)}, {number(high)}] from drawn z"
         text += f", {number(metrics['label_structure_encoded'])} from encoded z"
-        yield Check("do z drawn from p(z|y) carry the labels?", text, _word(low > 0.5), "interval above 0.5; t-SNE: the drawing “latents”")
+        yield Check(
+            "do z drawn from p(z|y) carry the labels?",
+            text,
+            _word(low > 0.5),
+            "interval above 0.5; t-SNE: the drawing “latents”",
+        )
     curvature = metrics.get("flow_curvature_nats")
     if curvature is not None and model.prior.name == "flow":
         text = f"log|det ∂f/∂z| varies by {number(curvature)} nats beyond what y explains"
         yield Check(
-            "is the prior more than a moved and rescaled Gaussian?", text, _word(curvature > CURVED_NATS), f"above {CURVED_NATS:g} nat"
+            "is the prior more than a moved and rescaled Gaussian?",
+            text,
+            _word(curvature > CURVED_NATS),
+            f"above {CURVED_NATS:g} nat",
         )
     gap = metrics.get("prior_density_gap")
     if gap is not None:
@@ -83,7 +109,9 @@ def _of_the_prior(model: ModelConfig, evaluation: Evaluation) -> Iterator[Check]
 def _series(records: list[dict[str, Any]], *names: str) -> tuple[np.ndarray, ...]:
     """The values of several metrics at the steps where all are finite, each [n]."""
     rows = [[r["values"].get(name, math.nan) for name in names] for r in records]
-    return tuple(np.array([row for row in rows if all(map(math.isfinite, row))], np.float64).reshape(-1, len(names)).T)
+    return tuple(
+        np.array([row for row in rows if all(map(math.isfinite, row))], np.float64).reshape(-1, len(names)).T
+    )
 
 
 def _word(yes: bool | np.bool_) -> str:

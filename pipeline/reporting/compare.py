@@ -14,7 +14,18 @@ from pipeline.reporting.comparison import (
     protocol_line,
     read_entries,
 )
-from pipeline.reporting.page import Cell, drawing, gallery, heading, page, paragraph, picture, section, subheading, table
+from pipeline.reporting.page import (
+    Cell,
+    drawing,
+    gallery,
+    heading,
+    page,
+    paragraph,
+    picture,
+    section,
+    subheading,
+    table,
+)
 from pipeline.reporting.plots import RUN_COLOURS, panel, series
 from pipeline.reporting.seeds import seed_parts, seed_text, several_seeds
 from pipeline.reporting.text import columns
@@ -41,7 +52,12 @@ def compare(run_dirs: list[Path], out: Path | None = None) -> str:
             *seed_text(group),
         ]
     if out is not None:
-        write_text(out, page("Comparison", [heading("Comparison", {"runs": len(entries)}), *_page_parts(groups, warning)]))
+        write_text(
+            out,
+            page(
+                "Comparison", [heading("Comparison", {"runs": len(entries)}), *_page_parts(groups, warning)]
+            ),
+        )
     return "\n\n".join(part for part in parts if part)
 
 
@@ -69,7 +85,9 @@ def _html_table(head: list[str], rows: list[list[str]]) -> str:
     def cell(text: str) -> Cell:
         return text.strip("* "), "n best" if text.endswith("*") else "n off" if text == "not read" else "n"
 
-    lines = [("reference" if row[0] in ("floor", "ceiling") else "", [row[0], *map(cell, row[1:])]) for row in rows]
+    lines = [
+        ("reference" if row[0] in ("floor", "ceiling") else "", [row[0], *map(cell, row[1:])]) for row in rows
+    ]
     return table([head[0], *((text, "n") for text in head[1:])], lines)
 
 
@@ -78,7 +96,9 @@ def _side_by_side(group: list[Entry]) -> list[str]:
     names = dict.fromkeys(file.name for e in group for file in e.evaluation.pictures)
     parts = []
     for name in names:
-        shown = [picture(file, e.name) for e in group if (file := e.evaluation.folder / "samples" / name).exists()]
+        shown = [
+            picture(file, e.name) for e in group if (file := e.evaluation.folder / "samples" / name).exists()
+        ]
         parts += [subheading(Path(name).stem.replace("_", " ")), gallery(shown)]
     return parts
 
@@ -87,8 +107,16 @@ def _curves(entries: list[Entry]) -> list[str]:
     """Validation curves of all runs in one drawing for each quantity; they depend on no evaluation."""
     read = [(e, read_metrics(layout.train_dir(e.run_dir) / "metrics.jsonl")) for e in entries]
     figures = []
-    for name, caption in (("bits_per_dim", "bits per dimension"), ("kl", "KL, nats"), ("sigma", "σ*"), ("active_units", "active units")):
-        lines = [series(records, f"val_ema/{name}", e.name, RUN_COLOURS[i % len(RUN_COLOURS)]) for i, (e, records) in enumerate(read)]
+    for name, caption in (
+        ("bits_per_dim", "bits per dimension"),
+        ("kl", "KL, nats"),
+        ("sigma", "σ*"),
+        ("active_units", "active units"),
+    ):
+        lines = [
+            series(records, f"val_ema/{name}", e.name, RUN_COLOURS[i % len(RUN_COLOURS)])
+            for i, (e, records) in enumerate(read)
+        ]
         if lines := [line for line in lines if len(line.steps)]:
             figures.append(drawing(panel(caption, lines), f"{caption}; validation, averaged weights"))
     return figures

@@ -32,7 +32,9 @@ class Entry:
     @property
     def read(self) -> frozenset[str]:
         """Attributes that the model reads."""
-        return frozenset(name for name, row in self.evaluation.per_attribute.items() if row.get("read_by_model", True))
+        return frozenset(
+            name for name, row in self.evaluation.per_attribute.items() if row.get("read_by_model", True)
+        )
 
 
 def read_entries(run_dirs: list[Path]) -> list[Entry]:
@@ -43,7 +45,9 @@ def read_entries(run_dirs: list[Path]) -> list[Entry]:
         config = record.run_config(run_dir)
         found = record.headline(record.evaluations(run_dir))
         if found is None:
-            raise DataError(f"{run_dir}: no complete evaluation in it; `python launch.py --run-dir {run_dir} --stages eval` makes one")
+            raise DataError(
+                f"{run_dir}: no complete evaluation in it; `python launch.py --run-dir {run_dir} --stages eval` makes one"
+            )
         done = record.read_json(layout.train_dir(run_dir) / "done.json") or {}
         shown = name if names.count(name) == 1 else f"{run_dir.absolute().parent.name}/{name}"
         entries.append(Entry(run_dir, shown[-SHOWN:], config.seed, done.get("seconds"), found))
@@ -68,8 +72,14 @@ def differences(groups: list[list[Entry]]) -> str:
     protocols = [group[0].protocol for group in groups]
     keys = dict.fromkeys(key for protocol in protocols for key in protocol)
     differing = {key: [_short(protocol.get(key, "–")) for protocol in protocols] for key in keys}
-    lines = [f"  {key}: {' | '.join(values)}" for key, values in differing.items() if len({str(p.get(key)) for p in protocols}) > 1]
-    return "\n".join([f"{len(groups)} protocols: numbers of different tables cannot be compared. They differ in", *lines])
+    lines = [
+        f"  {key}: {' | '.join(values)}"
+        for key, values in differing.items()
+        if len({str(p.get(key)) for p in protocols}) > 1
+    ]
+    return "\n".join(
+        [f"{len(groups)} protocols: numbers of different tables cannot be compared. They differ in", *lines]
+    )
 
 
 def _short(value: Any) -> str:
@@ -81,7 +91,11 @@ def protocol_line(entry: Entry) -> str:
     p = entry.protocol
     split, n, size, crop, weights = (p.get(key, "?") for key in ("split", "n", "size", "crop", "weights"))
     text = f"{split} split, N = {n}, {size} px (crop {crop}), {weights} weights"
-    digests = [f"{key.removesuffix('_digest')} {str(value)[:8]}" for key, value in p.items() if key.endswith("_digest")]
+    digests = [
+        f"{key.removesuffix('_digest')} {str(value)[:8]}"
+        for key, value in p.items()
+        if key.endswith("_digest")
+    ]
     return text + "\n" + ", ".join(digests)
 
 
@@ -125,7 +139,13 @@ def headline_rows(group: list[Entry]) -> tuple[list[str], list[list[str]]]:
     """Head and rows: one row for each run, then floors and ceilings."""
     names = metric_names([e.evaluation for e in group])
     best = {name: _best(group, name) for name in names}
-    head = ["run", "seed", "images seen", "training", *(f"{name} {direction(name)}".strip() for name in names)]
+    head = [
+        "run",
+        "seed",
+        "images seen",
+        "training",
+        *(f"{name} {direction(name)}".strip() for name in names),
+    ]
     rows = []
     for e in group:
         facts = [e.name, str(e.seed), number(e.evaluation.protocol.get("images")), duration(e.seconds)]
@@ -141,8 +161,16 @@ def attribute_rows(group: list[Entry]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name in names:
         table = [(e.evaluation.per_attribute.get(name, {}), name in e.read) for e in group]
-        real = next((number(row["real_accuracy"]) for row, _ in table if row.get("real_accuracy") is not None), "–")
-        rows.append([name, *(number(row.get("accuracy")) + ("" if read else " (not read)") for row, read in table), real])
+        real = next(
+            (number(row["real_accuracy"]) for row, _ in table if row.get("real_accuracy") is not None), "–"
+        )
+        rows.append(
+            [
+                name,
+                *(number(row.get("accuracy")) + ("" if read else " (not read)") for row, read in table),
+                real,
+            ]
+        )
     return ["attribute accuracy", *(e.name for e in group), "real images"], rows
 
 

@@ -29,7 +29,10 @@ def draw_latents(evidence: Evidence, units: list[dict], folder: Path) -> None:
         name = evidence.settings.projection
         points = PROJECTIONS[name](z, evidence.settings.seed)
         ends = np.cumsum([len(members) for members in groups.values()])
-        parts = {name: np.arange(end - len(members), end) for (name, members), end in zip(groups.items(), ends, strict=True)}
+        parts = {
+            name: np.arange(end - len(members), end)
+            for (name, members), end in zip(groups.items(), ends, strict=True)
+        }
         halves = {"z drawn from p(z|y)": points[: len(rows)], "z encoded from images": points[len(rows) :]}
         write_bytes(folder / f"{name}.svg", scatter(halves, parts))
 
@@ -40,9 +43,9 @@ def combinations(evidence: Evidence) -> dict[str, np.ndarray]:
     pair = PAIR if set(PAIR) <= set(names) else tuple(names[:2])
     bits = evidence.requested[:, [names.index(name) for name in pair]].astype(bool)
     return {
-        ", ".join(name if there else f"not {name}" for name, there in zip(pair, both, strict=True)): np.flatnonzero((bits == both).all(1))[
-            :POINTS
-        ]
+        ", ".join(
+            name if there else f"not {name}" for name, there in zip(pair, both, strict=True)
+        ): np.flatnonzero((bits == both).all(1))[:POINTS]
         for both in product((True, False), repeat=2)
     }
 
@@ -67,4 +70,6 @@ PROJECTIONS = {"tsne": tsne, "umap": umap}
 def require_projection(name: str) -> None:
     """Raise ConfigError where the package of this projection is not installed."""
     if name == "umap" and importlib.util.find_spec("umap") is None:
-        raise ConfigError("key 'eval.projection': umap needs the package umap-learn, which is not installed; pip install -e '.[umap]'")
+        raise ConfigError(
+            "key 'eval.projection': umap needs the package umap-learn, which is not installed; pip install -e '.[umap]'"
+        )

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from cvae.model import CVAE
+from pipeline.data.pixels import to_uint8
 from pipeline.reporting.grids import grid
 from pipeline.rundir.files import write_bytes
-from pipeline.runtime.blocks import spread, to_uint8
+from pipeline.runtime.blocks import spread
 from pipeline.runtime.keyed import keyed_normal
 from pipeline.training.validation import HeldOut
 
@@ -25,7 +26,9 @@ def draw_fixed_noise(model: CVAE, held_out: HeldOut, file: Path) -> None:
     indices = spread(min(SAMPLES, len(held_out.indices)), len(held_out.indices))
     labels = held_out.shards.attributes()[held_out.indices[indices]][:, held_out.columns]
     y = torch.from_numpy(labels).to(parameter.device, parameter.dtype)
-    noise = keyed_normal(0, "fixed noise", np.arange(len(indices)), (model.z_dim,)).to(parameter.device, parameter.dtype)
+    noise = keyed_normal(0, "fixed noise", np.arange(len(indices)), (model.z_dim,)).to(
+        parameter.device, parameter.dtype
+    )
     picture = io.BytesIO()
     grid(to_uint8(model.decode(model.prior(y).sample(noise), y)).cpu().numpy(), COLUMNS).save(picture, "png")
     write_bytes(file, picture.getvalue())

@@ -23,7 +23,9 @@ def grid(images: np.ndarray, columns: int) -> Image.Image:
 def labelled(rows: list[tuple[str, np.ndarray]]) -> Image.Image:
     """One row of images [N, S, S, 3] for each label."""
     strips = [grid(images, len(images)) for _, images in rows]
-    canvas = Image.new("RGB", (ROW_LABEL + max(s.width for s in strips), sum(s.height for s in strips)), "white")
+    canvas = Image.new(
+        "RGB", (ROW_LABEL + max(s.width for s in strips), sum(s.height for s in strips)), "white"
+    )
     top = 0
     for (label, _), strip in zip(rows, strips, strict=True):
         canvas.paste(strip, (ROW_LABEL, top))

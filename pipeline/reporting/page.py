@@ -52,14 +52,14 @@ def page(title: str, body: Iterable[str]) -> str:
     """The whole document around ready HTML parts."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{escape(title)}</title>"
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body><main>\n{"".join(body)}</main></body></html>\n'
-    )
+    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body><main>\n{"".join(body)}</main></body></html>\n'
 
 
 def heading(title: str, items: dict[str, Any]) -> str:
     """The title of a page, and short facts under it."""
-    chips = "".join(f'<span class="chip">{escape(key)} <b>{escape(str(value))}</b></span>' for key, value in items.items())
+    chips = "".join(
+        f'<span class="chip">{escape(key)} <b>{escape(str(value))}</b></span>' for key, value in items.items()
+    )
     return f'<h1>{escape(title)}</h1>\n<div class="chips">{chips}</div>\n'
 
 

@@ -8,15 +8,25 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipeline.data.pixels import to_uint8
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.metrics.neighbours import nearest
 from pipeline.evaluation.rare import FIGURE_5
 from pipeline.reporting.grids import grid, labelled
-from pipeline.runtime.blocks import spread, to_uint8
+from pipeline.runtime.blocks import spread
 
 COLUMNS, ROWS = 8, 8  # images
 SWEEP_STEPS = 8  # pictures from one end to the other
-SWEPT = ("Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Heavy_Makeup", "Bald", "Pale_Skin")  # where the model reads them
+SWEPT = (
+    "Smiling",
+    "Male",
+    "Eyeglasses",
+    "Blond_Hair",
+    "Young",
+    "Heavy_Makeup",
+    "Bald",
+    "Pale_Skin",
+)  # where the model reads them
 
 
 @torch.no_grad()
@@ -28,14 +38,19 @@ def draw(evidence: Evidence, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     first = np.arange(min(evidence.n, COLUMNS * ROWS))
     grid(_triples(evidence, first[: COLUMNS * ROWS // 2]), COLUMNS).save(folder / "reconstructions.png")
-    grid(_levels(evidence.draw("samples", first, evidence.requested[first])), COLUMNS).save(folder / "samples.png")
+    grid(_levels(evidence.draw("samples", first, evidence.requested[first])), COLUMNS).save(
+        folder / "samples.png"
+    )
     labelled(_sweeps(evidence)).save(folder / "one_attribute.png")
     grid(_interpolations(evidence), SWEEP_STEPS).save(folder / "interpolation.png")
     for case in FIGURE_5:
         if set(case) <= set(evidence.info.attributes):
             _figure_5(evidence, case).save(folder / f"{'_'.join(case).lower()}.png")
     if evidence.has("combinations") and evidence.combinations:
-        rare = [(" + ".join(c.attributes), _combination(evidence, c.attributes, COLUMNS)) for c in evidence.combinations]
+        rare = [
+            (" + ".join(c.attributes), _combination(evidence, c.attributes, COLUMNS))
+            for c in evidence.combinations
+        ]
         labelled(rare).save(folder / "rare.png")
     if evidence.has("memory", "samples"):
         _draw_neighbours(evidence, folder)
@@ -57,13 +72,20 @@ def _triples(evidence: Evidence, indices: np.ndarray) -> np.ndarray:
 
 def _combination(evidence: Evidence, attributes: tuple[str, ...], n: int) -> np.ndarray:
     """`n` samples [n, S, S, 3] that are asked for all of the attributes."""
-    return _levels(evidence.draw("rare/" + "+".join(attributes), np.arange(n), evidence.requests(attributes, n)))
+    return _levels(
+        evidence.draw("rare/" + "+".join(attributes), np.arange(n), evidence.requests(attributes, n))
+    )
 
 
 def _figure_5(evidence: Evidence, case: tuple[str, ...]) -> Image.Image:
     """Samples of one of the paper's own combinations beside how many images carry it: too few for a ceiling."""
     counts = evidence.counts.of(tuple(map(evidence.info.attributes.index, case)))
-    words = [" + ".join(case), f"{counts.train_count} training images", f"{counts.held_out_count} held out", ""]
+    words = [
+        " + ".join(case),
+        f"{counts.train_count} training images",
+        f"{counts.held_out_count} held out",
+        "",
+    ]
     images = _combination(evidence, case, COLUMNS * len(words))
     return labelled([(word, images[i * COLUMNS : (i + 1) * COLUMNS]) for i, word in enumerate(words)])
 
@@ -85,7 +107,9 @@ def _sweeps(evidence: Evidence) -> list[tuple[str, np.ndarray]]:
     rows = []
     for number, name in enumerate(names):
         y = evidence.condition(np.repeat(evidence.requested[[number % evidence.n]], SWEEP_STEPS, 0))
-        y[:, evidence.info.attributes.index(name)] = torch.linspace(0, 1, SWEEP_STEPS, dtype=y.dtype, device=y.device)
+        y[:, evidence.info.attributes.index(name)] = torch.linspace(
+            0, 1, SWEEP_STEPS, dtype=y.dtype, device=y.device
+        )
         noise = evidence.noise("samples", np.array([number])).expand(SWEEP_STEPS, -1)
         rows.append((name, _levels(evidence.model.decode(evidence.model.prior(y).sample(noise), y))))
     return rows

@@ -34,12 +34,20 @@ class Series:
 
 def series(records: list[dict[str, Any]], name: str, label: str, colour: str, style: str = "-") -> Series:
     """The finite values of one metric over the steps."""
-    points = [(r["step"], r["values"][name]) for r in records if math.isfinite(r["values"].get(name, math.nan))]
+    points = [
+        (r["step"], r["values"][name]) for r in records if math.isfinite(r["values"].get(name, math.nan))
+    ]
     steps, values = np.array(points, np.float64).reshape(-1, 2).T
     return Series(label, steps, values, colour, style)
 
 
-def panel(title: str, lines: list[Series], log: bool = False, from_zero: bool = False, band: tuple[Series, Series] | None = None) -> bytes:
+def panel(
+    title: str,
+    lines: list[Series],
+    log: bool = False,
+    from_zero: bool = False,
+    band: tuple[Series, Series] | None = None,
+) -> bytes:
     """One small drawing of some lines over the steps, with the area between the two of `band`; SVG."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -48,9 +56,24 @@ def panel(title: str, lines: list[Series], log: bool = False, from_zero: bool = 
         figure = Figure(figsize=(4.4, 2.7), layout="constrained")
         axes = figure.add_subplot()
         if band:
-            axes.fill_between(band[0].steps, band[0].values, band[1].values, color=BLUE, alpha=0.15, linewidth=0, label=band[0].label)
+            axes.fill_between(
+                band[0].steps,
+                band[0].values,
+                band[1].values,
+                color=BLUE,
+                alpha=0.15,
+                linewidth=0,
+                label=band[0].label,
+            )
         for line in lines:
-            axes.plot(line.steps, line.values, line.style, color=line.colour, label=line.label, marker="." if len(line.steps) < 3 else "")
+            axes.plot(
+                line.steps,
+                line.values,
+                line.style,
+                color=line.colour,
+                label=line.label,
+                marker="." if len(line.steps) < 3 else "",
+            )
         axes.set(title=title, xlabel="step", yscale="log" if log else "linear")
         if not log and not band:
             axes.set_ylim(*_limits(lines))
@@ -85,7 +108,10 @@ def unit_curves(units: list[dict[str, Any]]) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.4, 2.7), layout="constrained")
         axes = figure.add_subplot()
-        for key, colour, label in (("information", BLUE, "information about the image"), ("kl", ORANGE, "KL from q to p(z|y)")):
+        for key, colour, label in (
+            ("information", BLUE, "information about the image"),
+            ("kl", ORANGE, "KL from q to p(z|y)"),
+        ):
             values = sorted((row[key] for row in units if row.get(key) is not None), reverse=True)
             if values:
                 axes.plot(np.arange(1, len(values) + 1), values, color=colour, label=label)
@@ -116,7 +142,11 @@ def training_panels(records: list[dict[str, Any]]) -> Iterator[tuple[str, bytes]
     everywhere = (*both, ("val_ema", "validation, averaged weights", BLUE, "-"))
 
     def lines(name: str) -> list[Series]:
-        return [s for where, label, *look in everywhere if len((s := series(records, f"{where}/{name}", label, *look)).steps)]
+        return [
+            s
+            for where, label, *look in everywhere
+            if len((s := series(records, f"{where}/{name}", label, *look)).steps)
+        ]
 
     for name, title, caption in (
         ("loss", "negative ELBO, nats", "nll + β KL per image; on validation β = 1"),
@@ -127,13 +157,21 @@ def training_panels(records: list[dict[str, Any]]) -> Iterator[tuple[str, bytes]
         if lines(name):
             yield caption, panel(title, lines(name))
     if sigma := lines("sigma"):
-        yield "decoder standard deviation beside the root of the batch's MSE, pixels in [−1, 1]", panel("σ*", [*_root_mse(records), *sigma])
+        yield (
+            "decoder standard deviation beside the root of the batch's MSE, pixels in [−1, 1]",
+            panel("σ*", [*_root_mse(records), *sigma]),
+        )
     if units := lines("active_units"):
         yield "latent units whose posterior mean moves with the image", panel("active units", units)
-    low, mean, high = (series(records, f"val_ema/log_det_{k}", "smallest to largest", BLUE) for k in ("min", "mean", "max"))
+    low, mean, high = (
+        series(records, f"val_ema/log_det_{k}", "smallest to largest", BLUE) for k in ("min", "mean", "max")
+    )
     if len(mean.steps) and np.any(high.values != low.values):
         caption = "log |det ∂f/∂z| of the flow prior on validation images"
-        yield caption, panel("log-determinant, nats", [Series("mean", mean.steps, mean.values, BLUE)], band=(low, high))
+        yield (
+            caption,
+            panel("log-determinant, nats", [Series("mean", mean.steps, mean.values, BLUE)], band=(low, high)),
+        )
     for name, title, caption, log in (
         ("lr", "learning rate", "learning rate of the optimizer", False),
         ("grad_norm", "gradient norm", "norm of the gradient of nats per dimension, before clipping", True),
@@ -146,4 +184,8 @@ def training_panels(records: list[dict[str, Any]]) -> Iterator[tuple[str, bytes]
 
 def _root_mse(records: list[dict[str, Any]]) -> list[Series]:
     mse = series(records, "train/mse", "√MSE of the batch", ORANGE, ":")
-    return [Series(mse.label, mse.steps, 2 * np.sqrt(mse.values), mse.colour, mse.style)] if len(mse.steps) else []  # [0, 1] -> [-1, 1]
+    return (
+        [Series(mse.label, mse.steps, 2 * np.sqrt(mse.values), mse.colour, mse.style)]
+        if len(mse.steps)
+        else []
+    )  # [0, 1] -> [-1, 1]

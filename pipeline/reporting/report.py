@@ -10,14 +10,26 @@ from pipeline.config.load import dump
 from pipeline.config.schema import RunConfig
 from pipeline.reporting.checks import Check, checks
 from pipeline.reporting.headline import direction, duration, meaning, metric_names, number, sample_size
-from pipeline.reporting.page import Cell, details, drawing, facts, gallery, heading, page, paragraph, picture, section, table
+from pipeline.reporting.page import (
+    Cell,
+    details,
+    drawing,
+    facts,
+    gallery,
+    heading,
+    page,
+    paragraph,
+    picture,
+    section,
+    table,
+)
 from pipeline.reporting.plots import training_panels
 from pipeline.rundir import layout, record
 from pipeline.rundir.files import write_text
 from pipeline.rundir.metrics_log import read_metrics
 from pipeline.rundir.record import Evaluation
+from pipeline.rundir.redact import redact
 from pipeline.runtime.blocks import spread
-from pipeline.tracking.mlflow_store import redact
 
 GROWTH = 6  # pictures of samples over training
 MAP = "of latent vectors, one map for both halves: a prior that fits puts the same colours in the same places"
@@ -37,12 +49,22 @@ def write_report(run_dir: Path) -> Path:
     if evaluation:
         body += [_headline(evaluation), _pictures(evaluation)]
     else:
-        body.append(section("Evaluation", paragraph(f"None yet. `python launch.py --run-dir {run_dir} --stages eval` makes one.")))
-    body.append(section("Training", gallery(drawing(svg, caption) for caption, svg in training_panels(records))))
+        body.append(
+            section(
+                "Evaluation",
+                paragraph(f"None yet. `python launch.py --run-dir {run_dir} --stages eval` makes one."),
+            )
+        )
+    body.append(
+        section("Training", gallery(drawing(svg, caption) for caption, svg in training_panels(records)))
+    )
     body += [_growth(run_dir), _checks(checks(config.model, records, evaluation), evaluation)]
     if evaluation:
         body += [_rare(evaluation), _attributes(evaluation)]
-    body += [_making(run_dir, evaluation), section("Configuration", details("config.yaml", redact(dump(config))))]
+    body += [
+        _making(run_dir, evaluation),
+        section("Configuration", details("config.yaml", redact(dump(config)))),
+    ]
     write_text(run_dir / "report.html", page(f"{config.name}, seed {config.seed}", body))
     return run_dir / "report.html"
 
@@ -69,20 +91,31 @@ def protocol_line(protocol: dict[str, Any]) -> str:
 
 
 def _headline(evaluation: Evaluation) -> str:
-    head: list[Cell] = ["metric", ("value", "n"), ("95 % interval", "n"), ("floor", "n"), ("ceiling", "n"), ("N", "n"), "protocol"]
+    head: list[Cell] = [
+        "metric",
+        ("value", "n"),
+        ("95 % interval", "n"),
+        ("floor", "n"),
+        ("ceiling", "n"),
+        ("N", "n"),
+        "protocol",
+    ]
     rows: list[tuple[str, list[Cell]]] = []
     where = f"{evaluation.protocol.get('split', '?')}, {evaluation.protocol.get('weights', '?')}, {evaluation.protocol.get('size', '?')} px"
     for name in metric_names([evaluation]):
         value = evaluation.metrics[name]
         interval = " – ".join(number(end) for end in evaluation.intervals.get(name, [])) or "–"
-        numbers = [number(value), interval, number(evaluation.floors.get(name)), number(evaluation.ceilings.get(name))]
+        numbers = [
+            number(value),
+            interval,
+            number(evaluation.floors.get(name)),
+            number(evaluation.ceilings.get(name)),
+        ]
         title = f"{name} {direction(name)}\n{meaning(name)}".strip()
         numbers.append(sample_size(name, evaluation.protocol))
         cells: list[Cell] = [title, *((text, "n") for text in numbers), where]
         rows.append(("", cells))
-    legend = (
-        "↓ lower is better, ↑ higher is better. Floor: what knowing nothing reaches; ceiling: what real images or a perfect model reach."
-    )
+    legend = "↓ lower is better, ↑ higher is better. Floor: what knowing nothing reaches; ceiling: what real images or a perfect model reach."
     return section(
         "Headline numbers",
         paragraph(protocol_line(evaluation.protocol) + "."),
@@ -101,28 +134,63 @@ def _growth(run_dir: Path) -> str:
     shown = [drawn[i] for i in spread(min(GROWTH, len(drawn)), len(drawn))[:-1]] + drawn[-1:] if drawn else []
     text = "The same noise and the same requested attributes, drawn with the averaged weights."
     return (
-        section("Samples over training", paragraph(text), gallery(picture(file, f"step {step:,}") for step, file in shown)) if shown else ""
+        section(
+            "Samples over training",
+            paragraph(text),
+            gallery(picture(file, f"step {step:,}") for step, file in shown),
+        )
+        if shown
+        else ""
     )
 
 
 def _checks(found: list[Check], evaluation: Evaluation | None) -> str:
     """Questions with their verdicts, and the drawings of the latent space."""
     head: list[Cell] = ["question", "verdict", "found", "how that is decided"]
-    rows: list[tuple[str, list[Cell]]] = [("", [c.question, c.verdict, c.found, (c.rule, "soft")]) for c in found]
-    drawings = gallery(drawing(file.read_bytes(), DRAWINGS.get(file.stem, file.stem)) for file in evaluation.plots) if evaluation else ""
+    rows: list[tuple[str, list[Cell]]] = [
+        ("", [c.question, c.verdict, c.found, (c.rule, "soft")]) for c in found
+    ]
+    drawings = (
+        gallery(drawing(file.read_bytes(), DRAWINGS.get(file.stem, file.stem)) for file in evaluation.plots)
+        if evaluation
+        else ""
+    )
     return section("Checks of variance and prior", table(head, rows), drawings)
 
 
 def _rare(evaluation: Evaluation) -> str:
     head: list[Cell] = [
         "asked for",
-        *((t, "n") for t in ("in CelebA's training", "in training", "held out", "success", "95 % interval", "real images", "N")),
+        *(
+            (t, "n")
+            for t in (
+                "in CelebA's training",
+                "in training",
+                "held out",
+                "success",
+                "95 % interval",
+                "real images",
+                "N",
+            )
+        ),
     ]
     rows: list[tuple[str, list[Cell]]] = []
     for row in evaluation.rare:
         counts = [number(row.get(kind)) for kind in ("annotated_count", "train_count", "held_out_count")]
-        success = [number(row.get("success")), f"{number(row.get('low'))} – {number(row.get('high'))}", number(row.get("real_success"))]
-        rows.append(("", [" + ".join(row["attributes"]), *((text, "n") for text in [*counts, *success, number(row.get("n"))])]))
+        success = [
+            number(row.get("success")),
+            f"{number(row.get('low'))} – {number(row.get('high'))}",
+            number(row.get("real_success")),
+        ]
+        rows.append(
+            (
+                "",
+                [
+                    " + ".join(row["attributes"]),
+                    *((text, "n") for text in [*counts, *success, number(row.get("n"))]),
+                ],
+            )
+        )
     text = "Attributes that hardly ever meet, asked for together: how often the classifier finds all of them in a sample."
     return section("Rare combinations", paragraph(text), table(head, rows)) if rows else ""
 
@@ -131,19 +199,28 @@ def _attributes(evaluation: Evaluation) -> str:
     kinds = ("accuracy", "real_accuracy", "shuffled_accuracy", "balanced_accuracy", "real_balanced_accuracy")
     head: list[Cell] = [
         "attribute",
-        *((t, "n") for t in ("samples", "real (ceiling)", "shuffled (floor)", "samples, balanced", "real, balanced")),
+        *(
+            (t, "n")
+            for t in ("samples", "real (ceiling)", "shuffled (floor)", "samples, balanced", "real, balanced")
+        ),
     ]
     rows: list[tuple[str, list[Cell]]] = []
     for name, row in evaluation.per_attribute.items():
         read = row.get("read_by_model", True)
-        cells: list[Cell] = [name if read else f"{name} (not read by the model)", *((number(row.get(kind)), "n") for kind in kinds)]
+        cells: list[Cell] = [
+            name if read else f"{name} (not read by the model)",
+            *((number(row.get(kind)), "n") for kind in kinds),
+        ]
         rows.append(("" if read else "off", cells))
     text = "How often the classifier's decision on a sample is what was asked for."
     return section("Attributes", paragraph(text), table(head, rows)) if rows else ""
 
 
 def _making(run_dir: Path, evaluation: Evaluation | None) -> str:
-    items: dict[str, Any] = {"commit": record.commit(run_dir) or "unknown", "run directory": run_dir.absolute()}
+    items: dict[str, Any] = {
+        "commit": record.commit(run_dir) or "unknown",
+        "run directory": run_dir.absolute(),
+    }
     for key, value in (record.read_json(run_dir / "inputs.json") or {}).items():
         items[f"input: {key}"] = value
     if evaluation:
@@ -170,7 +247,10 @@ def _making(run_dir: Path, evaluation: Evaluation | None) -> str:
 
 
 def _changed(changed: dict[str, Any]) -> str:
-    pairs = [f"{key}: {value[0]} → {value[1]}" if isinstance(value, list) else f"{key}: {value}" for key, value in changed.items()]
+    pairs = [
+        f"{key}: {value[0]} → {value[1]}" if isinstance(value, list) else f"{key}: {value}"
+        for key, value in changed.items()
+    ]
     return redact(", ".join(pairs)) or "–"
 
 
@@ -183,6 +263,16 @@ def _job_rows(run_dir: Path) -> list[tuple[str, list[Cell]]]:
             took = duration(ended - began) if began and ended else "–"
             state = str(attempt.get("state") or job.get("state", ""))
             rows.append(
-                ("", [str(job.get("stage", "")), str(job.get("id", "")), state, ", ".join(attempt.get("hosts", [])), when, (took, "n")])
+                (
+                    "",
+                    [
+                        str(job.get("stage", "")),
+                        str(job.get("id", "")),
+                        state,
+                        ", ".join(attempt.get("hosts", [])),
+                        when,
+                        (took, "n"),
+                    ],
+                )
             )
     return rows

@@ -44,13 +44,20 @@ def seed_table(run_dirs: list[Path], folder: Path) -> list[Path]:
     markdown = "\n".join(["# Variants over seeds", "", SPREAD, "", *(_markdown(group) for group in groups)])
     write_text(folder / "table.md", markdown)
     parts = [section("Variants over seeds", *seed_parts(group)) for group in groups]
-    write_text(folder / "table.html", page("Variants over seeds", [heading("Variants over seeds", {"runs": len(run_dirs)}), *parts]))
+    write_text(
+        folder / "table.html",
+        page("Variants over seeds", [heading("Variants over seeds", {"runs": len(run_dirs)}), *parts]),
+    )
     return [folder / "table.md", folder / "table.html"]
 
 
 def seed_parts(group: list[Entry]) -> list[str]:
     """The tables of one protocol as HTML."""
-    parts = [paragraph(protocol_line(group[0]).replace("\n", "; ")), paragraph(SPREAD, soft=True), _html(_rows(group))]
+    parts = [
+        paragraph(protocol_line(group[0]).replace("\n", "; ")),
+        paragraph(SPREAD, soft=True),
+        _html(_rows(group)),
+    ]
     if found := differences(group):
         parts += [paragraph(TESTED, soft=True), _html(_difference_rows(found))]
     return parts
@@ -120,7 +127,10 @@ def _variants(group: list[Entry]) -> dict[str, list[Entry]]:
 
 def _rows(group: list[Entry]) -> Rows:
     names = metric_names([e.evaluation for e in group])
-    rows = [[name, str(len(entries)), *(_cell(entries, metric) for metric in names)] for name, entries in _variants(group).items()]
+    rows = [
+        [name, str(len(entries)), *(_cell(entries, metric) for metric in names)]
+        for name, entries in _variants(group).items()
+    ]
     return ["variant", "seeds", *(f"{name} {direction(name)}".strip() for name in names)], rows
 
 
@@ -131,8 +141,26 @@ def _difference_rows(found: list[Difference]) -> Rows:
         worse = {"↓": d.low > 0, "↑": d.high < 0}[direction(d.metric)]
         verdict = "–" if d.p >= 0.05 else d.a if better else d.b if worse else "–"
         interval = f"{number(d.low)} to {number(d.high)}"
-        rows.append([f"{d.metric} {direction(d.metric)}", f"{d.a} - {d.b}", str(d.n), number(d.mean), interval, f"{d.p:.2g}", verdict])
-    return ["metric", "difference", "seeds", "mean", "95 % interval", "p, corrected", "better (p < 0.05)"], rows
+        rows.append(
+            [
+                f"{d.metric} {direction(d.metric)}",
+                f"{d.a} - {d.b}",
+                str(d.n),
+                number(d.mean),
+                interval,
+                f"{d.p:.2g}",
+                verdict,
+            ]
+        )
+    return [
+        "metric",
+        "difference",
+        "seeds",
+        "mean",
+        "95 % interval",
+        "p, corrected",
+        "better (p < 0.05)",
+    ], rows
 
 
 def _cell(entries: list[Entry], metric: str) -> str:
@@ -147,7 +175,10 @@ def _markdown(group: list[Entry]) -> str:
     tables = [_lines(_rows(group))]
     if found := differences(group):
         tables += [[TESTED], _lines(_difference_rows(found))]
-    return "\n\n".join([protocol_line(group[0]).replace("\n", "; "), *("\n".join(lines) for lines in tables)]) + "\n"
+    return (
+        "\n\n".join([protocol_line(group[0]).replace("\n", "; "), *("\n".join(lines) for lines in tables)])
+        + "\n"
+    )
 
 
 def _lines(rows: Rows) -> list[str]:

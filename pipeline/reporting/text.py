@@ -26,7 +26,10 @@ def _block(heads: list[list[str]], rows: list[list[str]], widths: list[int], cho
     top = [[([""] * (height - len(heads[i])) + heads[i])[line] for i in chosen] for line in range(height)]
     rule = ["-" * widths[i] for i in chosen]
     lines = [*top, rule, *([row[i] for i in chosen] for row in rows)]
-    return "\n".join(GAP.join(_align(cell, widths[i], i == 0) for cell, i in zip(line, chosen, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        GAP.join(_align(cell, widths[i], i == 0) for cell, i in zip(line, chosen, strict=True)).rstrip()
+        for line in lines
+    )
 
 
 def _align(cell: str, width: int, left: bool) -> str:

@@ -57,7 +57,9 @@ def seal(content: dict[str, Any]) -> dict[str, Any]:
 
 def intact(content: dict[str, Any]) -> bool:
     """Whether the digest that `seal` added still fits; so does content that was never sealed."""
-    return "digest" not in content or content["digest"] == _digest({k: v for k, v in content.items() if k != "digest"})
+    return "digest" not in content or content["digest"] == _digest(
+        {k: v for k, v in content.items() if k != "digest"}
+    )
 
 
 def _digest(content: dict[str, Any]) -> str:

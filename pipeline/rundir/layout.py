@@ -30,7 +30,9 @@ def source_path(config: RunConfig) -> Path:
 
 def shards_digest(config: RunConfig) -> str:
     """Digest of the sections that the shard stage reads."""
-    source: Any = {"path": str(source_path(config))} if config.shard.source else [TOY_FORMAT, to_dict(config.toy)]
+    source: Any = (
+        {"path": str(source_path(config))} if config.shard.source else [TOY_FORMAT, to_dict(config.toy)]
+    )
     return digest(["shard", SHARD_FORMAT, {**to_dict(config.shard), "source": source}])
 
 
@@ -94,7 +96,9 @@ def progress_picture(run_dir: Path, step: int) -> Path:
 
 def progress_pictures(run_dir: Path) -> list[tuple[int, Path]]:
     """(step, file) of all of them, in the order of the steps."""
-    return [(int(file.stem[5:]), file) for file in sorted((train_dir(run_dir) / "samples").glob("step_*.png"))]
+    return [
+        (int(file.stem[5:]), file) for file in sorted((train_dir(run_dir) / "samples").glob("step_*.png"))
+    ]
 
 
 def eval_dirs(run_dir: Path) -> list[Path]:

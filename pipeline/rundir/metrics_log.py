@@ -23,7 +23,11 @@ class MetricsLog:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            kept = [] if resume_step is None else [record for record in _raw_records(path) if record["step"] <= resume_step]
+            kept = (
+                []
+                if resume_step is None
+                else [record for record in _raw_records(path) if record["step"] <= resume_step]
+            )
             write_text(path, "".join(_line(record) for record in kept))
         self._file: TextIO = open(path, "a", buffering=1, encoding="utf-8")
 
@@ -44,7 +48,9 @@ class MetricsLog:
             raise self._refused(error) from None
 
     def _refused(self, error: OSError) -> StorageError:
-        return StorageError(f"{self._file.name}: could not be written ({error.strerror}); make room, then the same command continues")
+        return StorageError(
+            f"{self._file.name}: could not be written ({error.strerror}); make room, then the same command continues"
+        )
 
     def close(self) -> None:
         """Bring every record to the disk and close the file."""
@@ -85,7 +91,11 @@ def _raw_records(path: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             if number == len(lines):  # no newline behind it: the writer died, or is at it just now
                 break
-            raise DataError(f"{path}, line {number}: not a metrics record; remove the line and start again") from None
-        if number < len(lines):  # the last piece counts only with its newline: a cut-off number would still parse
+            raise DataError(
+                f"{path}, line {number}: not a metrics record; remove the line and start again"
+            ) from None
+        if number < len(
+            lines
+        ):  # the last piece counts only with its newline: a cut-off number would still parse
             records.append(record)
     return records

@@ -13,7 +13,14 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import read_metrics
 
-OF_THE_RUN = {"step", "images", "checkpoint", "checkpoint_digest", "device", "left_out"}  # what may differ between comparable numbers
+OF_THE_RUN = {
+    "step",
+    "images",
+    "checkpoint",
+    "checkpoint_digest",
+    "device",
+    "left_out",
+}  # what may differ between comparable numbers
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,9 @@ def run_config(run_dir: Path) -> RunConfig:
     """The resolved configuration of a run; raises ConfigError where `run_dir` is not a run directory."""
     file = run_dir / "config.yaml"
     if not file.exists():
-        raise ConfigError(f"{run_dir}: no config.yaml in it, so it is not a run directory; `launch.py` makes one")
+        raise ConfigError(
+            f"{run_dir}: no config.yaml in it, so it is not a run directory; `launch.py` makes one"
+        )
     return load([file])
 
 
@@ -77,7 +86,10 @@ def evaluations(run_dir: Path) -> list[Evaluation]:
     for folder in layout.eval_dirs(run_dir):
         tree = read_json(folder / "metrics.json")
         if tree is not None:
-            parts = {part.name: tree.get(part.name, [] if part.name in ("rare", "units") else {}) for part in fields(Evaluation)[2:]}
+            parts = {
+                part.name: tree.get(part.name, [] if part.name in ("rare", "units") else {})
+                for part in fields(Evaluation)[2:]
+            }
             found.append(Evaluation(int(folder.name), folder, **parts))
     return found
 
@@ -90,7 +102,9 @@ def headline(found: list[Evaluation]) -> Evaluation | None:
 def history(run_dir: Path) -> list[dict[str, Any]]:
     """Lines of config_history.jsonl: what changed at which step, and with which code."""
     file = run_dir / "config_history.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines() if line.strip()] if file.exists() else []
+    return (
+        [json.loads(line) for line in file.read_text().splitlines() if line.strip()] if file.exists() else []
+    )
 
 
 def commit(run_dir: Path) -> str:
@@ -111,7 +125,12 @@ def trained(run_dir: Path, config: RunConfig) -> dict[str, Any] | None:
     return done if done and done.get("images", 0) >= config.train.images else None
 
 
-ENDED_BADLY = {"CANCELLED": "KILLED", "FAILED": "FAILED", "OUT_OF_MEMORY": "FAILED", "BOOT_FAIL": "FAILED"}  # no requeue follows
+ENDED_BADLY = {
+    "CANCELLED": "KILLED",
+    "FAILED": "FAILED",
+    "OUT_OF_MEMORY": "FAILED",
+    "BOOT_FAIL": "FAILED",
+}  # no requeue follows
 OPEN_STATES = ("PENDING", "RUNNING", "REQUEUED", "CONFIGURING", "SUSPENDED", "SUBMITTED")
 
 
@@ -122,7 +141,10 @@ def status(run_dir: Path, config: RunConfig) -> str:
         if _later(run_dir / "logs/train/error.json", layout.train_dir(run_dir) / "metrics.jsonl"):
             return "FAILED"
         return ENDED_BADLY.get(last.get("train", ""), "RUNNING")
-    evaluated = any(_later(e.folder / "metrics.json", layout.train_dir(run_dir) / "done.json") for e in evaluations(run_dir))
+    evaluated = any(
+        _later(e.folder / "metrics.json", layout.train_dir(run_dir) / "done.json")
+        for e in evaluations(run_dir)
+    )
     return "RUNNING" if not evaluated and last.get("eval") in OPEN_STATES else "FINISHED"
 
 
@@ -139,6 +161,10 @@ def started(run_dir: Path) -> float:
 
 def ended(run_dir: Path) -> float:
     """Unix seconds of the last thing that the run wrote for others to read."""
-    files = [layout.train_dir(run_dir) / "done.json", run_dir / "logs/train/error.json", run_dir / "config.yaml"]
+    files = [
+        layout.train_dir(run_dir) / "done.json",
+        run_dir / "logs/train/error.json",
+        run_dir / "config.yaml",
+    ]
     files += [e.folder / "metrics.json" for e in evaluations(run_dir)]
     return max(file.stat().st_mtime for file in files if file.exists())

@@ -14,7 +14,11 @@ from pipeline.runtime.distributed import Ranks, share
 
 @torch.no_grad()
 def map_blocks(
-    function: Callable[[np.ndarray], dict[str, Tensor]], n: int, block: int, ranks: Ranks, clock: dict[str, float] | None = None
+    function: Callable[[np.ndarray], dict[str, Tensor]],
+    n: int,
+    block: int,
+    ranks: Ranks,
+    clock: dict[str, float] | None = None,
 ) -> dict[str, np.ndarray]:
     """`function` on the indices 0 .. n - 1, `block` at a time: its named rows [b, ...] put together to [n, ...], on every rank.
 
@@ -36,8 +40,3 @@ def map_blocks(
 def spread(n: int, total: int) -> np.ndarray:
     """`n` of `total` positions, evenly spaced: a part of a split that no order within it can bias; all of them for n = total."""
     return np.arange(n) * total // n
-
-
-def to_uint8(x: Tensor) -> Tensor:
-    """Images [B, 3, S, S] in [-1, 1] -> [B, S, S, 3] as they would be stored: the nearest of 256 levels; the inverse of `to_float`."""
-    return x.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -58,12 +58,18 @@ class Ranks:
         """Rank 0's `text`, on every rank (all ranks take part)."""
         if self.world_size == 1:
             return text
-        content = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(self.device) if self.is_main and text else None
+        content = (
+            torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(self.device)
+            if self.is_main and text
+            else None
+        )
         length = torch.tensor([0 if content is None else len(content)], device=self.device)
         dist.broadcast(length, 0)
         if not int(length):
             return ""
-        content = torch.empty(int(length), dtype=torch.uint8, device=self.device) if content is None else content
+        content = (
+            torch.empty(int(length), dtype=torch.uint8, device=self.device) if content is None else content
+        )
         dist.broadcast(content, 0)
         return bytes(content.tolist()).decode()
 
@@ -86,7 +92,9 @@ def share(total: int, rank: int, world_size: int) -> range:
 def _env(name: str, default: int) -> int:
     value = os.environ.get(name, str(default))
     if not value.isdigit():
-        raise UserError(f"environment variable {name}: got {value!r}, expected a whole number (set by torchrun)")
+        raise UserError(
+            f"environment variable {name}: got {value!r}, expected a whole number (set by torchrun)"
+        )
     return int(value)
 
 

@@ -28,10 +28,14 @@ def stage_logger(stage: str, run_dir: Path, rank: int, part: tuple[int, int] | N
     return logger
 
 
-def progress(items: Iterable, total: int, what: str, logger: logging.Logger, every_s: float = 15.0) -> Iterator:
+def progress(
+    items: Iterable, total: int, what: str, logger: logging.Logger, every_s: float = 15.0
+) -> Iterator:
     """Pass `items` on, with a bar (rate, ETA) on a terminal, else a log line every `every_s` seconds."""
     if sys.stderr.isatty():
-        yield from tqdm(items, total=total, desc=what, leave=False, disable=not logger.isEnabledFor(logging.INFO))
+        yield from tqdm(
+            items, total=total, desc=what, leave=False, disable=not logger.isEnabledFor(logging.INFO)
+        )
         return
     start = last = time.monotonic()
     for done, item in enumerate(items, 1):

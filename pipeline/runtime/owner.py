@@ -72,7 +72,9 @@ class Ownership:
         """Raise OwnedError where another process took the place, because this one stood still for STALE_S."""
         now = _read(self._file)
         if now and now.get("token") != self._who["token"]:
-            raise OwnedError(f"{self._file.parent}: was taken over by {describe(now)} while this process stood still; it leaves")
+            raise OwnedError(
+                f"{self._file.parent}: was taken over by {describe(now)} while this process stood still; it leaves"
+            )
 
     def release(self) -> None:
         """Give the place free; the file stays, empty."""
@@ -88,7 +90,13 @@ class Ownership:
 def acquire(folder: Path, job: str = "", lost: Callable[[], None] = lambda: os._exit(1)) -> Ownership:
     """Own `folder`. Raises OwnedError with the owner's job and host where it is alive; `lost` is called if the place is taken later."""
     file = folder / FILE
-    who = {"host": socket.gethostname(), "pid": os.getpid(), "started": start_ticks(os.getpid()), "job": job, "since": round(time.time())}
+    who = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": start_ticks(os.getpid()),
+        "job": job,
+        "since": round(time.time()),
+    }
     who["token"] = uuid.uuid4().hex
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,13 +108,17 @@ def acquire(folder: Path, job: str = "", lost: Callable[[], None] = lambda: os._
             if not given_up:
                 _require_dead(file, STALE_S)
             handle = _replace(file, handle)
-        elif before and before.get("host") != who["host"] and not given_up:  # a lock kept to one host proves nothing about another
+        elif (
+            before and before.get("host") != who["host"] and not given_up
+        ):  # a lock kept to one host proves nothing about another
             _require_dead(file, 3 * BEAT_S - _silent_s(file))
         if before := _read(file):
             log.warning("%s: its owner, %s, is gone; going on in its place", folder, describe(before))
         return Ownership(file, handle, who, lost)
     except OSError as error:
-        raise StorageError(f"{file}: could not be written ({error}); a run needs a directory that it may write") from None
+        raise StorageError(
+            f"{file}: could not be written ({error}); a run needs a directory that it may write"
+        ) from None
 
 
 def _lock(handle: int) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -32,7 +33,14 @@ PAUSED, DONE = "paused", "done"
 class Watchdog:
     """Watches from the third step on, and not inside `paused`: validation takes as long as it takes, and the group's timeout bounds it."""
 
-    def __init__(self, ranks: Ranks, limit_s: float, folder: Path, log: logging.Logger, leave: Callable[[int], None] = os._exit) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        limit_s: float,
+        folder: Path,
+        log: logging.Logger,
+        leave: Callable[[int], None] = os._exit,
+    ) -> None:
         """All ranks; `folder` gets stall.json. `limit_s` 0: does nothing."""
         self.ranks, self.limit_s, self.folder, self.log, self.leave = ranks, limit_s, folder, log, leave
         self.state, self.since, self.steps = PAUSED, time.monotonic(), 0
@@ -41,13 +49,16 @@ class Watchdog:
         self._peers: dict[int, list] = {}
         self._heard: dict[int, tuple[str, float]] = {}  # rank -> what it said last, and when that was new
         self._answered = time.monotonic()  # the store
-        self._threads = [threading.Thread(target=work, name="watchdog", daemon=True) for work in (self._talk, self._watch)]
+        self._threads = [
+            threading.Thread(target=work, name="watchdog", daemon=True) for work in (self._talk, self._watch)
+        ]
 
     def __enter__(self) -> Watchdog:
         """Begin to watch (all ranks)."""
         if self.limit_s:
-            self._store = dist.distributed_c10d._get_default_store().clone() if self.ranks.world_size > 1 else None  # type: ignore[attr-defined]
-            if self._store is not None:
+            if self.ranks.world_size > 1:
+                store: Any = dist.distributed_c10d._get_default_store()
+                self._store = store.clone()
                 self._store.set_timeout(timedelta(seconds=max(1.0, self.limit_s / 2)))
                 identity = [socket.gethostname(), os.getpid(), start_ticks(os.getpid())]
                 self._store.set(f"watchdog/who/{self.ranks.rank}", json.dumps(identity))
@@ -106,7 +117,9 @@ class Watchdog:
         awake = time.monotonic()
         while not self._end.wait(self._period):
             now = time.monotonic()
-            if now - awake > self.limit_s / 2:  # this process stood still itself, as in a job that the scheduler suspends
+            if (
+                now - awake > self.limit_s / 2
+            ):  # this process stood still itself, as in a job that the scheduler suspends
                 self._forgive(now - awake)
             awake = now
             if self._store is None:
@@ -114,10 +127,16 @@ class Watchdog:
             elif now - self._answered > self.limit_s:
                 silent = [0] if self.ranks.rank else []  # rank 0's host keeps the store
             else:
-                silent = [r for r, (value, at) in self._heard.items() if now - at > self.limit_s and not value.endswith(DONE)]
+                silent = [
+                    r
+                    for r, (value, at) in self._heard.items()
+                    if now - at > self.limit_s and not value.endswith(DONE)
+                ]
             if not silent and self.state != PAUSED and now - self.since > self.limit_s:
                 here = {self.ranks.rank: (f"0 {self.state}", now)}
-                silent = self._behind({rank: value.partition(" ")[2] for rank, (value, _) in (self._heard | here).items()})
+                silent = self._behind(
+                    {rank: value.partition(" ")[2] for rank, (value, _) in (self._heard | here).items()}
+                )
             if silent and not self._end.is_set():
                 return self._bring_down(silent)
 
@@ -136,9 +155,14 @@ class Watchdog:
         return [rank for rank, step in steps.items() if step == least]
 
     def _bring_down(self, silent: list[int]) -> None:
-        names = ", ".join(f"{r} (process {self._peers[r][1]} on {self._peers[r][0]})" if r in self._peers else str(r) for r in silent)
+        names = ", ".join(
+            f"{r} (process {self._peers[r][1]} on {self._peers[r][0]})" if r in self._peers else str(r)
+            for r in silent
+        )
         message = f"step {self.state}: no answer for {self.limit_s:g} s from rank {names}; leaving, so that the job can be restarted"
-        reporter = threading.Thread(target=self._report, args=(silent, message), daemon=True)  # the disk itself may hang
+        reporter = threading.Thread(
+            target=self._report, args=(silent, message), daemon=True
+        )  # the disk itself may hang
         reporter.start()
         reporter.join(5.0)
         for rank in silent:
@@ -150,5 +174,11 @@ class Watchdog:
 
     def _report(self, silent: list[int], message: str) -> None:
         self.log.error("%s", message)
-        note = {"step": self.state, "ranks": silent, "limit_s": self.limit_s, "noticed_by": self.ranks.rank, "message": message}
+        note = {
+            "step": self.state,
+            "ranks": silent,
+            "limit_s": self.limit_s,
+            "noticed_by": self.ranks.rank,
+            "message": message,
+        }
         write_json(self.folder / "stall.json", note)

@@ -54,7 +54,9 @@ class Stage:
     module: str
     after: tuple[str, ...]
     complete: Callable[[RunConfig, Path], bool]  # outputs are there and belong to this configuration
-    progress: Callable[[RunConfig, Path], int] = _no_progress  # what a restart would keep; grows as work is saved
+    progress: Callable[[RunConfig, Path], int] = (
+        _no_progress  # what a restart would keep; grows as work is saved
+    )
     splits: bool = False  # may be done in parts by several jobs at once, before the whole stage completes it
 
     def run(self, config: RunConfig, context: Context) -> None:

@@ -38,7 +38,9 @@ def run(config: RunConfig, context: Context) -> None:
     stop signal.
     """
     ranks, folder = context.ranks, layout.classifier_dir(config)
-    if ranks.text_from_main("there" if (folder / "metrics.json").exists() else ""):  # one answer for all ranks
+    if ranks.text_from_main(
+        "there" if (folder / "metrics.json").exists() else ""
+    ):  # one answer for all ranks
         context.log.info("%s is there already", folder)
         return
     shards = staged(layout.shards_dir(config), config.data.stage_to, context.log, config.data.damaged)
@@ -50,25 +52,40 @@ def run(config: RunConfig, context: Context) -> None:
         attributes = splits["train"].attribute_names
         labels = {name: splits[name].attributes().astype(bool) for name in logits}
         # Thresholds come from the validation split alone; the test split only ever measures.
-        thresholds = np.array([best_threshold(*columns) for columns in zip(logits["val"].T, labels["val"].T, strict=True)])
-        scores: dict[str, Any] = {name: classifier.scores(logits[name], labels[name], thresholds, attributes) for name in logits}
+        thresholds = np.array(
+            [best_threshold(*columns) for columns in zip(logits["val"].T, labels["val"].T, strict=True)]
+        )
+        scores: dict[str, Any] = {
+            name: classifier.scores(logits[name], labels[name], thresholds, attributes) for name in logits
+        }
         classifier.save(folder, net, attributes, splits["train"].size)
         write_json(folder / "metrics.json", {**scores, "seconds": round(time.monotonic() - start, 1)})
         for name, values in scores.items():
-            context.log.info("%s: %s", name, ", ".join(f"{k} {v:.4f}" for k, v in values.items() if isinstance(v, float)))
+            context.log.info(
+                "%s: %s", name, ", ".join(f"{k} {v:.4f}" for k, v in values.items() if isinstance(v, float))
+            )
     ranks.barrier()  # no rank goes on before the files are there
 
 
-def train(settings: ClassifierConfig, shards: Shards, val: Shards, context: Context) -> classifier.AttributeNet:
+def train(
+    settings: ClassifierConfig, shards: Shards, val: Shards, context: Context
+) -> classifier.AttributeNet:
     """AdamW with a cosine over `epochs` passes of the stream; the same trajectory on any number of ranks (all ranks call it)."""
     ranks, size = context.ranks, settings.batch_size
     if size < ranks.world_size:
-        raise ConfigError(f"key 'classifier.batch_size': got {size}, expected at least one image for each of {ranks.world_size} ranks")
+        raise ConfigError(
+            f"key 'classifier.batch_size': got {size}, expected at least one image for each of {ranks.world_size} ranks"
+        )
     torch.manual_seed(settings.seed)
     net = classifier.AttributeNet(len(shards.attribute_names)).to(ranks.device)
     model: nn.Module = DistributedDataParallel(net) if ranks.world_size > 1 else net
     images = settings.epochs * len(shards)
-    optim = OptimConfig(lr=settings.lr, weight_decay=settings.weight_decay, warmup_images=int(WARMUP * images), final_lr_fraction=0.0)
+    optim = OptimConfig(
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        warmup_images=int(WARMUP * images),
+        final_lr_fraction=0.0,
+    )
     optimizer, precision = make_optimizer(net, optim), Precision(settings.precision, ranks.device)
     source = TrainBatches(shards, DataConfig(), settings.seed, size, 0, ranks.rank, ranks.world_size)
     batches = Prefetcher(source.at, 0, -(-images // size))
@@ -76,20 +93,33 @@ def train(settings: ClassifierConfig, shards: Shards, val: Shards, context: Cont
         for step, batch in enumerate(progress(batches, -(-images // size), "training", context.log)):
             optimizer.param_groups[0]["lr"] = learning_rate(step * size, images, optim)
             loss = train_step(model, optimizer, precision, source, batch, ranks)
-            total = ranks.reduce_sum(torch.tensor([loss, context.stop.requested], dtype=torch.float64, device=ranks.device)).tolist()
+            total = ranks.reduce_sum(
+                torch.tensor([loss, context.stop.requested], dtype=torch.float64, device=ranks.device)
+            ).tolist()
             if total[1]:
                 raise Stopped(f"classifier: stopped at step {step}; it starts again")
             if (step + 1) * size // len(shards) > step * size // len(shards):
                 accuracy = ((predict(net, val, ranks) > 0) == val.attributes()).mean()
                 epoch = (step + 1) * size / len(shards)
-                context.log.info("epoch %.1f of %d: loss %.3f nats, val accuracy %.4f", epoch, settings.epochs, total[0] / size, accuracy)
+                context.log.info(
+                    "epoch %.1f of %d: loss %.3f nats, val accuracy %.4f",
+                    epoch,
+                    settings.epochs,
+                    total[0] / size,
+                    accuracy,
+                )
     finally:
         batches.close()
     return net
 
 
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision, source: TrainBatches, batch: Batch, ranks: Ranks
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    source: TrainBatches,
+    batch: Batch,
+    ranks: Ranks,
 ) -> float:
     """One step on this rank's share; returns its part of the global batch's summed loss, nats."""
     x, y, _ = source.to_device(batch, ranks.device, torch.float32)

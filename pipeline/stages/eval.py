@@ -41,13 +41,18 @@ def run(config: RunConfig, context: Context) -> None:
     metrics = chosen_metrics(config.eval.metrics)
     require_projection(config.eval.projection)
     # Convolutions in TF32 would move features by more than two good models differ.
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    with (
+        torch.no_grad(),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+    ):
         for checkpoint in checkpoints(context.run_dir, config.eval.checkpoint):
             evaluate(config, gather_evidence(config, context, checkpoint), metrics, context)
     context.ranks.barrier()  # no rank goes on before the files are there
 
 
-def evaluate(config: RunConfig, evidence: Evidence, metrics: dict[str, type[Metric]], context: Context) -> None:
+def evaluate(
+    config: RunConfig, evidence: Evidence, metrics: dict[str, type[Metric]], context: Context
+) -> None:
     """One evaluation: the images by all ranks, numbers and files by rank 0."""
     found: dict[str, Any] = {}
     seconds: dict[str, float] = {}
@@ -85,7 +90,9 @@ def chosen_metrics(names: list[str]) -> dict[str, type[Metric]]:
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, 1, 0.4)
             hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"key 'eval.metrics': unknown metric {name!r}, expected some of {', '.join(METRICS)}{hint}")
+            raise ConfigError(
+                f"key 'eval.metrics': unknown metric {name!r}, expected some of {', '.join(METRICS)}{hint}"
+            )
     return {name: METRICS[name] for name in METRICS if not names or name in names}
 
 
@@ -104,7 +111,9 @@ def checkpoints(run_dir: Path, which: str) -> list[str]:
 def gather_evidence(config: RunConfig, context: Context, checkpoint: str) -> Evidence:
     """Load the model, the classifier and the images, and check that they belong together (every rank, the same files)."""
     device = context.ranks.device
-    splits = {name: Shards(layout.shards_dir(config), name, config.data.verify) for name in ("train", "val", "test")}
+    splits = {
+        name: Shards(layout.shards_dir(config), name, config.data.verify) for name in ("train", "val", "test")
+    }
     judge = classifier.load(layout.classifier_dir(config), device)
     model, info = load_model(context.run_dir, checkpoint, config.eval.weights, device)
     shards = splits[config.eval.split]
@@ -114,13 +123,19 @@ def gather_evidence(config: RunConfig, context: Context, checkpoint: str) -> Evi
             f" {layout.shards_dir(config)} are of {shards.size} pixels with {', '.join(shards.attribute_names)}; train on these shards"
         )
     features = extractors(judge, config.eval, device)
-    context.log.info("checkpoint of step %d (%s weights), %s split", info.step, config.eval.weights, config.eval.split)
+    context.log.info(
+        "checkpoint of step %d (%s weights), %s split", info.step, config.eval.weights, config.eval.split
+    )
     reference, crop = layout.reference_dir(config), config.shard.crop
     annotations = all_annotations(config, shards.manifest, context)
-    return Evidence(model, info, judge, features, config.eval, splits, context.ranks, reference, crop, annotations)
+    return Evidence(
+        model, info, judge, features, config.eval, splits, context.ranks, reference, crop, annotations
+    )
 
 
-def all_annotations(config: RunConfig, manifest: dict[str, Any], context: Context) -> tuple[np.ndarray, np.ndarray] | None:
+def all_annotations(
+    config: RunConfig, manifest: dict[str, Any], context: Context
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Attributes [N, 40] and partition [N] of all annotated images, whether or not their files are there (rank 0; None elsewhere).
 
     None also where the annotation files are out of reach or are not those that the shards were made from.

@@ -45,7 +45,9 @@ def run(config: RunConfig, context: Context) -> None:
         except Stopped:
             stopped += 1
     if context.ranks.reduce_sum(stopped).item():  # all ranks; also the barrier behind rank 0's work
-        raise Stopped("the shard stage was asked to stop; the next start goes on with the shards that are missing")
+        raise Stopped(
+            "the shard stage was asked to stop; the next start goes on with the shards that are missing"
+        )
 
 
 def make_shards(config: RunConfig, context: Context) -> None:
@@ -64,7 +66,13 @@ def make_shards(config: RunConfig, context: Context) -> None:
         manifest = build_manifest(celeba, config.shard, reports)
         write_json(folder / MANIFEST, manifest)
     written, seconds = sum(report.samples for report in reports), time.monotonic() - start
-    log.info("%d images in %d shards, %.0f images/s; %d damaged", written, len(reports), written / seconds, manifest["counts"]["skipped"])
+    log.info(
+        "%d images in %d shards, %.0f images/s; %d damaged",
+        written,
+        len(reports),
+        written / seconds,
+        manifest["counts"]["skipped"],
+    )
 
 
 def make_part(config: RunConfig, context: Context) -> None:
@@ -73,7 +81,10 @@ def make_part(config: RunConfig, context: Context) -> None:
     (k, n), folder = context.part, layout.shards_dir(config)
     processes = len(os.sched_getaffinity(0))
     # Parts work side by side, but not beside the whole stage, which clears away what it does not know.
-    with locked(folder.with_suffix(".lock"), context.stop, shared=True), locked(folder.with_suffix(f".{k}-of-{n}.lock"), context.stop):
+    with (
+        locked(folder.with_suffix(".lock"), context.stop, shared=True),
+        locked(folder.with_suffix(f".{k}-of-{n}.lock"), context.stop),
+    ):
         if (folder / MANIFEST).exists():
             context.log.info("%s is there already", folder)
             return
@@ -81,7 +92,9 @@ def make_part(config: RunConfig, context: Context) -> None:
         journal = Journal(folder / f"journal-{k}-of-{n}.jsonl")
         done = journal.resume(celeba.digests, {task.file.name for task in tasks[k::n]})
         reports = write_all(tasks[k::n], done, journal, context, processes)
-    context.log.info("part %d of %d: %d images in %d shards", k, n, sum(report.samples for report in reports), len(reports))
+    context.log.info(
+        "part %d of %d: %d images in %d shards", k, n, sum(report.samples for report in reports), len(reports)
+    )
 
 
 def planned(config: RunConfig, context: Context, processes: int) -> tuple[Celeba, list[ShardTask]]:

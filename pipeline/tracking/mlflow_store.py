@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError, UserError
+from pipeline.rundir.redact import redact
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -37,11 +38,6 @@ class TrackingError(UserError):
 def tracking_uri(config: RunConfig) -> str:
     """The store of this run: `tracking.uri`, or one SQLite file for all runs of `runs_dir`."""
     return config.tracking.uri or f"sqlite:///{runs_dir(config) / 'mlflow.db'}"
-
-
-def redact(text: str) -> str:
-    """`text` with the user name and password of every URI in it blotted out."""
-    return re.sub(r"://[^/\s]*@", "://***@", text)
 
 
 def runs_dir(config: RunConfig) -> Path:
@@ -81,7 +77,9 @@ def locked(file: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > give_up:
-                    raise TrackingError(f"{file}: held by another process for {LOCK_TIMEOUT_S:.0f} s; try again later") from None
+                    raise TrackingError(
+                        f"{file}: held by another process for {LOCK_TIMEOUT_S:.0f} s; try again later"
+                    ) from None
                 time.sleep(0.1)
             except OSError:  # a file system without locks: two feeders of one run at a time are rare there
                 break
@@ -102,21 +100,31 @@ def database_lock(uri: str) -> Iterator[None]:
 def tagged_run_dirs(uri: str, experiment: str, tags: list[str]) -> list[Path]:
     """Directories of the runs in a store that carry all `tags` ("key=value"), by name; raises ConfigError or TrackingError."""
     pairs = [tag.partition("=") for tag in tags]
-    if wrong := [tag for tag, (_, equals, _) in zip(tags, pairs, strict=True) if not equals or "'" in tag or "`" in tag]:
-        raise ConfigError(f"--tag {wrong[0]}: expected KEY=VALUE without quotes, for example variant=sigma_cvae_nf")
+    if wrong := [
+        tag for tag, (_, equals, _) in zip(tags, pairs, strict=True) if not equals or "'" in tag or "`" in tag
+    ]:
+        raise ConfigError(
+            f"--tag {wrong[0]}: expected KEY=VALUE without quotes, for example variant=sigma_cvae_nf"
+        )
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:") and not file.is_file():
-        raise ConfigError(f"--uri {redact(uri)}: no such file; name the store of the runs, for example sqlite:///runs/mlflow.db")
+        raise ConfigError(
+            f"--uri {redact(uri)}: no such file; name the store of the runs, for example sqlite:///runs/mlflow.db"
+        )
     try:
         client = open_client(uri)
         found = client.get_experiment_by_name(experiment)
         where = " and ".join(f"tags.`{key}` = '{value}'" for key, _, value in pairs)
         runs = client.search_runs([found.experiment_id], where) if found else []
     except store_errors() as error:
-        raise TrackingError(f"MLflow store {redact(uri)} cannot be read: {redact(str(error))[:300]}") from None
+        raise TrackingError(
+            f"MLflow store {redact(uri)} cannot be read: {redact(str(error))[:300]}"
+        ) from None
     run_dirs = sorted({run.data.tags["run_dir"] for run in runs if "run_dir" in run.data.tags})
     if not run_dirs:
-        raise ConfigError(f"--tag {' --tag '.join(tags)}: no run in experiment {experiment!r} of {redact(uri)} carries it")
+        raise ConfigError(
+            f"--tag {' --tag '.join(tags)}: no run in experiment {experiment!r} of {redact(uri)} carries it"
+        )
     return [Path(run_dir) for run_dir in run_dirs]
 
 

@@ -17,6 +17,7 @@ from pipeline.rundir import layout, record
 from pipeline.rundir.files import write_json
 from pipeline.rundir.metrics_log import read_metrics
 from pipeline.rundir.record import Evaluation, read_json
+from pipeline.rundir.redact import redact
 from pipeline.tracking.mlflow_store import (
     TrackingError,
     as_text,
@@ -26,7 +27,6 @@ from pipeline.tracking.mlflow_store import (
     log_metrics,
     log_params,
     open_client,
-    redact,
     runs_dir,
     set_tags,
     store_errors,
@@ -128,7 +128,9 @@ def _send_growth(client: MlflowClient, run_id: str, run_dir: Path) -> None:
     there = {int(name[1]) for name in names if name}
     for step, file in drawn:
         if step not in there:
-            client.log_image(run_id, Image.open(file), key="samples", step=step, timestamp=int(file.stat().st_mtime * 1000))
+            client.log_image(
+                run_id, Image.open(file), key="samples", step=step, timestamp=int(file.stat().st_mtime * 1000)
+            )
 
 
 def send_files(config: RunConfig, name: str, files: list[Path]) -> None:
@@ -160,14 +162,22 @@ def _find_or_create(client: MlflowClient, config: RunConfig, run_dir: Path, uri:
     if "run_dir_id" not in note:
         note = {"run_dir_id": uuid.uuid4().hex}
         write_json(run_dir / "mlflow.json", note)
-    run = _the_run(client, experiment_id, {"run_dir_id": note["run_dir_id"]}, int(record.started(run_dir) * 1000), run_dir.name)
+    run = _the_run(
+        client,
+        experiment_id,
+        {"run_dir_id": note["run_dir_id"]},
+        int(record.started(run_dir) * 1000),
+        run_dir.name,
+    )
     here = {"uri": redact(uri), "experiment": name, "run_id": run.info.run_id}
     if any(note.get(key) != value for key, value in here.items()):
         write_json(run_dir / "mlflow.json", {"run_dir_id": note["run_dir_id"], **here, "sent": {}})
     return run
 
 
-def _the_run(client: MlflowClient, experiment_id: str, tags: dict[str, str], started_ms: int, name: str) -> Run:
+def _the_run(
+    client: MlflowClient, experiment_id: str, tags: dict[str, str], started_ms: int, name: str
+) -> Run:
     """The one run with these tags, created where there is none.
 
     A request that creates a run and is answered too late is sent again by the HTTP client: of such doubles the one that was written to
@@ -176,7 +186,10 @@ def _the_run(client: MlflowClient, experiment_id: str, tags: dict[str, str], sta
     where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
 
     def all_of_them() -> list[Run]:
-        return sorted(client.search_runs([experiment_id], where), key=lambda run: (-len(run.data.params), run.info.run_id))
+        return sorted(
+            client.search_runs([experiment_id], where),
+            key=lambda run: (-len(run.data.params), run.info.run_id),
+        )
 
     found = all_of_them()
     if not found:
@@ -189,11 +202,17 @@ def _the_run(client: MlflowClient, experiment_id: str, tags: dict[str, str], sta
 
 def _send_config(client: MlflowClient, run: Run, config: RunConfig, run_dir: Path) -> None:
     """Parameters, and tags. A parameter cannot change in MLflow: what was changed on resume becomes the tag `changed.<key>`."""
-    params = {key: as_text(value) for key, value in flatten(config).items() if not key.startswith(("cluster.", "tracking.", "runs_dir"))}
+    params = {
+        key: as_text(value)
+        for key, value in flatten(config).items()
+        if not key.startswith(("cluster.", "tracking.", "runs_dir"))
+    }
     held, tags = run.data.params, run.data.tags
     log_params(client, run.info.run_id, {key: value for key, value in params.items() if key not in held})
     wanted = {f"changed.{key}": value for key, value in params.items() if held.get(key, value) != value}
-    wanted |= {key: params[key[8:]] for key in tags if key.startswith("changed.") and key[8:] in params}  # also when changed back
+    wanted |= {
+        key: params[key[8:]] for key in tags if key.startswith("changed.") and key[8:] in params
+    }  # also when changed back
     wanted |= {"variant": config.name, "seed": str(config.seed), "run_dir": str(run_dir)}
     if record.commit(run_dir):
         wanted["mlflow.source.git.commit"] = record.commit(run_dir)
@@ -218,7 +237,9 @@ def _send_evaluation(client: MlflowClient, parent: Run, variant: str, evaluation
         return
     run_id = child.info.run_id
     protocol = {clean_name(key): as_text(value) for key, value in evaluation.protocol.items()}
-    log_params(client, run_id, {key: value for key, value in protocol.items() if key not in child.data.params})
+    log_params(
+        client, run_id, {key: value for key, value in protocol.items() if key not in child.data.params}
+    )
     step = int(evaluation.protocol.get("step", 0))
     values = dict(_child_values(evaluation))
     new = [Metric(key, value, now, step) for key, value in values.items() if key not in child.data.metrics]
@@ -234,7 +255,11 @@ def _child_values(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
         named += [(f"{name}_low", low), (f"{name}_high", high)]
     named += [(f"ceiling.{name}", value) for name, value in evaluation.ceilings.items()]
     named += [(f"floor.{name}", value) for name, value in evaluation.floors.items()]
-    yield from ((clean_name(name), float(value)) for name, value in named if value is not None and math.isfinite(value))
+    yield from (
+        (clean_name(name), float(value))
+        for name, value in named
+        if value is not None and math.isfinite(value)
+    )
 
 
 def _send_headline(client: MlflowClient, run: Run, newest: Evaluation) -> None:
@@ -251,7 +276,15 @@ def _send_headline(client: MlflowClient, run: Run, newest: Evaluation) -> None:
             new.append(Metric(key, float(value), int(_written(newest) * 1000), step))
     log_metrics(client, run.info.run_id, new)
     protocol = digest(newest.comparable)  # numbers of runs with the same tag may be compared
-    set_tags(client, run, {"headline.eval": str(newest.number), "headline.protocol": protocol, "headline.complete": str(newest.complete)})
+    set_tags(
+        client,
+        run,
+        {
+            "headline.eval": str(newest.number),
+            "headline.protocol": protocol,
+            "headline.complete": str(newest.complete),
+        },
+    )
 
 
 def _held(client: MlflowClient, run: Run, name: str) -> list[Metric]:

@@ -12,10 +12,21 @@ from urllib.parse import urlsplit
 from pipeline.config.schema import RunConfig
 from pipeline.rundir.metrics_log import MetricsLog, read_metrics
 from pipeline.rundir.record import run_config
-from pipeline.tracking.mlflow_store import TrackingError, redact, tracking_uri
+from pipeline.rundir.redact import redact
+from pipeline.tracking.mlflow_store import TrackingError, tracking_uri
 from pipeline.tracking.mlflow_sync import Feeder, send_files
 
-__all__ = ["Feeder", "LiveSync", "MetricsLog", "TrackingError", "read_metrics", "redact", "sync_run", "sync_sweep", "tracking_uri"]
+__all__ = [
+    "Feeder",
+    "LiveSync",
+    "MetricsLog",
+    "TrackingError",
+    "read_metrics",
+    "redact",
+    "sync_run",
+    "sync_sweep",
+    "tracking_uri",
+]
 
 LOG = logging.getLogger("cvae.tracking")
 LONGEST_WAIT = 16  # intervals between two tries during an outage
@@ -52,7 +63,9 @@ def require_listening(uri: str) -> None:
     if url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
         return
     try:
-        socket.create_connection((host, url.port or (443 if url.scheme == "https" else 80)), timeout=10).close()
+        socket.create_connection(
+            (host, url.port or (443 if url.scheme == "https" else 80)), timeout=10
+        ).close()
     except (OSError, ValueError) as error:
         raise TrackingError(f"MLflow server {redact(uri)} does not answer ({error})") from None
 
@@ -80,7 +93,10 @@ class LiveSync:
         if self._thread is not None:
             self._thread.join(timeout_s)
             if self._thread.is_alive():
-                self._log.warning("MLflow is slow to answer; `python tools/sync_mlflow.py %s` sends the rest", self._feeder.run_dir)
+                self._log.warning(
+                    "MLflow is slow to answer; `python tools/sync_mlflow.py %s` sends the rest",
+                    self._feeder.run_dir,
+                )
 
     def _feed(self) -> None:
         last, wait_s = False, self._interval_s
@@ -92,5 +108,9 @@ class LiveSync:
                 self._failing, wait_s = False, self._interval_s
             except Exception as error:
                 if not self._failing:  # one warning per outage
-                    self._log.warning("%s; `python tools/sync_mlflow.py %s` sends it later", redact(str(error)), self._feeder.run_dir)
+                    self._log.warning(
+                        "%s; `python tools/sync_mlflow.py %s` sends it later",
+                        redact(str(error)),
+                        self._feeder.run_dir,
+                    )
                 self._failing, wait_s = True, min(2 * wait_s, LONGEST_WAIT * self._interval_s)

@@ -54,7 +54,11 @@ class Checkpoint:
         """Tensors whose name starts with `prefix`, without it. Raises CheckpointError."""
         try:
             with safe_open(self.file, "pt") as opened:
-                return {name[len(prefix) :]: opened.get_tensor(name) for name in opened.keys() if name.startswith(prefix)}
+                return {
+                    name[len(prefix) :]: opened.get_tensor(name)
+                    for name in opened.keys()
+                    if name.startswith(prefix)
+                }
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.file}: not readable as safetensors ({error})") from None
 
@@ -67,7 +71,9 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps with a JSON (the JSON is written last), oldest first."""
-        return sorted(int(name[1]) for file in self.folder.glob("step_*.json") if (name := _NAME.fullmatch(file.name)))
+        return sorted(
+            int(name[1]) for file in self.folder.glob("step_*.json") if (name := _NAME.fullmatch(file.name))
+        )
 
     def path(self, step: int) -> Path:
         """The tensors' file of one step."""
@@ -85,7 +91,9 @@ class Checkpoints:
             digest = sha256(temporary)
             os.replace(temporary, file)
             sync_folder(self.folder)  # the tensors' name is on the disk before the JSON that vouches for it
-            write_json(file.with_suffix(".json"), seal({"format": FORMAT, "step": step, **meta, "sha256": digest}))
+            write_json(
+                file.with_suffix(".json"), seal({"format": FORMAT, "step": step, **meta, "sha256": digest})
+            )
             self._forget()
         except (OSError, SafetensorError) as error:
             for half in (temporary, file) if not file.with_suffix(".json").exists() else (temporary,):
@@ -116,7 +124,11 @@ class Checkpoints:
 
     def clear_unfinished(self) -> None:
         """Remove what an earlier owner that died while writing or forgetting left: temporary files, tensors without JSON."""
-        for file in [*self.folder.glob("*.tmp"), *self.folder.glob(".*.tmp"), *self.folder.glob("step_*.safetensors")]:
+        for file in [
+            *self.folder.glob("*.tmp"),
+            *self.folder.glob(".*.tmp"),
+            *self.folder.glob("step_*.safetensors"),
+        ]:
             if not file.with_suffix(".json").exists():
                 _unlink(file)
 
@@ -129,10 +141,14 @@ class Checkpoints:
         if not isinstance(meta, dict) or meta.get("format") not in READABLE or meta.get("step") != step:
             raise CheckpointError(f"{file}: not a description of format {FORMAT} and step {step}")
         if (meta["format"] > 1 and "digest" not in meta) or not intact(meta):
-            raise CheckpointError(f"{file}: damaged: its digest differs from the one noted when it was written")
+            raise CheckpointError(
+                f"{file}: damaged: its digest differs from the one noted when it was written"
+            )
         for key, kind in META.items():
             if key not in meta or not isinstance(meta[key], kind):
-                raise CheckpointError(f"{file}: key '{key}': got {str(meta.get(key))[:80]!r}, expected another type")
+                raise CheckpointError(
+                    f"{file}: key '{key}': got {str(meta.get(key))[:80]!r}, expected another type"
+                )
         if not all(isinstance(v, (int, float)) for v in (meta["validation"] or {}).values()):
             raise CheckpointError(f"{file}: key 'validation': expected numbers")
         return meta
@@ -145,7 +161,9 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(f"{file}: not readable ({error})") from None
         if digest != meta.get("sha256"):
-            raise CheckpointError(f"{file}: damaged: its sha256 differs from the one noted when it was written")
+            raise CheckpointError(
+                f"{file}: damaged: its sha256 differs from the one noted when it was written"
+            )
         return Checkpoint(file, meta)
 
     def newest(self, set_aside: bool = False) -> Checkpoint | None:
@@ -185,13 +203,17 @@ def _unlink(file: Path) -> None:
 
 def state_tensors(model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Everything of a training state that is a tensor, under names: model.*, ema.*, optim.<parameter>.<moment>."""
-    named = {f"model.{n}": t for n, t in model.state_dict().items()} | {f"ema.{n}": t for n, t in ema.state_dict().items()}
+    named = {f"model.{n}": t for n, t in model.state_dict().items()} | {
+        f"ema.{n}": t for n, t in ema.state_dict().items()
+    }
     for name, parameter in model.named_parameters():
         named |= {f"optim.{name}.{k}": v for k, v in optimizer.state[parameter].items()}
     return named
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def restore(
+    checkpoint: Checkpoint, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
     """Put the tensors of `checkpoint` back where `state_tensors` took them (every rank, the same file). Raises CheckpointError."""
     load_weights(checkpoint, model, "model.")
     load_weights(checkpoint, ema, "ema.")
@@ -200,7 +222,8 @@ def restore(checkpoint: Checkpoint, model: nn.Module, ema: nn.Module, optimizer:
         own = {k.removeprefix(f"{name}."): v for k, v in moments.items() if k.rpartition(".")[0] == name}
         # The fused kernel walks memory: moments must lie in memory as their parameter does (channels last, say).
         optimizer.state[parameter] = {
-            k: torch.empty_like(parameter).copy_(v) if v.shape == parameter.shape else v.to(parameter.device) for k, v in own.items()
+            k: torch.empty_like(parameter).copy_(v) if v.shape == parameter.shape else v.to(parameter.device)
+            for k, v in own.items()
         }
 
 
@@ -209,16 +232,24 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module, prefix: str) -> None:
     try:
         model.load_state_dict(checkpoint.tensors(prefix))
     except RuntimeError as error:
-        raise CheckpointError(f"{checkpoint.file}: its tensors are not those of this model: {' '.join(str(error).split())[:300]}") from None
+        raise CheckpointError(
+            f"{checkpoint.file}: its tensors are not those of this model: {' '.join(str(error).split())[:300]}"
+        ) from None
 
 
 def require_same(then: dict[str, Any], now: dict[str, Any], where: Path) -> None:
     """Raise CheckpointError that names every key by which two sets of trained sections differ."""
     old, new = configuration.leaves(then), configuration.leaves(now)
-    keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and not isinstance(old.get(k, new.get(k)), dict)]
+    keys = [
+        k
+        for k in sorted(old.keys() | new.keys())
+        if old.get(k) != new.get(k) and not isinstance(old.get(k, new.get(k)), dict)
+    ]
     if keys:
         listed = "; ".join(f"{k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in keys)
-        raise CheckpointError(f"{where}: trained with another configuration ({listed}); use another run directory or train.init_from")
+        raise CheckpointError(
+            f"{where}: trained with another configuration ({listed}); use another run directory or train.init_from"
+        )
 
 
 @dataclass(frozen=True)
@@ -244,7 +275,9 @@ def load_model(run_dir: Path, which: str, weights: str, device: torch.device) ->
     store = Checkpoints(layout.checkpoints_dir(run_dir))
     if which not in ("best", "latest") and not which.isdigit():
         kept = ", ".join(map(str, store.steps())) or "none"
-        raise ConfigError(f"key 'eval.checkpoint': {which!r}, expected best, latest, all or a step that is kept ({kept})")
+        raise ConfigError(
+            f"key 'eval.checkpoint': {which!r}, expected best, latest, all or a step that is kept ({kept})"
+        )
     best = store.best()
     if which == "best" and best is not None:
         checkpoint: Checkpoint | None = store.read(best)
@@ -253,16 +286,24 @@ def load_model(run_dir: Path, which: str, weights: str, device: torch.device) ->
     else:
         checkpoint = store.newest()
     if checkpoint is None:
-        raise CheckpointError(f"{store.folder}: no checkpoint; run the train stage first: launch.py --stages train --run-dir {run_dir}")
+        raise CheckpointError(
+            f"{store.folder}: no checkpoint; run the train stage first: launch.py --stages train --run-dir {run_dir}"
+        )
     meta, values = checkpoint.meta, checkpoint.meta["validation"]
     if not values:
-        raise CheckpointError(f"{checkpoint.file}: saved on a stop signal, without its variance; resume training, or use 'best'")
+        raise CheckpointError(
+            f"{checkpoint.file}: saved on a stop signal, without its variance; resume training, or use 'best'"
+        )
     config = configuration.load([run_dir / "config.yaml"])
-    require_same({"model": meta["sections"].get("model")}, {"model": configuration.to_dict(config.model)}, run_dir)
+    require_same(
+        {"model": meta["sections"].get("model")}, {"model": configuration.to_dict(config.model)}, run_dir
+    )
     model = CVAE(config.model, meta["size"], len(meta["attributes"]))
     load_weights(checkpoint, model, "ema." if weights == "ema" else "model.")
     if not {f"val_{weights}/s2", f"val_{weights}/s2_fit"} <= values.keys():
-        raise CheckpointError(f"{checkpoint.file}: its validation lacks the decoder variance; use another checkpoint")
+        raise CheckpointError(
+            f"{checkpoint.file}: its validation lacks the decoder variance; use another checkpoint"
+        )
     info = CheckpointInfo(
         checkpoint.step,
         meta["images"],

@@ -29,13 +29,19 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager:
         """Forward passes run in this."""
-        return torch.autocast(self.device_type, dtype=self.half or torch.bfloat16, enabled=self.half is not None)
+        return torch.autocast(
+            self.device_type, dtype=self.half or torch.bfloat16, enabled=self.half is not None
+        )
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """Fused AdamW (Adam where weight_decay is 0); the learning rate is a tensor's worth set at every step."""
     return torch.optim.AdamW(
-        model.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, fused=True
+        model.parameters(),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        fused=True,
     )
 
 

@@ -17,5 +17,7 @@ def profiler(steps: int, file: Path) -> Iterator[Callable[[], None]]:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     when = schedule(wait=1, warmup=2, active=steps, repeat=1)
-    with profile(schedule=when, on_trace_ready=lambda p: p.export_chrome_trace(str(file)), profile_memory=True) as running:
+    with profile(
+        schedule=when, on_trace_ready=lambda p: p.export_chrome_trace(str(file)), profile_memory=True
+    ) as running:
         yield running.step

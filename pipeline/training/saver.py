@@ -34,14 +34,19 @@ class Saver:
         for name, tensor in tensors.items():
             if name not in self._copies:
                 self._copies[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-        copies = {name: self._copies[name].copy_(tensor.detach(), non_blocking=True) for name, tensor in tensors.items()}
+        copies = {
+            name: self._copies[name].copy_(tensor.detach(), non_blocking=True)
+            for name, tensor in tensors.items()
+        }
         event = torch.cuda.Event() if any(tensor.is_cuda for tensor in tensors.values()) else None
         if event:
             event.record()
         self._pending = self._pool.submit(self._write, step, copies, meta, event)
         self.blocked_s += time.monotonic() - start
 
-    def _write(self, step: int, copies: dict[str, Tensor], meta: dict[str, Any], event: torch.cuda.Event | None) -> None:
+    def _write(
+        self, step: int, copies: dict[str, Tensor], meta: dict[str, Any], event: torch.cuda.Event | None
+    ) -> None:
         if event:
             event.synchronize()  # the copies are there; later steps are behind them in the stream
         for check in self.before:

@@ -58,7 +58,11 @@ class StepMonitor:
         self.bad = 0
         self.start = self.window_start = self.line = time.monotonic()
         self.window_step, self.waited = step, 0.0
-        self.bar = tqdm(total=last, initial=step, desc="train", leave=False) if metrics and sys.stderr.isatty() else None
+        self.bar = (
+            tqdm(total=last, initial=step, desc="train", leave=False)
+            if metrics and sys.stderr.isatty()
+            else None
+        )
 
     def timed(self, items: Iterable[T]) -> Iterator[T]:
         """Pass `items` on and count the time spent waiting for them."""
@@ -101,7 +105,11 @@ class StepMonitor:
         self.bad += bad
         self.bad_steps = [*self.bad_steps, (record, values)] if bad else []
         if bad:
-            self.log.warning("step %d: the loss or its gradient is not finite; the step was skipped: %s", record.step, values)
+            self.log.warning(
+                "step %d: the loss or its gradient is not finite; the step was skipped: %s",
+                record.step,
+                values,
+            )
         if len(self.bad_steps) > self.max_bad:
             raise TrainingDiverged(
                 f"step {record.step}: {len(self.bad_steps)} steps in a row without a finite loss and gradient; last terms {values}; "
@@ -111,7 +119,10 @@ class StepMonitor:
     def _write(self, step: int, values: dict[str, float]) -> None:
         now = time.monotonic()
         elapsed = max(now - self.window_start, 1e-9)
-        rates = {"images_per_s": (step - self.window_step) * self.batch / elapsed, "data_wait_share": self.waited / elapsed}
+        rates = {
+            "images_per_s": (step - self.window_step) * self.batch / elapsed,
+            "data_wait_share": self.waited / elapsed,
+        }
         if self.metrics:
             numbers = values | rates | {"bad_steps": float(self.bad)}
             self.metrics.append(step, {f"train/{k}": v for k, v in numbers.items()})
@@ -127,4 +138,6 @@ class StepMonitor:
             rate = (step - self.first) / (now - self.start)
             left = (self.last - step) / rate if rate else float("nan")
             text = "step %d/%d, loss %.1f (nll %.1f, kl %.1f), %.0f images/s, %.0f s left"
-            self.log.info(text, step, self.last, values["loss"], values["nll"], values["kl"], rate * self.batch, left)
+            self.log.info(
+                text, step, self.last, values["loss"], values["nll"], values["kl"], rate * self.batch, left
+            )

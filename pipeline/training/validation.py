@@ -40,7 +40,11 @@ class HeldOut:
             images, attributes = self.shards.gather(mine)
             noise = keyed_normal(0, self.purpose, mine, (z_dim,))
             x = to_float(torch.from_numpy(images).to(ranks.device), dtype)
-            yield x, torch.from_numpy(attributes[:, self.columns]).to(ranks.device, dtype), noise.to(ranks.device, dtype)
+            yield (
+                x,
+                torch.from_numpy(attributes[:, self.columns]).to(ranks.device, dtype),
+                noise.to(ranks.device, dtype),
+            )
 
 
 def whole_split(shards: Shards, attributes: list[str]) -> HeldOut:
@@ -60,7 +64,9 @@ def elbo_sums(model: CVAE, part: HeldOut, ranks: Ranks) -> dict[str, Tensor]:
     parameter = next(model.parameters())
     names = ("sse", "kl", "log_det", "images")
     total = torch.zeros(len(names) + 3 * model.z_dim, dtype=torch.float64, device=ranks.device)
-    extremes = torch.full((2,), -math.inf, dtype=torch.float64, device=ranks.device)  # of -log_det and log_det
+    extremes = torch.full(
+        (2,), -math.inf, dtype=torch.float64, device=ranks.device
+    )  # of -log_det and log_det
     for x, y, noise in part.blocks(ranks, model.z_dim, parameter.dtype):
         q = model.encode(x, y)
         z = q.sample(noise)

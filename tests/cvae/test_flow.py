@@ -19,7 +19,9 @@ def make_flow(seed: int = 0, **changes) -> Flow:
     return flow
 
 
-@pytest.mark.parametrize("changes", [{}, {"conditional": False}, {"layers": 1, "alternate": False}, {"layers": 3, "depth": 1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"conditional": False}, {"layers": 1, "alternate": False}, {"layers": 3, "depth": 1}]
+)
 def test_inverse_undoes_forward(changes):
     flow = make_flow(**changes)
     z, e = torch.randn(32, DIM, dtype=torch.float64), torch.randn(32, CONDITION, dtype=torch.float64)
@@ -71,7 +73,9 @@ def test_starts_at_the_identity():
 
 def test_log_scale_is_bounded_however_large_the_input():
     flow = make_flow(bound=1.5, layers=3)
-    _, log_det = flow(1e6 * torch.randn(8, DIM, dtype=torch.float64), torch.randn(8, CONDITION, dtype=torch.float64))
+    _, log_det = flow(
+        1e6 * torch.randn(8, DIM, dtype=torch.float64), torch.randn(8, CONDITION, dtype=torch.float64)
+    )
     assert log_det.isfinite().all() and log_det.abs().max() <= 3 * 1.5 * 4
 
 

@@ -29,7 +29,15 @@ from cvae.variance import DECODER_VARIANCES
 SIZE, A, D, B = 32, 6, 8, 5
 
 
-def make(prior="flow", variance="optimal", conditioner="multi_hot", net="mlp", norm="group", size=SIZE, dtype=torch.float64) -> CVAE:
+def make(
+    prior="flow",
+    variance="optimal",
+    conditioner="multi_hot",
+    net="mlp",
+    norm="group",
+    size=SIZE,
+    dtype=torch.float64,
+) -> CVAE:
     torch.manual_seed(0)
     config = ModelConfig(
         z_dim=D,
@@ -60,13 +68,19 @@ EVERY = list(itertools.product(PRIOR_NAMES, VARIANCE_NAMES, CONDITIONER_NAMES))
 
 
 def test_registries_are_what_the_configuration_names():
-    assert tuple(PRIORS) == PRIOR_NAMES and tuple(DECODER_VARIANCES) == VARIANCE_NAMES and tuple(CONDITIONERS) == CONDITIONER_NAMES
+    assert (
+        tuple(PRIORS) == PRIOR_NAMES
+        and tuple(DECODER_VARIANCES) == VARIANCE_NAMES
+        and tuple(CONDITIONERS) == CONDITIONER_NAMES
+    )
     assert tuple(ACTIVATIONS) == ACTIVATION_NAMES and NORMS == NORM_NAMES
 
 
 @pytest.mark.parametrize("prior,variance,conditioner", EVERY)
 def test_every_parameter_has_a_gradient_after_two_steps(prior, variance, conditioner):
-    model = make(prior, variance, conditioner, "conv1d" if conditioner == "embedding" else "mlp", dtype=torch.float32)
+    model = make(
+        prior, variance, conditioner, "conv1d" if conditioner == "embedding" else "mlp", dtype=torch.float32
+    )
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     for step in range(3):
         optimizer.zero_grad()
@@ -92,7 +106,11 @@ def test_no_image_influences_another(prior, variance, conditioner):
 def test_prior_density_integrates_to_one(prior):
     """E over samples of a wider Gaussian h of p(z|y)/h(z) is 1, and log_prob and sample belong to one distribution."""
     torch.manual_seed(3)
-    config = ModelConfig(z_dim=2, net=NetConfig([8, 8]), prior=PriorConfig(prior, hidden=8, flow=FlowConfig(layers=4, hidden=8)))
+    config = ModelConfig(
+        z_dim=2,
+        net=NetConfig([8, 8]),
+        prior=PriorConfig(prior, hidden=8, flow=FlowConfig(layers=4, hidden=8)),
+    )
     model = shaken(CVAE(config, 16, A)).double()
     y = torch.ones(1, A, dtype=torch.float64).expand(200_000, A)
     wide = 3 * torch.randn(200_000, 2, dtype=torch.float64)
@@ -111,7 +129,9 @@ def test_sampling_undoes_the_flow_unlike_in_the_reference():
     z = p.sample(noise)
     u, _ = p.flow(z, p.e)
     torch.testing.assert_close(u, p.base.sample(noise))
-    assert (z - p.base.sample(noise)).abs().max() > 1e-3  # u alone, which the reference feeds to its decoder, is another point
+    assert (
+        z - p.base.sample(noise)
+    ).abs().max() > 1e-3  # u alone, which the reference feeds to its decoder, is another point
 
 
 @pytest.mark.parametrize("prior", PRIOR_NAMES)
@@ -121,7 +141,9 @@ def test_kl_equals_monte_carlo(prior):
     g = torch.Generator().manual_seed(0)
     draws = torch.randn(20_000, 2, D, generator=g, dtype=torch.float64)
     with torch.no_grad():
-        ours = torch.stack([model.sums(x[i : i + 1], y[i : i + 1], n[i : i + 1]).kl for n in draws[:400] for i in range(2)]).view(-1, 2)
+        ours = torch.stack(
+            [model.sums(x[i : i + 1], y[i : i + 1], n[i : i + 1]).kl for n in draws[:400] for i in range(2)]
+        ).view(-1, 2)
         samples = torch.stack([q.log_prob(z) - p.log_prob(z) for z in map(q.sample, draws)])
     error = 4 * (samples.std(0) / math.sqrt(len(samples)) + ours.std(0) / math.sqrt(len(ours)))
     assert ((ours.mean(0) - samples.mean(0)).abs() < error + 1e-6).all()
@@ -192,5 +214,7 @@ def test_importance_weighted_bound_grows_with_k_and_contains_the_elbo():
     sse = torch.stack([s.sse for s in sums]).mean()
     p_log = -(sse / 0.6 + model.pixels / 2 * math.log(2 * math.pi * 0.3))
     z = [model.encode(x[:1], y[:1]).sample(n[:1]) for n in noise[:, :1]]
-    kl = torch.stack([model.encode(x[:1], y[:1]).log_prob(v) - model.prior(y[:1]).log_prob(v) for v in z]).mean()
+    kl = torch.stack(
+        [model.encode(x[:1], y[:1]).log_prob(v) - model.prior(y[:1]).log_prob(v) for v in z]
+    ).mean()
     torch.testing.assert_close(one[0], (p_log - kl).detach(), rtol=1e-9, atol=1e-6)

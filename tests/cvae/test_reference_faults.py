@@ -28,7 +28,11 @@ def build(file: Path) -> tuple[CVAE, int]:
 def batch(model: CVAE, n: int, seed: int = 0):
     g = torch.Generator().manual_seed(seed)
     x = torch.rand(n, 3, model.image_size, model.image_size, generator=g) * 2 - 1
-    return x, (torch.rand(n, model.n_attributes, generator=g) > 0.5).float(), torch.randn(n, model.z_dim, generator=g)
+    return (
+        x,
+        (torch.rand(n, model.n_attributes, generator=g) > 0.5).float(),
+        torch.randn(n, model.z_dim, generator=g),
+    )
 
 
 @pytest.mark.parametrize("file", VARIANTS, ids=lambda p: p.stem)

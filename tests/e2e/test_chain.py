@@ -31,7 +31,9 @@ TINY = [
 
 
 def launch(*args: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "launch.py"), *args], capture_output=True, text=True, timeout=280)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), *args], capture_output=True, text=True, timeout=280
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,12 @@ def chain(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
 
 def test_it_ends_with_a_table_and_where_to_look(chain):
     runs, done = chain
-    for said in ("sigma_cvae_nf", "fd_classifier_samples", f"report: {runs}/sigma_cvae/report.html", "mlflow ui --backend-store-uri"):
+    for said in (
+        "sigma_cvae_nf",
+        "fd_classifier_samples",
+        f"report: {runs}/sigma_cvae/report.html",
+        "mlflow ui --backend-store-uri",
+    ):
         assert said in done.stdout
     assert (runs / "comparison.html").read_text().count("<img") > 0
 
@@ -56,9 +63,13 @@ def test_every_stage_left_its_files(chain, name):
     done = json.loads((runs / name / "train" / "done.json").read_text())
     assert done["images"] == 512 and done["world_size"] == 2
     result = json.loads((runs / name / "eval" / "1" / "metrics.json").read_text())
-    assert {"fd_classifier_samples", "fd_classifier_recon", "attribute_accuracy", "mse", "iw_log_likelihood_nats"} <= result[
-        "metrics"
-    ].keys()
+    assert {
+        "fd_classifier_samples",
+        "fd_classifier_recon",
+        "attribute_accuracy",
+        "mse",
+        "iw_log_likelihood_nats",
+    } <= result["metrics"].keys()
     assert result["protocol"]["n"] == 24 and result["protocol"]["split"] == "test"
     assert list((runs / name / "eval" / "1" / "samples").glob("*.png"))
     assert "<html" in (runs / name / "report.html").read_text()
@@ -102,8 +113,19 @@ def test_a_stage_runs_without_submitit_and_training_goes_on(chain):
     done = launch("--stages", "train", "--run-dir", str(run_dir), "train.images=544")
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((run_dir / "train" / "done.json").read_text())["step"] == 17
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline.run"]
-    again = subprocess.run([*torchrun, str(run_dir), "train"], capture_output=True, text=True, cwd=ROOT, timeout=200)
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "pipeline.run",
+    ]
+    again = subprocess.run(
+        [*torchrun, str(run_dir), "train"], capture_output=True, text=True, cwd=ROOT, timeout=200
+    )
     assert again.returncode == 0, again.stderr[-3000:]
 
 

@@ -17,7 +17,15 @@ TOKENS = [
     b'{"a":' * 3000, b"base: x\n",
     b"cos\nsystem\n(S'touch /tmp/pwned'\ntR.", b"\xe2\x80\xae", b"'", b'"', b"#", b"%", b"\t", b",", b": ", b"- ", b"<html>",
 ]  # fmt: skip
-FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pickle.find_class", "socket.connect")
+FORBIDDEN = (
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "pickle.find_class",
+    "socket.connect",
+)
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -57,7 +65,12 @@ class Guard:
             return
         if event.startswith(FORBIDDEN):
             self.seen.append(f"{event} {arguments!r}"[:300])
-        elif event == "open" and isinstance(arguments[0], (str, bytes)) and isinstance(arguments[2], int) and arguments[2] & WRITING:
+        elif (
+            event == "open"
+            and isinstance(arguments[0], (str, bytes))
+            and isinstance(arguments[2], int)
+            and arguments[2] & WRITING
+        ):
             file = os.path.abspath(os.fsdecode(arguments[0]))
             if not file.startswith((str(self.active), "/dev/")):
                 self.seen.append(f"writes {file}")

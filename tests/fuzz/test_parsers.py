@@ -56,7 +56,9 @@ class Attributes(Target):
 
     def __init__(self, base: Path) -> None:
         super().__init__(base)
-        rows = "\n".join(f"{i:06d}.jpg " + " ".join(["-1", " 1"][(i + j) % 2] for j in range(40)) for i in range(1, 5))
+        rows = "\n".join(
+            f"{i:06d}.jpg " + " ".join(["-1", " 1"][(i + j) % 2] for j in range(40)) for i in range(1, 5)
+        )
         self.content = f"4\n{' '.join(CELEBA_ATTRIBUTES)}\n{rows}\n".encode()
 
     def read(self, content: bytes) -> object:
@@ -69,7 +71,9 @@ class AttributesCsv(Attributes):
     def __init__(self, base: Path) -> None:
         super().__init__(base)
         lines = self.content.decode().splitlines()[1:]
-        self.content = "\n".join([f"image_id,{','.join(lines[0].split())}", *(",".join(line.split()) for line in lines[1:])]).encode()
+        self.content = "\n".join(
+            [f"image_id,{','.join(lines[0].split())}", *(",".join(line.split()) for line in lines[1:])]
+        ).encode()
 
 
 class Partition(Target):
@@ -92,7 +96,9 @@ class Manifest(Target):
             if hashlib.sha256(content).digest()[0] % 2:
                 tree = json.loads(content)
                 entries = [entry for split in tree["splits"].values() for entry in split["shards"]]
-                tree = {k: v for k, v in tree.items() if k != "digest"} | {"content_digest": content_digest(entries)}
+                tree = {k: v for k, v in tree.items() if k != "digest"} | {
+                    "content_digest": content_digest(entries)
+                }
                 content = json.dumps(seal(tree)).encode()
         except Exception:
             pass
@@ -117,7 +123,11 @@ class Shard(Manifest):
 
 
 class Yaml(Target):
-    content = Path("configs/paper_64.yaml").read_bytes() if Path("configs/paper_64.yaml").exists() else b"train: {images: 5}\n"
+    content = (
+        Path("configs/paper_64.yaml").read_bytes()
+        if Path("configs/paper_64.yaml").exists()
+        else b"train: {images: 5}\n"
+    )
 
     def read(self, content: bytes) -> object:
         return configuration.load([self.put("c.yaml", content)])
@@ -160,7 +170,9 @@ class CheckpointTensors(CheckpointJson):
 
     def read(self, content: bytes) -> object:
         self.store.path(10).write_bytes(content)
-        meta = {k: v for k, v in self.meta.items() if k != "digest"} | {"sha256": hashlib.sha256(content).hexdigest()}
+        meta = {k: v for k, v in self.meta.items() if k != "digest"} | {
+            "sha256": hashlib.sha256(content).hexdigest()
+        }
         write_json(self.file, seal(meta))
         return load_model(self.run_dir, "10", "ema", torch.device("cpu"))
 
@@ -184,8 +196,12 @@ def fuzz(make: Callable[[Path], Target], inputs: int, folder: Path) -> dict[str,
     target.read(target.content)  # the valid input is valid
     for number in range(inputs):
         rng = random.Random(f"{type(target).__name__}/{number}")
-        content = mutate(target.content if len(target.content) < 4096 or rng.random() < 0.5 else target.content, rng)
-        if len(target.content) > 4096 and rng.random() < 0.6:  # most of the structure of a large file is at its beginning
+        content = mutate(
+            target.content if len(target.content) < 4096 or rng.random() < 0.5 else target.content, rng
+        )
+        if (
+            len(target.content) > 4096 and rng.random() < 0.6
+        ):  # most of the structure of a large file is at its beginning
             head = mutate(target.content[:2048], rng)
             content = head + target.content[2048:]
         GUARD.seen.clear()
@@ -197,7 +213,9 @@ def fuzz(make: Callable[[Path], Target], inputs: int, folder: Path) -> dict[str,
             counts["refused"] += 1
             assert str(error), number
         except BaseException as error:
-            raise AssertionError(f"input {number}: {type(error).__name__}: {str(error)[:300]}; begins {content[:300]!r}") from error
+            raise AssertionError(
+                f"input {number}: {type(error).__name__}: {str(error)[:300]}; begins {content[:300]!r}"
+            ) from error
         assert not GUARD.seen, (number, GUARD.seen)
     assert sorted(p.name for p in folder.iterdir()) == ["work"]
     return counts

@@ -63,9 +63,13 @@ def cluster(tmp_path_factory):
     from tools.dev.slurm_parts.cluster import missing
 
     if absent := missing():
-        say = pytest.fail if os.environ.get("REQUIRE_SLURM") else pytest.skip  # CI installs Slurm and must have run these tests
+        say = (
+            pytest.fail if os.environ.get("REQUIRE_SLURM") else pytest.skip
+        )  # CI installs Slurm and must have run these tests
         say(f"needs Slurm's packages (see tools/dev/dev_slurm.py): {', '.join(absent)} not installed")
-    prefix = os.environ.get("PYTEST_XDIST_WORKER", "") + "n"  # control groups are named after nodes: two clusters must not share names
+    prefix = (
+        os.environ.get("PYTEST_XDIST_WORKER", "") + "n"
+    )  # control groups are named after nodes: two clusters must not share names
     with running(Cluster(tmp_path_factory.mktemp("slurm"), nodes=13, cpus=2, prefix=prefix)) as started:
         yield started
 
@@ -80,10 +84,17 @@ def submit_pair(cluster, run, monkeypatch):
         from pipeline.config.load import dump
 
         monkeypatch.setattr("slurm.job.StageJob", getattr(stand_in_jobs, kind))
-        on = replace(run.config.cluster, executor="slurm", partition="gpu", mem_gb=1, tasks_per_node=2, **limits)
-        one = Run(replace(run.config, cluster=on, tracking=replace(run.config.tracking, enabled=False)), run.run_dir)
+        on = replace(
+            run.config.cluster, executor="slurm", partition="gpu", mem_gb=1, tasks_per_node=2, **limits
+        )
+        one = Run(
+            replace(run.config, cluster=on, tracking=replace(run.config.tracking, enabled=False)), run.run_dir
+        )
         (one.run_dir / "config.yaml").write_text(dump(one.config))
-        steps = [Step(one, "train", one.run_dir / "train", ()), Step(one, "eval", one.run_dir / "eval", (one.run_dir / "train",))]
+        steps = [
+            Step(one, "train", one.run_dir / "train", ()),
+            Step(one, "eval", one.run_dir / "eval", (one.run_dir / "train",)),
+        ]
         submit_all(Chain(steps, []), [one])
         return one.run_dir
 

@@ -47,7 +47,13 @@ def wait_for(condition: Callable[[], object], what: str, limit_s: float = 240.0)
 def running(cluster: Cluster) -> Iterator[Cluster]:
     """The cluster, started, and its variables in this process; it ends with this process, however that dies."""
     before = dict(os.environ)
-    command = [sys.executable, str(ROOT / "tools" / "dev" / "dev_slurm.py"), "hold", "--folder", str(cluster.folder)]
+    command = [
+        sys.executable,
+        str(ROOT / "tools" / "dev" / "dev_slurm.py"),
+        "hold",
+        "--folder",
+        str(cluster.folder),
+    ]
     numbers = ["--nodes", str(cluster.nodes), "--cpus", str(cluster.cpus), "--prefix", cluster.prefix]
     holder = subprocess.Popen([*command, *numbers], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdin and holder.stdout
@@ -69,12 +75,24 @@ def launch(*args: str, root: Path = ROOT) -> subprocess.CompletedProcess:
 
 
 def tool(name: str, *args: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "tools" / name), *map(str, args)], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / name), *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def profile(folder: Path, **cluster: object) -> Path:
     """A cluster profile of the test cluster."""
-    base = {"executor": "slurm", "partition": "gpu", "cpus_per_task": 1, "mem_gb": 2, "timeout_min": 60, "gpus_per_node": 0}
+    base = {
+        "executor": "slurm",
+        "partition": "gpu",
+        "cpus_per_task": 1,
+        "mem_gb": 2,
+        "timeout_min": 60,
+        "gpus_per_node": 0,
+    }
     base["setup"] = ["export OMP_NUM_THREADS=1"]
     file = folder / f"profile_{len(list(folder.glob('profile_*')))}.yaml"
     file.write_text(json.dumps({"cluster": base | cluster}))  # JSON is YAML
@@ -107,12 +125,17 @@ def ranks_of(job_id: str) -> dict[int, int]:
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            environment = dict(item.split(b"=", 1) for item in (folder / "environ").read_bytes().split(b"\0") if b"=" in item)
+            environment = dict(
+                item.split(b"=", 1) for item in (folder / "environ").read_bytes().split(b"\0") if b"=" in item
+            )
             command = (folder / "cmdline").read_bytes()
         except OSError:
             continue
         # Two test clusters on one host count their jobs alike.
-        ours = environment.get(b"SLURM_CONF") == os.environ["SLURM_CONF"].encode() and environment.get(b"SLURM_JOB_ID") == job_id.encode()
+        ours = (
+            environment.get(b"SLURM_CONF") == os.environ["SLURM_CONF"].encode()
+            and environment.get(b"SLURM_JOB_ID") == job_id.encode()
+        )
         if ours and b"submitit.core._submit" in command and b"srun" not in command:
             found[int(environment.get(b"SLURM_PROCID", b"-1"))] = int(folder.name)
     return found
@@ -142,7 +165,19 @@ def requeue(cluster: Cluster, job_id: str, nodes: list[str]) -> None:
 
 def preempt(cluster: Cluster, job_id: str, nodes: list[str]) -> None:
     """A job of a partition with priority wants the nodes."""
-    cluster.run("sbatch", "-p", "urgent", "-w", ",".join(nodes), f"-N{len(nodes)}", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+    cluster.run(
+        "sbatch",
+        "-p",
+        "urgent",
+        "-w",
+        ",".join(nodes),
+        f"-N{len(nodes)}",
+        "--exclusive",
+        "-o",
+        "/dev/null",
+        "--wrap",
+        "sleep 1",
+    )
 
 
 def kill_rank(cluster: Cluster, job_id: str, nodes: list[str]) -> None:
@@ -169,14 +204,27 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-def disturbed(cluster: Cluster, folder: Path, celeba: Path, faults: dict[str, Fault], tasks: int, *overrides: str) -> dict[str, Path]:
+def disturbed(
+    cluster: Cluster, folder: Path, celeba: Path, faults: dict[str, Fault], tasks: int, *overrides: str
+) -> dict[str, Path]:
     """Run directories of an undisturbed training "calm" and of one per fault, all run at the same time, each on two nodes of its own.
 
     `tasks` per node; a fault strikes at step AT. Prints what each one cost.
     """
     common = [f"shard.source={celeba}", f"runs_dir={folder}", *TINY, *overrides]
-    places = {name: [f"{cluster.prefix}{2 * i + 1}", f"{cluster.prefix}{2 * i + 2}"] for i, name in enumerate(["calm", *faults])}
-    first = launch("--cluster", profile(folder, nodes=1, tasks_per_node=1), "--config", "sigma_cvae_nf", "--stages", "shard", *common)
+    places = {
+        name: [f"{cluster.prefix}{2 * i + 1}", f"{cluster.prefix}{2 * i + 2}"]
+        for i, name in enumerate(["calm", *faults])
+    }
+    first = launch(
+        "--cluster",
+        profile(folder, nodes=1, tasks_per_node=1),
+        "--config",
+        "sigma_cvae_nf",
+        "--stages",
+        "shard",
+        *common,
+    )
     assert first.returncode == 0, first.stderr
     wait_for(lambda: entry(folder / "sigma_cvae_nf", "shard")["state"] == "COMPLETED", "shards")
     jobs, struck = {}, {}
@@ -184,12 +232,23 @@ def disturbed(cluster: Cluster, folder: Path, celeba: Path, faults: dict[str, Fa
     def confined(name: str) -> Path:
         elsewhere = [n for other, place in places.items() if other != name for n in place]
         spare = [f"{cluster.prefix}13"] if name != "kill_slurmd" else []
-        return profile(folder, nodes=2, tasks_per_node=tasks, extra_sbatch={"exclude": ",".join(elsewhere + spare)})
+        return profile(
+            folder, nodes=2, tasks_per_node=tasks, extra_sbatch={"exclude": ",".join(elsewhere + spare)}
+        )
 
     profiles = {name: confined(name) for name in places}
 
     def launch_and_strike(name: str) -> None:
-        done = launch("--cluster", profiles[name], "--config", "sigma_cvae_nf", "--stages", "train", f"name={name}", *common)
+        done = launch(
+            "--cluster",
+            profiles[name],
+            "--config",
+            "sigma_cvae_nf",
+            "--stages",
+            "train",
+            f"name={name}",
+            *common,
+        )
         assert done.returncode == 0, done.stderr
         (jobs[name],) = job_ids(folder / name, "train")
         if name in faults:
@@ -198,7 +257,9 @@ def disturbed(cluster: Cluster, folder: Path, celeba: Path, faults: dict[str, Fa
             struck[name] = (time.time(), step(folder / name))
             faults[name](cluster, jobs[name], places[name])
 
-    with ThreadPoolExecutor(len(places)) as pool:  # each is struck as soon as it is there: none ends while another is being launched
+    with ThreadPoolExecutor(
+        len(places)
+    ) as pool:  # each is struck as soon as it is there: none ends while another is being launched
         list(pool.map(launch_and_strike, places))
     for name, job_id in jobs.items():
         wait_for(lambda job_id=job_id: ended(job_id), f"{name}: end")
@@ -207,7 +268,9 @@ def disturbed(cluster: Cluster, folder: Path, celeba: Path, faults: dict[str, Fa
         cluster.start_node(places["kill_slurmd"][1])
     for name, (when, at) in struck.items():
         again = entry(folder / name, "train")["attempts"][1]["started"] - when
-        print(f"{name}: struck at step {at} (last logged), went on at step {resumed_at(folder / name)}, {again:.0f} s later")
+        print(
+            f"{name}: struck at step {at} (last logged), went on at step {resumed_at(folder / name)}, {again:.0f} s later"
+        )
     return {name: folder / name for name in places}
 
 
@@ -222,9 +285,14 @@ def weights(run_dir: Path) -> dict:
 def series(run_dir: Path) -> list[tuple]:
     """Every deterministic number of metrics.jsonl, in the order of the file."""
     records = read_metrics(run_dir / "train" / "metrics.jsonl")
-    return [(r["step"], k, repr(v)) for r in records for k, v in r["values"].items() if k not in HOST_DEPENDENT]
+    return [
+        (r["step"], k, repr(v)) for r in records for k, v in r["values"].items() if k not in HOST_DEPENDENT
+    ]
 
 
 def resumed_at(run_dir: Path) -> list[int]:
     """Steps at which attempts went on."""
-    return [int(s) for s in re.findall(r"resuming at step (\d+)", (run_dir / "logs" / "train" / "rank0.log").read_text())]
+    return [
+        int(s)
+        for s in re.findall(r"resuming at step (\d+)", (run_dir / "logs" / "train" / "rank0.log").read_text())
+    ]

@@ -14,7 +14,15 @@ from pipeline.rundir.files import write_json
 from pipeline.runtime.preempt import StopFlag, Stopped
 from slurm.job import StageJob
 
-SEEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
+SEEN = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "CUDA_VISIBLE_DEVICES",
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,9 @@ class KilledOnce(StandIn):
     def act(self, stop: StopFlag, rank: int, attempt: int) -> None:
         """Die in attempt 0."""
         if attempt == 0 and self.stage == "train":
-            wait_for(lambda: len(list(Path(self.run_dir).glob("rank*.0.json"))) == int(os.environ["WORLD_SIZE"]))
+            wait_for(
+                lambda: len(list(Path(self.run_dir).glob("rank*.0.json"))) == int(os.environ["WORLD_SIZE"])
+            )
             if rank == int(os.environ["WORLD_SIZE"]) - 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             wait_for(lambda: False)

@@ -22,10 +22,18 @@ def chain(cluster, noise_celeba, tmp_path_factory) -> tuple[Path, subprocess.Com
     """A sweep of two seeds, each on two nodes with two tasks each, the shards in two parts; followed to its end."""
     folder = tmp_path_factory.mktemp("chain with a space")
     one = {"nodes": 1, "tasks_per_node": 1}
-    on = profile(folder, nodes=2, tasks_per_node=2, stages={"shard": {"jobs": 2}, "classifier": one, "eval": one})
+    on = profile(
+        folder, nodes=2, tasks_per_node=2, stages={"shard": {"jobs": 2}, "classifier": one, "eval": one}
+    )
     short = [word for word in TINY if not word.startswith("train.images")] + ["train.images=320"]
     (folder / "two.yaml").write_text("configs: [sigma_cvae_nf]\nseeds: [0, 1]\n")
-    sweep = ["--sweep", folder / "two.yaml", f"shard.source={noise_celeba}", f"runs_dir={folder}/runs", *short]
+    sweep = [
+        "--sweep",
+        folder / "two.yaml",
+        f"shard.source={noise_celeba}",
+        f"runs_dir={folder}/runs",
+        *short,
+    ]
     done = launch("--cluster", on, *sweep, "--wait")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / "sigma_cvae_nf-s0", done
@@ -34,14 +42,32 @@ def chain(cluster, noise_celeba, tmp_path_factory) -> tuple[Path, subprocess.Com
 def test_every_stage_ran_once_and_ended_well(chain):
     run_dir, _ = chain
     jobs = json.loads((run_dir / "jobs.json").read_text())
-    assert [job["stage"] for job in jobs] == ["shard", "shard", "shard", "train", "classifier", "eval", "finish"]
+    assert [job["stage"] for job in jobs] == [
+        "shard",
+        "shard",
+        "shard",
+        "train",
+        "classifier",
+        "eval",
+        "finish",
+    ]
     assert {job["state"] for job in jobs} == {"COMPLETED"} and {len(job["attempts"]) for job in jobs} == {1}
-    wait_for(lambda: all(ended(job["id"]) for job in jobs), "the end of all jobs")  # the last one has said all, but may still be leaving
+    wait_for(
+        lambda: all(ended(job["id"]) for job in jobs), "the end of all jobs"
+    )  # the last one has said all, but may still be leaving
     assert set(job_states([job["id"] for job in jobs]).values()) == {"COMPLETED"}
     other = json.loads((run_dir.with_name("sigma_cvae_nf-s1") / "jobs.json").read_text())
-    assert [job["stage"] for job in other] == ["train", "eval", "finish"] and {job["state"] for job in other} == {"COMPLETED"}
-    assert [job["id"].partition("_")[2] for job in other] == ["1", "1", ""]  # the second task of an array, the same finishing job
-    assert [job["after"] for job in other[1:2]] == [f"afterok:{jobs[4]['id']},aftercorr:{jobs[3]['id'].partition('_')[0]}"]
+    assert [job["stage"] for job in other] == ["train", "eval", "finish"] and {
+        job["state"] for job in other
+    } == {"COMPLETED"}
+    assert [job["id"].partition("_")[2] for job in other] == [
+        "1",
+        "1",
+        "",
+    ]  # the second task of an array, the same finishing job
+    assert [job["after"] for job in other[1:2]] == [
+        f"afterok:{jobs[4]['id']},aftercorr:{jobs[3]['id'].partition('_')[0]}"
+    ]
 
 
 def test_following_says_what_happened_and_ends_with_a_summary(chain):
@@ -55,11 +81,21 @@ def test_a_sweep_ends_with_a_table_over_seeds_also_in_mlflow(chain):
 
     run_dir, _ = chain
     folder = run_dir.parent / "_sweeps" / "two"
-    rows = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("| sigma_cvae_nf |")]
+    rows = [
+        line
+        for line in (folder / "table.md").read_text().splitlines()
+        if line.startswith("| sigma_cvae_nf |")
+    ]
     assert len(rows) == 1 and rows[0].startswith("| sigma_cvae_nf | 2 |") and "±" in rows[0]
     client = MlflowClient(f"sqlite:///{run_dir.parent}/mlflow.db")
-    (run,) = client.search_runs([client.get_experiment_by_name("cvae").experiment_id], "run_name = 'sweep two'")
-    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"table.md", "table.html", "comparison.html"}
+    (run,) = client.search_runs(
+        [client.get_experiment_by_name("cvae").experiment_id], "run_name = 'sweep two'"
+    )
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
+        "table.md",
+        "table.html",
+        "comparison.html",
+    }
 
 
 def test_four_ranks_on_two_nodes_trained(chain):
@@ -92,8 +128,13 @@ def test_mlflow_has_the_run_with_its_evaluation(chain):
     client = MlflowClient(f"sqlite:///{run_dir.parent}/mlflow.db")
     found = client.search_runs([client.get_experiment_by_name("cvae").experiment_id])
     (parent,) = [run for run in found if run.info.run_name == run_dir.name]
-    assert parent.info.status == "FINISHED" and sum(r.data.tags.get("mlflow.parentRunId") == parent.info.run_id for r in found) == 1
-    assert parent.data.tags["stage.eval"] == "COMPLETED" and "test/fd_classifier_samples" in parent.data.metrics
+    assert (
+        parent.info.status == "FINISHED"
+        and sum(r.data.tags.get("mlflow.parentRunId") == parent.info.run_id for r in found) == 1
+    )
+    assert (
+        parent.data.tags["stage.eval"] == "COMPLETED" and "test/fd_classifier_samples" in parent.data.metrics
+    )
 
 
 def test_complete_stages_are_not_submitted_again(chain):
@@ -124,7 +165,9 @@ def test_a_users_mistake_is_not_tried_again_and_its_dependent_does_not_wait_for_
 
 def test_a_stopped_parent_is_requeued_and_its_dependent_waits(submit_pair, cluster):
     run_dir = submit_pair("StopsOnce")
-    wait_for(lambda: (run_dir / "rank1.0.json").exists() and (run_dir / "rank0.0.json").exists(), "both ranks")
+    wait_for(
+        lambda: (run_dir / "rank1.0.json").exists() and (run_dir / "rank0.0.json").exists(), "both ranks"
+    )
     cluster.run("scancel", "--signal=USR2", job_ids(run_dir, "train")[0])
     assert states(run_dir) == {"train": "COMPLETED", "eval": "COMPLETED", "finish": "COMPLETED"}
     assert [attempt["state"] for attempt in entry(run_dir, "train")["attempts"]] == ["REQUEUED", "COMPLETED"]
@@ -134,7 +177,9 @@ def test_a_crashed_parent_is_restarted_and_its_dependent_waits(submit_pair):
     run_dir = submit_pair("KilledOnce")
     assert states(run_dir) == {"train": "COMPLETED", "eval": "COMPLETED", "finish": "COMPLETED"}
     train = entry(run_dir, "train")
-    assert [attempt["state"] for attempt in train["attempts"]] == ["CRASHED", "COMPLETED"] and len(train["crashes"]) == 1
+    assert [attempt["state"] for attempt in train["attempts"]] == ["CRASHED", "COMPLETED"] and len(
+        train["crashes"]
+    ) == 1
 
 
 def test_a_crash_loop_ends_with_the_reason(submit_pair):
@@ -162,10 +207,17 @@ def test_a_queued_job_runs_the_code_that_was_submitted(cluster, noise_celeba, tm
         shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "launch.py", copy)
     on = profile(tmp_path, nodes=1, tasks_per_node=1, extra_sbatch={"hold": "true"})
-    config = ["--config", copy / "configs" / "sigma_cvae_nf.yaml", f"runs_dir={tmp_path}/runs", f"shard.source={noise_celeba}"]
+    config = [
+        "--config",
+        copy / "configs" / "sigma_cvae_nf.yaml",
+        f"runs_dir={tmp_path}/runs",
+        f"shard.source={noise_celeba}",
+    ]
     done = launch("--cluster", on, *config, "shard.size=16", "--stages", "shard", root=copy)
     assert done.returncode == 0, done.stderr
-    (copy / "pipeline" / "stages" / "shard.py").write_text("raise SystemExit('edited after the submission')\n")
+    (copy / "pipeline" / "stages" / "shard.py").write_text(
+        "raise SystemExit('edited after the submission')\n"
+    )
     (job_id,) = job_ids(tmp_path / "runs" / "sigma_cvae_nf", "shard")
     cluster.run("scontrol", "release", job_id)
     wait_for(lambda: ended(job_id), "the shard job")

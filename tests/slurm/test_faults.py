@@ -51,7 +51,11 @@ def test_it_was_disturbed_and_lost_no_more_than_promised(runs, fault):
     assert len(attempts) == 2 and attempts[-1]["state"] == "COMPLETED"
     (at,) = resumed_at(runs[fault])
     if fault in ("signal", "requeue", "preempt"):
-        saved = [line for line in (runs[fault] / "logs/train/rank0.log").read_text().splitlines() if "stopped" in line]
+        saved = [
+            line
+            for line in (runs[fault] / "logs/train/rank0.log").read_text().splitlines()
+            if "stopped" in line
+        ]
         assert attempts[0]["state"] == "REQUEUED" and f"step {at} of" in saved[-1]
     else:
         assert AT - INTERVAL <= at < STEPS

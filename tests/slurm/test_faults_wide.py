@@ -6,7 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from real import FAULTS, TINY, disturbed, ended, entry, job_ids, launch, profile, resumed_at, series, state_of, wait_for, weights
+from real import (
+    FAULTS,
+    TINY,
+    disturbed,
+    ended,
+    entry,
+    job_ids,
+    launch,
+    profile,
+    resumed_at,
+    series,
+    state_of,
+    wait_for,
+    weights,
+)
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 LONG = "train.images=16000"  # 2,000 steps: longer than the time limit
@@ -32,10 +46,21 @@ def test_four_ranks_end_with_the_very_weights_and_numbers(runs, fault):
 
 def test_the_time_limit_loses_nothing(runs, noise_celeba, folder):
     """Two minutes of limit, a minute of warning; the undisturbed run has an hour."""
-    words = ["--config", "sigma_cvae_nf", "--stages", "train", f"shard.source={noise_celeba}", f"runs_dir={folder}", *TINY, LONG]
+    words = [
+        "--config",
+        "sigma_cvae_nf",
+        "--stages",
+        "train",
+        f"shard.source={noise_celeba}",
+        f"runs_dir={folder}",
+        *TINY,
+        LONG,
+    ]
     limits = {"limited": {"timeout_min": 2, "signal_delay_s": 60}, "unlimited": {"timeout_min": 60}}
     for name, limit in limits.items():
-        done = launch("--cluster", profile(folder, nodes=2, tasks_per_node=2, **limit), *words, f"name={name}")
+        done = launch(
+            "--cluster", profile(folder, nodes=2, tasks_per_node=2, **limit), *words, f"name={name}"
+        )
         assert done.returncode == 0, done.stderr
     for name in limits:
         wait_for(lambda name=name: ended(job_ids(folder / name, "train")[0]), name, 900)

@@ -55,7 +55,9 @@ def test_ranks_get_their_variables_and_no_ctrl_c(run, monkeypatch):
     run_it(run)
     sees = [seen(run.run_dir, rank) for rank in (0, 1)]
     assert [s["RANK"] for s in sees] == [s["LOCAL_RANK"] for s in sees] == ["0", "1"]
-    assert {(s["WORLD_SIZE"], s["LOCAL_WORLD_SIZE"], s["MASTER_ADDR"]) for s in sees} == {("2", "2", "127.0.0.1")}
+    assert {(s["WORLD_SIZE"], s["LOCAL_WORLD_SIZE"], s["MASTER_ADDR"]) for s in sees} == {
+        ("2", "2", "127.0.0.1")
+    }
     assert sees[0]["MASTER_PORT"] == sees[1]["MASTER_PORT"]
     assert not any(s["ctrl_c"] for s in sees)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -154,9 +156,14 @@ def test_two_runs_share_shards_and_classifier(run):
     ]  # fmt: skip
     by_name = {step.name: step for step in chain.steps}
     assert by_name["other-train"].after == (by_name["trial-shard"].output,)
-    assert set(by_name["other-eval"].after) == {by_name["other-train"].output, by_name["trial-classifier"].output}
+    assert set(by_name["other-eval"].after) == {
+        by_name["other-train"].output,
+        by_name["trial-classifier"].output,
+    }
     reseeded = Run(replace(other.config, shard=replace(other.config.shard, seed=9)), other.run_dir)
-    assert "other-shard" in [step.name for step in plan([run, reseeded], parse_stages(None), explicit=False).steps]
+    assert "other-shard" in [
+        step.name for step in plan([run, reseeded], parse_stages(None), explicit=False).steps
+    ]
 
 
 def test_complete_stages_are_left_out_unless_named(run):
@@ -176,7 +183,9 @@ def test_settings_that_the_executor_cannot_fulfil(run):
         stage_resources(replace(run.config, cluster=replace(cluster, nodes=2)), "train")
     with pytest.raises(ConfigError, match="cluster.cpus_per_task.*got 0"):
         stage_resources(replace(run.config, cluster=replace(cluster, cpus_per_task=0)), "train")
-    notes = plan([replace(run, config=replace(run.config, cluster=replace(cluster, partition="gpu")))], ["train"], True).notes
+    notes = plan(
+        [replace(run, config=replace(run.config, cluster=replace(cluster, partition="gpu")))], ["train"], True
+    ).notes
     assert notes == ["trial: executor 'local' makes no use of cluster.partition"]
 
 
@@ -197,7 +206,10 @@ def test_dry_run_prints_what_a_submission_writes(slurm_run, fake_slurm):
     ):  # fmt: skip
         assert line in foretold.splitlines()
     command = foretold.rstrip().splitlines()[-1]
-    assert "--kill-on-bad-exit=1 --cpus-per-task=6 apptainer exec --nv my.sif python -u -m submitit.core._submit" in command
+    assert (
+        "--kill-on-bad-exit=1 --cpus-per-task=6 apptainer exec --nv my.sif python -u -m submitit.core._submit"
+        in command
+    )
 
 
 def test_chain_on_slurm_depends_by_job_id(slurm_run, fake_slurm, monkeypatch, capsys):
@@ -212,7 +224,9 @@ def test_chain_on_slurm_depends_by_job_id(slurm_run, fake_slurm, monkeypatch, ca
     text = (Path(jobs["eval"]["logs"]) / "15_submission.sh").read_text()
     assert "afterok:13:14" in text
     inherited = (fake_slurm / "env.13").read_text()
-    assert not re.search("^(SLURM_(?!CONF=)|PMIX_|MASTER_)", inherited, re.MULTILINE)  # which cluster to ask is no part of a job
+    assert not re.search(
+        "^(SLURM_(?!CONF=)|PMIX_|MASTER_)", inherited, re.MULTILINE
+    )  # which cluster to ask is no part of a job
     assert os.environ["PMIX_RANK"] == "7"
     assert "trial-eval: job 15, afterok:13:14" in capsys.readouterr().out
 

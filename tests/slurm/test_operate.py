@@ -18,7 +18,9 @@ def test_status_logs_and_cancel(submit_pair):
     run_dir = submit_pair("StopsOnce")
     wait_for(lambda: (run_dir / "rank0.0.json").exists(), "rank 0")
     before = tool("status.py", run_dir)
-    assert before.returncode == 0 and [row for row in before.stdout.splitlines() if " train " in row and "RUNNING" in row]
+    assert before.returncode == 0 and [
+        row for row in before.stdout.splitlines() if " train " in row and "RUNNING" in row
+    ]
     cancelled = tool("cancel.py", run_dir)
     assert cancelled.returncode == 0 and job_ids(run_dir, "train")[0] in cancelled.stdout
     assert states(run_dir) == {"train": "CANCELLED", "eval": "CANCELLED", "finish": "COMPLETED"}
@@ -43,7 +45,12 @@ def test_without_accounting_the_controller_is_asked(submit_pair, monkeypatch):
 
 
 def test_a_job_submitted_from_inside_a_job_inherits_nothing_of_it(submit_pair, monkeypatch, cluster):
-    for name, value in {"SLURM_CPU_BIND": "mask_cpu:0x1", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "1", "PMIX_RANK": "7"}.items():
+    for name, value in {
+        "SLURM_CPU_BIND": "mask_cpu:0x1",
+        "SLURM_ARRAY_TASK_ID": "3",
+        "SLURM_JOB_ID": "1",
+        "PMIX_RANK": "7",
+    }.items():
         monkeypatch.setenv(name, value)
     run_dir = submit_pair("StandIn")
     monkeypatch.undo()
@@ -59,10 +66,20 @@ def listen_to_ctrl_c() -> None:
 
 def test_ctrl_c_detaches_and_leaves_the_jobs_alone(cluster, noise_celeba, tmp_path):
     on = profile(tmp_path, nodes=1, tasks_per_node=1, extra_sbatch={"hold": "true"})
-    words = ["--config", "sigma_cvae_nf", f"shard.source={noise_celeba}", f"runs_dir={tmp_path}/runs", "--stages", "shard", "--wait"]
+    words = [
+        "--config",
+        "sigma_cvae_nf",
+        f"shard.source={noise_celeba}",
+        f"runs_dir={tmp_path}/runs",
+        "--stages",
+        "shard",
+        "--wait",
+    ]
     command = [sys.executable, str(ROOT / "launch.py"), "--cluster", str(on), *words]
     # As from a terminal: what is started in the background of a script ignores the signal, and so would its children.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c
+    ) as process:
         assert process.stdout and process.stderr
         line = next(line for line in process.stdout if ": SUBMITTED" in line or ": PENDING" in line)
         assert "sigma_cvae_nf shard" in line
@@ -90,7 +107,9 @@ def test_ctrl_c_detaches_and_leaves_the_jobs_alone(cluster, noise_celeba, tmp_pa
         ({"timeout_min": 2, "signal_delay_s": 120}, [], "key 'cluster.signal_delay_s' for stage train"),
     ],
 )  # fmt: skip
-def test_preflight_says_what_is_wrong_and_nothing_is_submitted(cluster, noise_celeba, tmp_path, cluster_keys, overrides, said):
+def test_preflight_says_what_is_wrong_and_nothing_is_submitted(
+    cluster, noise_celeba, tmp_path, cluster_keys, overrides, said
+):
     on = profile(tmp_path, nodes=1, tasks_per_node=1, **cluster_keys)
     done = launch(
         "--cluster",
@@ -102,7 +121,12 @@ def test_preflight_says_what_is_wrong_and_nothing_is_submitted(cluster, noise_ce
         "name=checked",
         *overrides,
     )
-    assert done.returncode == 2 and said in done.stderr and "nothing was submitted" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and said in done.stderr
+        and "nothing was submitted" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert "secret" not in done.stderr
     assert not (tmp_path / "runs").exists()
     assert "checked" not in cluster.run("squeue", "-h", "-t", "all", "-o", "%j")
@@ -110,11 +134,18 @@ def test_preflight_says_what_is_wrong_and_nothing_is_submitted(cluster, noise_ce
 
 def test_preflight_warns_of_an_uneven_batch_and_can_be_skipped(cluster, noise_celeba, tmp_path):
     on = profile(tmp_path, nodes=2, tasks_per_node=2, extra_sbatch={"hold": "true"})
-    words = ["--config", "sigma_cvae_nf", f"shard.source={noise_celeba}", f"runs_dir={tmp_path}/runs", "train.batch_size=30"]
+    words = [
+        "--config",
+        "sigma_cvae_nf",
+        f"shard.source={noise_celeba}",
+        f"runs_dir={tmp_path}/runs",
+        "train.batch_size=30",
+    ]
     done = launch("--cluster", on, *words)
     assert (
         done.returncode == 0
-        and "30 images over 4 ranks are shared unevenly: 6% of the ranks' time is lost; 32 would be even" in done.stderr
+        and "30 images over 4 ranks are shared unevenly: 6% of the ranks' time is lost; 32 would be even"
+        in done.stderr
     )
     assert tool("cancel.py", tmp_path / "runs" / "sigma_cvae_nf").returncode == 0
     skipped = launch("--cluster", on, "--no-preflight", *words, "name=skipped")

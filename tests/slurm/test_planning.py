@@ -28,7 +28,10 @@ def sweep(tmp_path: Path, text: str) -> Path:
 
 
 def test_a_sweep_is_configs_times_grid_times_seeds(tmp_path):
-    file = sweep(tmp_path, "configs: [a, b]\nseeds: [0, 7]\ngrid: {model.z_dim: [8, 16]}\noverrides: {train.images: 100}\n")
+    file = sweep(
+        tmp_path,
+        "configs: [a, b]\nseeds: [0, 7]\ngrid: {model.z_dim: [8, 16]}\noverrides: {train.images: 100}\n",
+    )
     cells = read_sweep(file)
     assert len(cells) == 8
     assert cells[1].config == "a"
@@ -66,7 +69,9 @@ def test_arrays_wait_for_each_other_task_by_task_and_for_what_they_share_as_a_wh
     ids, said = {}, []
     for number, group in enumerate(groups, 10):
         said.append(dependencies(group, ids))
-        ids |= {step.output: f"{number}_{i}" if len(group) > 1 else str(number) for i, step in enumerate(group)}
+        ids |= {
+            step.output: f"{number}_{i}" if len(group) > 1 else str(number) for i, step in enumerate(group)
+        }
     assert said == [None, "afterok:10", "afterok:11", "afterok:11", "afterok:13,aftercorr:12"]
 
 
@@ -77,12 +82,22 @@ def test_where_tasks_do_not_correspond_every_one_needed_is_waited_for(run):
     done.parent.mkdir(parents=True)
     done.write_text(json.dumps({"images": 10**9}))
     groups = batches(plan(runs, ["train", "eval"], explicit=False))
-    assert [[step.run.config.name for step in group] for group in groups] == [["r0", "r2"], ["r0", "r2"], ["r1"]]
+    assert [[step.run.config.name for step in group] for group in groups] == [
+        ["r0", "r2"],
+        ["r0", "r2"],
+        ["r1"],
+    ]
 
 
 def test_toy_faces_are_drawn_by_one_job(run):
     runs = [Run(replace(r.config, shard=replace(r.config.shard, source="")), r.run_dir) for r in several(run)]
-    runs = [Run(replace(r.config, cluster=replace(r.config.cluster, stages={"shard": StageResources(jobs=4)})), r.run_dir) for r in runs]
+    runs = [
+        Run(
+            replace(r.config, cluster=replace(r.config.cluster, stages={"shard": StageResources(jobs=4)})),
+            r.run_dir,
+        )
+        for r in runs
+    ]
     assert len(plan(runs, ["shard"], explicit=False).steps) == 1
 
 
@@ -111,7 +126,9 @@ def reach(run_dir: Path, step: int) -> None:
 def test_a_crash_is_tried_again_until_it_makes_no_progress(crashing):
     assert wanted(crashing, "train", "5", 137) and wanted(crashing, "train", "5", 137)
     reach(crashing, 100)
-    assert wanted(crashing, "train", "5", 1) and wanted(crashing, "train", "5", 1)  # the first two were elsewhere
+    assert wanted(crashing, "train", "5", 1) and wanted(
+        crashing, "train", "5", 1
+    )  # the first two were elsewhere
     assert not wanted(crashing, "train", "5", 1)
     failure = ledger.failure(crashing, "train")
     assert failure and failure["message"].startswith("3 crashes in a row without progress (at 100)")
@@ -135,7 +152,9 @@ def test_a_users_mistake_is_not_tried_again(crashing):
 
 def test_a_stall_is_a_crash_with_its_own_words_until_the_next_attempt(crashing):
     (crashing / "train").mkdir(exist_ok=True)
-    (crashing / "train" / "stall.json").write_text(json.dumps({"message": "no answer for 180 s from rank 2", "ranks": [2]}))
+    (crashing / "train" / "stall.json").write_text(
+        json.dumps({"message": "no answer for 180 s from rank 2", "ranks": [2]})
+    )
     assert wanted(crashing, "train", "5", 75)
     failure = ledger.failure(crashing, "train")
     assert failure and (failure["message"], failure["rank"]) == ("no answer for 180 s from rank 2", 2)
@@ -160,7 +179,8 @@ def test_the_copy_holds_all_that_a_job_imports_and_is_made_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text,minutes", [("7-00:00:00", 10080), ("1:30:00", 90), ("30:00", 30), ("infinite", float("inf")), ("", float("inf"))]
+    "text,minutes",
+    [("7-00:00:00", 10080), ("1:30:00", 90), ("30:00", 30), ("infinite", float("inf")), ("", float("inf"))],
 )
 def test_time_limits_of_partitions(monkeypatch, text, minutes):
     monkeypatch.setattr("slurm.preflight.ask", lambda *command: text)

@@ -26,7 +26,12 @@ def test_contenders_take_turns_and_ratios_are_those_of_a_round() -> None:
 
     result = measure({n: lambda n=n: contender(n) for n in values}, 3, {("fast", "slow"): 4.5}, warm_up=True)
     assert calls == ["fast", "slow"] * 4
-    assert result["contenders"]["fast"] == {"median": 40.0, "min": 30.0, "max": 100.0, "values": [40.0, 30.0, 100.0]}
+    assert result["contenders"]["fast"] == {
+        "median": 40.0,
+        "min": 30.0,
+        "max": 100.0,
+        "values": [40.0, 30.0, 100.0],
+    }
     (ratio,) = result["ratios"]
     assert ratio["values"] == [4.0, 3.0, 10.0] and ratio["median"] == 4.0 and not ratio["met"]
 
@@ -45,8 +50,25 @@ def written(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory)
     source = configuration.load([], tiny_overrides).shard.source
     overrides = [o for o in tiny_overrides if not o.startswith(("runs_dir=", "shard.source="))]
     files = ["--json", str(folder / "bench.json"), "--markdown", str(folder / "docs/bench.md")]
-    bench.main([*files, "--source", source, "--fp32", "--repeats", "1", "--seconds", "0.1", *overrides, f"runs_dir={folder / 'runs'}"])
-    return json.loads((folder / "bench.json").read_text()), (folder / "docs/bench.md").read_text(), folder / "runs"
+    bench.main(
+        [
+            *files,
+            "--source",
+            source,
+            "--fp32",
+            "--repeats",
+            "1",
+            "--seconds",
+            "0.1",
+            *overrides,
+            f"runs_dir={folder / 'runs'}",
+        ]
+    )
+    return (
+        json.loads((folder / "bench.json").read_text()),
+        (folder / "docs/bench.md").read_text(),
+        folder / "runs",
+    )
 
 
 def test_every_benchmark_reports_sane_numbers(written: tuple[dict, str, Path]) -> None:
@@ -65,15 +87,33 @@ def test_every_benchmark_reports_sane_numbers(written: tuple[dict, str, Path]) -
     for result in report["benchmarks"].values():
         assert result["unit"] in ("images/s", "s", "MiB") and result["protocol"]
         for figures in result["contenders"].values():
-            assert len(figures["values"]) == result["repeats"] and figures["median"] == median(figures["values"])
+            assert len(figures["values"]) == result["repeats"] and figures["median"] == median(
+                figures["values"]
+            )
             assert 0 < figures["min"] <= figures["median"] <= figures["max"] < 1e9
         for ratio in result["ratios"]:
             one, other = (result["contenders"][ratio[key]]["values"] for key in ("contender", "reference"))
             assert ratio["values"] == [a / b for a, b in zip(one, other, strict=True)]
-    ratios = {name: [r["target"] for r in result["ratios"]] for name, result in report["benchmarks"].items() if result["ratios"]}
+    ratios = {
+        name: [r["target"] for r in result["ratios"]]
+        for name, result in report["benchmarks"].items()
+        if result["ratios"]
+    }
     assert ratios == {"loader": [50, 25], "loader_cold": [50, 25], "train": [0.9], "train_outage": [0.99]}
-    assert {"cpu", "cores", "memory_gib", "torch", "torchvision", "date", "commit", "load_average_at_start"} <= report["machine"].keys()
-    assert all(50 < figures["median"] < 20_000 for figures in report["benchmarks"]["train_memory"]["contenders"].values())
+    assert {
+        "cpu",
+        "cores",
+        "memory_gib",
+        "torch",
+        "torchvision",
+        "date",
+        "commit",
+        "load_average_at_start",
+    } <= report["machine"].keys()
+    assert all(
+        50 < figures["median"] < 20_000
+        for figures in report["benchmarks"]["train_memory"]["contenders"].values()
+    )
 
 
 def test_page_is_made_from_the_json(written: tuple[dict, str, Path]) -> None:
@@ -94,7 +134,11 @@ def test_nothing_is_left_behind(written: tuple[dict, str, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "words, message", [(["--only", "loader,trian"], "trian.*loader,train,shard,evaluation,startup"), (["--repeats", "0"], "--repeats 0")]
+    "words, message",
+    [
+        (["--only", "loader,trian"], "trian.*loader,train,shard,evaluation,startup"),
+        (["--repeats", "0"], "--repeats 0"),
+    ],
 )
 def test_wrong_words_are_named(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

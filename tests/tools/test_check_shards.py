@@ -15,7 +15,12 @@ from tools.check_shards import main
 @pytest.fixture
 def run_dir(tmp_path) -> Path:
     source = write_noise_celeba(tmp_path / "source", 20)
-    overrides = [f"shard.source={source}", f"runs_dir={tmp_path / 'runs'}", "shard.size=16", "shard.samples_per_shard=4"]
+    overrides = [
+        f"shard.source={source}",
+        f"runs_dir={tmp_path / 'runs'}",
+        "shard.size=16",
+        "shard.samples_per_shard=4",
+    ]
     run_stage_here(configuration.load([], overrides), tmp_path / "runs" / "run", "shard")
     return tmp_path / "runs" / "run"
 

@@ -28,11 +28,17 @@ def test_one_protocol_one_table_with_the_best_marked(tmp_path: Path) -> None:
     better = make_run(tmp_path, "flow", steps=12, evals=1, fd=21.5, step=80)
     (better / "train/done.json").write_text('{"step": 80, "images": 11520, "seconds": 5012.0}')
     text = compare([worse, better])
-    assert "protocols" not in text and "test split, N = 3000, 64 px (crop 148), ema weights" in text and "classifier c1c1c1c1" in text
+    assert (
+        "protocols" not in text
+        and "test split, N = 3000, 64 px (crop 148), ema weights" in text
+        and "classifier c1c1c1c1" in text
+    )
     first = text.split("\n\n")[1]
     assert re.search(r"gaussian +1 +64,000 +– +30 ±0.5 ", line_of(first, "gaussian"))
     assert re.search(r"flow +0 +10,240 +1 h 23 min +21.5 ±0.5\*", line_of(first, "flow"))
-    assert re.search(r"floor .* 300 ", line_of(first, "floor")) and re.search(r"ceiling .* 1.2 ", line_of(first, "ceiling"))
+    assert re.search(r"floor .* 300 ", line_of(first, "floor")) and re.search(
+        r"ceiling .* 1.2 ", line_of(first, "ceiling")
+    )
     assert "*" not in line_of(first, "flow").rpartition("±0.5*")[2]  # equal values: none is the best
     assert "samples ↓" in first and "accuracy ↑" in first
     assert max(map(len, text.splitlines())) <= 120
@@ -50,25 +56,54 @@ def test_an_evaluation_of_some_metrics_is_not_the_headline(tmp_path: Path) -> No
     run = make_run(tmp_path, "flow", evals=1, fd=20.25)
     add_eval(run, 2, fd=99.0, left_out="kernel,rare")
     assert "20.25" in compare([run]) and "99" not in compare([run])
-    assert "99" in compare([make_run(tmp_path, "partial", evals=1, fd=99.0, left_out="kernel")])  # nothing better is there
+    assert "99" in compare(
+        [make_run(tmp_path, "partial", evals=1, fd=99.0, left_out="kernel")]
+    )  # nothing better is there
 
 
 @pytest.mark.usefixtures("with_store")
 def test_runs_by_their_tag_in_mlflow(tmp_path: Path) -> None:
     for seed, (name, fd) in enumerate({"flow-s0": 20.25, "flow-s1": 21.5, "plain-s0": 30.0}.items()):
-        run = make_run(tmp_path, name, (f"name={name}", f"seed={seed % 2}", "tracking.experiment=tags"), steps=2, evals=1, fd=fd)
+        run = make_run(
+            tmp_path,
+            name,
+            (f"name={name}", f"seed={seed % 2}", "tracking.experiment=tags"),
+            steps=2,
+            evals=1,
+            fd=fd,
+        )
         Feeder(run).push()
     where = ["--uri", f"sqlite:///{tmp_path}/mlflow.db", "--experiment", "tags"]
-    call = lambda *more: subprocess.run([sys.executable, "tools/compare.py", *where, *more], cwd=ROOT, capture_output=True, text=True)  # noqa: E731
+
+    def call(*more):
+        command = [sys.executable, "tools/compare.py", *where, *more]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
     found = call("--tag", "seed=0", "--tag", "headline.complete=True")
-    assert found.returncode == 0 and "flow-s0" in found.stdout and "plain-s0" in found.stdout and "flow-s1" not in found.stdout
-    for wrong, message in (("seed=7", "no run in experiment 'tags'"), ("seed", "expected KEY=VALUE"), ("a=' or", "without quotes")):
+    assert (
+        found.returncode == 0
+        and "flow-s0" in found.stdout
+        and "plain-s0" in found.stdout
+        and "flow-s1" not in found.stdout
+    )
+    for wrong, message in (
+        ("seed=7", "no run in experiment 'tags'"),
+        ("seed", "expected KEY=VALUE"),
+        ("a=' or", "without quotes"),
+    ):
         failed = call("--tag", wrong)
         assert failed.returncode == 2 and message in failed.stderr and "Traceback" not in failed.stderr
 
 
 @pytest.mark.parametrize(
-    "key, value", [("n", 500), ("split", "val"), ("classifier_digest", "ff" * 32), ("shards_digest", "ee" * 32), ("seed", 7)]
+    "key, value",
+    [
+        ("n", 500),
+        ("split", "val"),
+        ("classifier_digest", "ff" * 32),
+        ("shards_digest", "ee" * 32),
+        ("seed", 7),
+    ],
 )
 def test_other_protocols_get_tables_of_their_own(tmp_path: Path, key: str, value: object) -> None:
     runs = [
@@ -78,15 +113,27 @@ def test_other_protocols_get_tables_of_their_own(tmp_path: Path, key: str, value
     ]
     text = compare(runs)
     assert text.startswith("2 protocols: numbers of different tables cannot be compared")
-    assert re.search(rf"^  {key}: .* \| {str(value)[:16]}$", text, re.MULTILINE) and "split:" not in text.replace(f"  {key}:", "")
-    tables = [part for part in text.split("\n\n") if re.search(r"^a |^c ", part, re.MULTILINE) and "training" in part]
-    assert len(tables) == 2 and re.search("^b ", tables[0], re.MULTILINE) and not re.search("^a |^b ", tables[1], re.MULTILINE)
+    assert re.search(
+        rf"^  {key}: .* \| {str(value)[:16]}$", text, re.MULTILINE
+    ) and "split:" not in text.replace(f"  {key}:", "")
+    tables = [
+        part
+        for part in text.split("\n\n")
+        if re.search(r"^a |^c ", part, re.MULTILINE) and "training" in part
+    ]
+    assert (
+        len(tables) == 2
+        and re.search("^b ", tables[0], re.MULTILINE)
+        and not re.search("^a |^b ", tables[1], re.MULTILINE)
+    )
     assert "*" not in tables[1]
 
 
 def test_attributes_that_are_not_read_are_marked(tmp_path: Path) -> None:
     text = compare([make_run(tmp_path, "all", evals=1), make_run(tmp_path, "some", evals=1, unread="Bald")])
-    assert re.search(r"Bald +0.9 +[0-9.–]+ \(not read\) +0.95", line_of(text, "Bald")) and "not read" not in line_of(text, "Male")
+    assert re.search(
+        r"Bald +0.9 +[0-9.–]+ \(not read\) +0.95", line_of(text, "Bald")
+    ) and "not read" not in line_of(text, "Male")
     assert re.search(r"those that a model reads \(all \d+, some \d+\), so not comparable", text)
 
 
@@ -103,12 +150,20 @@ def test_runs_of_equal_names_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path, "<script>alert(1)<", steps=30, evals=1), make_run(tmp_path, "b", steps=30, evals=1, weights="<img src=x>")]
+    runs = [
+        make_run(tmp_path, "<script>alert(1)<", steps=30, evals=1),
+        make_run(tmp_path, "b", steps=30, evals=1, weights="<img src=x>"),
+    ]
     out = tmp_path / "new folder" / "comparison.html"
     text = compare(runs, out)
     page = out.read_text()
     sources, tags = sources_and_tags(page)
-    assert sources == {"data:"} and "script" not in tags and "&lt;script&gt;alert(1)&lt;" in page and "&lt;img src=x&gt;" in page
+    assert (
+        sources == {"data:"}
+        and "script" not in tags
+        and "&lt;script&gt;alert(1)&lt;" in page
+        and "&lt;img src=x&gt;" in page
+    )
     assert page.count("data:image/png;base64,") == 4 and page.count("data:image/svg+xml;base64,") == 4
     assert "<script>alert(1)<" in text
 
@@ -124,17 +179,26 @@ def test_run_without_evaluation_names_the_command(tmp_path: Path) -> None:
 def test_command_line(tmp_path: Path) -> None:
     good, bad = make_run(tmp_path, "good", evals=1), make_run(tmp_path, "bad")
     done = subprocess.run(
-        [sys.executable, "tools/compare.py", good, "--out", tmp_path / "c.html"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "tools/compare.py", good, "--out", tmp_path / "c.html"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0 and "21.5" in done.stdout and (tmp_path / "c.html").exists()
-    failed = subprocess.run([sys.executable, "tools/compare.py", good, bad], cwd=ROOT, capture_output=True, text=True)
+    failed = subprocess.run(
+        [sys.executable, "tools/compare.py", good, bad], cwd=ROOT, capture_output=True, text=True
+    )
     assert failed.returncode == 2 and failed.stderr.startswith("error: ") and "Traceback" not in failed.stderr
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     run = make_run(tmp_path, "good", evals=1)
     process = subprocess.Popen(
-        [sys.executable, "tools/compare.py", run], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "tools/compare.py", run],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout and process.stderr
     process.stdout.close()  # as `| head` does

@@ -53,7 +53,9 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_cut_connection_is_taken_up_where_it_ended(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cut_connection_is_taken_up_where_it_ended(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "new folder" / "w.pth"
     monkeypatch.setattr(Handler, "break_after", 100_000)
     for _ in range(2):
@@ -89,7 +91,19 @@ def test_no_way_out_says_what_to_do(tmp_path: Path) -> None:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     proxied = {"https_proxy": f"http://ada:secret@127.0.0.1:{port}", "no_proxy": "", "NO_PROXY": ""}
-    command = [sys.executable, "tools/fetch_weights.py", str(tmp_path / "w.pth"), "--url", "https://weights.invalid/w.pth"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | proxied, timeout=100)
+    command = [
+        sys.executable,
+        "tools/fetch_weights.py",
+        str(tmp_path / "w.pth"),
+        "--url",
+        "https://weights.invalid/w.pth",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | proxied, timeout=100
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert f"through the proxy (https 127.0.0.1:{port}" in done.stderr and "copy the file to" in done.stderr and "secret" not in done.stderr
+    assert (
+        f"through the proxy (https 127.0.0.1:{port}" in done.stderr
+        and "copy the file to" in done.stderr
+        and "secret" not in done.stderr
+    )

@@ -29,7 +29,14 @@ with process_group(timeout_s=60, threads=1) as ranks:
     torch.manual_seed(0)
     net = AttributeNet(len(shards.attribute_names))
     model = DistributedDataParallel(net) if ranks.world_size > 1 else net
-    stage.train_step(model, torch.optim.SGD(net.parameters(), 0.0), Precision("fp32", ranks.device), source, source.at(0), ranks)
+    stage.train_step(
+        model,
+        torch.optim.SGD(net.parameters(), 0.0),
+        Precision("fp32", ranks.device),
+        source,
+        source.at(0),
+        ranks,
+    )
     if ranks.is_main:
         torch.save({name: p.grad for name, p in net.named_parameters()}, out / "gradients.pt")
     stop = StopFlag()

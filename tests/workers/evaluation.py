@@ -12,4 +12,7 @@ from pipeline.stages import eval as stage
 
 run_dir = Path(sys.argv[1])
 with process_group(timeout_s=60, threads=1) as ranks:
-    stage.run(configuration.load([run_dir / "config.yaml"]), Context(run_dir, ranks, StopFlag(), logging.getLogger("test")))
+    stage.run(
+        configuration.load([run_dir / "config.yaml"]),
+        Context(run_dir, ranks, StopFlag(), logging.getLogger("test")),
+    )

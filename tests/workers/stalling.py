@@ -11,7 +11,10 @@ from pipeline.runtime.distributed import process_group
 from pipeline.runtime.watchdog import Watchdog
 
 folder, mode = Path(sys.argv[1]), sys.argv[2]
-with process_group(timeout_s=60, threads=1) as ranks, Watchdog(ranks, 2.0, folder, logging.getLogger("test")) as dog:
+with (
+    process_group(timeout_s=60, threads=1) as ranks,
+    Watchdog(ranks, 2.0, folder, logging.getLogger("test")) as dog,
+):
     for step in range(400 if mode == "brief" else 100_000):
         if step == 10:
             (folder / "step10").touch()

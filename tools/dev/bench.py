@@ -51,37 +51,70 @@ TOY = ["toy.n=2000", "shard.samples_per_shard=256"]  # enough shards to shuffle 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The parsed command line."""
     parser = argparse.ArgumentParser(prog="tools/dev/bench.py", description=__doc__)
-    parser.add_argument("--source", metavar="FOLDER", help="CelebA in its official layout (default: 2000 faces drawn here)")
+    parser.add_argument(
+        "--source", metavar="FOLDER", help="CelebA in its official layout (default: 2000 faces drawn here)"
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write everything that was measured")
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables that are printed")
-    parser.add_argument("--repeats", metavar="N", type=int, default=5, help="rounds; contenders take turns within each (default: 5)")
-    parser.add_argument("--only", metavar="A,B", default=",".join(BENCHMARKS), help="some of %(default)s (default: all)")
-    parser.add_argument("--seconds", metavar="S", type=float, default=3.0, help="one repetition of one contender, roughly (default: 3)")
-    parser.add_argument("--fp32", action="store_true", help="leave bf16 out: a CPU without AVX-512 emulates it, fifteen times slower")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="of configs/sigma_cvae_nf.yaml, e.g. train.batch_size=256")
+    parser.add_argument(
+        "--repeats",
+        metavar="N",
+        type=int,
+        default=5,
+        help="rounds; contenders take turns within each (default: 5)",
+    )
+    parser.add_argument(
+        "--only", metavar="A,B", default=",".join(BENCHMARKS), help="some of %(default)s (default: all)"
+    )
+    parser.add_argument(
+        "--seconds",
+        metavar="S",
+        type=float,
+        default=3.0,
+        help="one repetition of one contender, roughly (default: 3)",
+    )
+    parser.add_argument(
+        "--fp32",
+        action="store_true",
+        help="leave bf16 out: a CPU without AVX-512 emulates it, fifteen times slower",
+    )
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="of configs/sigma_cvae_nf.yaml, e.g. train.batch_size=256",
+    )
     args = parser.parse_intermixed_args(argv)
     args.only = args.only.split(",")
     for name in args.only:
         if name not in BENCHMARKS:
             raise ConfigError(f"--only: unknown benchmark {name!r}, expected some of {','.join(BENCHMARKS)}")
     if args.repeats < 1 or args.seconds <= 0:
-        raise ConfigError(f"--repeats {args.repeats} --seconds {args.seconds:g}: expected at least 1 and more than 0")
+        raise ConfigError(
+            f"--repeats {args.repeats} --seconds {args.seconds:g}: expected at least 1 and more than 0"
+        )
     return args
 
 
 def load_config(source: str | None, overrides: list[str]) -> RunConfig:
     """The configuration that is measured; its source is a folder in every case, drawn first where the user names none."""
     given = [f"shard.source={source}", "shard.allow_subset=true"] if source else TOY
-    config = absolute_paths(configuration.load([ROOT / "configs/sigma_cvae_nf.yaml"], [*DEFAULTS, *given, *overrides]))
+    config = absolute_paths(
+        configuration.load([ROOT / "configs/sigma_cvae_nf.yaml"], [*DEFAULTS, *given, *overrides])
+    )
     if config.shard.source:
         return config
     folder = layout.toy_dir(config)
-    make_toy_celeba(folder, config.toy.n, config.toy.seed, len(os.sched_getaffinity(0)), logging.getLogger("cvae.bench"))
+    make_toy_celeba(
+        folder, config.toy.n, config.toy.seed, len(os.sched_getaffinity(0)), logging.getLogger("cvae.bench")
+    )
     return replace(config, shard=replace(config.shard, source=str(folder)))
 
 
 @contextmanager
-def workspace(config: RunConfig, repeats: int, seconds: float, precisions: tuple[str, ...]) -> Iterator[Bench]:
+def workspace(
+    config: RunConfig, repeats: int, seconds: float, precisions: tuple[str, ...]
+) -> Iterator[Bench]:
     """Shards, and the source's images as files, in a folder beside the runs (so on their disk) that is removed at the end."""
     Path(config.runs_dir).mkdir(parents=True, exist_ok=True)
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -146,7 +179,12 @@ def section(result: Result) -> str:
     ]
     if result["ratios"]:
         rows = [
-            [f"{r['contender']} / {r['reference']}", *(number(r[k]) for k in spread), f"≥ {r['target']:g}", "yes" if r["met"] else "no"]
+            [
+                f"{r['contender']} / {r['reference']}",
+                *(number(r[k]) for k in spread),
+                f"≥ {r['target']:g}",
+                "yes" if r["met"] else "no",
+            ]
             for r in result["ratios"]
         ]
         parts.append(table(["ratio within a round", *spread, "target", "met"], rows))
@@ -155,19 +193,26 @@ def section(result: Result) -> str:
 
 def markdown(report: dict[str, Any]) -> str:
     """The page that says what the JSON holds."""
-    facts = [[name.replace("_", " "), str(value)] for name, value in report["machine"].items() if value is not None]
+    facts = [
+        [name.replace("_", " "), str(value)] for name, value in report["machine"].items() if value is not None
+    ]
     head = (
         f"# Benchmarks\n\nWritten by `tools/dev/bench.py`. Source: {report['source']}. Medians over N repetitions with their extremes; "
         "contenders take turns, one repetition of each per round, and a ratio is taken within each round."
     )
-    return "\n\n".join([head, table(["machine", ""], facts), *map(section, report["benchmarks"].values())]) + "\n"
+    return (
+        "\n\n".join([head, table(["machine", ""], facts), *map(section, report["benchmarks"].values())])
+        + "\n"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
     """Command line. Raises ConfigError, DataError."""
     args = arguments(argv)
     report: dict[str, Any] = {"machine": machine()}
-    logging.getLogger("cvae.bench").addHandler(logging.NullHandler())  # what is measured here need not be told
+    logging.getLogger("cvae.bench").addHandler(
+        logging.NullHandler()
+    )  # what is measured here need not be told
     config = load_config(args.source, args.overrides)
     tune_process()  # as every stage does
     with workspace(config, args.repeats, args.seconds, ("fp32",) if args.fp32 else ("bf16", "fp32")) as bench:

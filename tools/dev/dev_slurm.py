@@ -32,26 +32,46 @@ def hold(cluster: Cluster) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        prog="tools/dev/dev_slurm.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="tools/dev/dev_slurm.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("action", choices=("start", "stop", "status", "hold"), help="hold: start, and stop when standard input ends")
-    parser.add_argument("--folder", type=Path, default=Path.home() / ".cache" / "dev_slurm", help="of the cluster (default: %(default)s)")
+    parser.add_argument(
+        "action",
+        choices=("start", "stop", "status", "hold"),
+        help="hold: start, and stop when standard input ends",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path.home() / ".cache" / "dev_slurm",
+        help="of the cluster (default: %(default)s)",
+    )
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--prefix", default="n", help="of the nodes' names (default: %(default)s)")
     parser.add_argument("--cpus", type=int, default=4, help="per node, as Slurm believes")
-    parser.add_argument("--no-accounting", dest="accounting", action="store_false", help="no slurmdbd, so no sacct")
+    parser.add_argument(
+        "--no-accounting", dest="accounting", action="store_false", help="no slurmdbd, so no sacct"
+    )
     args = parser.parse_args()
-    cluster = Cluster(args.folder.absolute(), args.nodes, cpus=args.cpus, accounting=args.accounting, prefix=args.prefix)
+    cluster = Cluster(
+        args.folder.absolute(), args.nodes, cpus=args.cpus, accounting=args.accounting, prefix=args.prefix
+    )
     if args.action == "start":
         cluster.start()
-        print(f"export SLURM_CONF={cluster.env['SLURM_CONF']}  # then launch.py --cluster slurm ...; `tools/dev/dev_slurm.py stop` ends it")
+        print(
+            f"export SLURM_CONF={cluster.env['SLURM_CONF']}  # then launch.py --cluster slurm ...; `tools/dev/dev_slurm.py stop` ends it"
+        )
     elif args.action == "hold":
         hold(cluster)
     elif args.action == "stop":
         cluster.stop()
     else:
         print(
-            cluster.run("sinfo", "-N", "-p", "gpu", "-o", "%N %T %G %c %m"), cluster.run("squeue", "-o", "%i %j %T %M %R"), sep="\n", end=""
+            cluster.run("sinfo", "-N", "-p", "gpu", "-o", "%N %T %G %c %m"),
+            cluster.run("squeue", "-o", "%i %j %T %M %R"),
+            sep="\n",
+            end="",
         )
 
 

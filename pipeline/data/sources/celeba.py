@@ -60,7 +60,9 @@ def read_celeba(source: Path, allow_subset: bool = False) -> Celeba:
     counts = np.bincount(partition[present], minlength=len(SPLITS))
     for index, split in enumerate(SPLITS):
         if counts[index] == 0:
-            raise DataError(f"{source}: no image of the {split} split (value {index}) is in {images}; each split needs some")
+            raise DataError(
+                f"{source}: no image of the {split} split (value {index}) is in {images}; each split needs some"
+            )
     names = [name for name, there in zip(names, present.tolist(), strict=True) if there]
     listing = "".join(f"{name} {bytes_of[name]}\n" for name in names)
     digests["images"] = hashlib.sha256(listing.encode()).hexdigest()
@@ -71,18 +73,25 @@ def _find(source: Path, choices: tuple[str, str]) -> Path:
     for choice in choices:
         if (source / choice).exists():
             return source / choice
-    raise DataError(f"{source}: neither {choices[0]} nor {choices[1]} is there; the folder must hold {LAYOUT}")
+    raise DataError(
+        f"{source}: neither {choices[0]} nor {choices[1]} is there; the folder must hold {LAYOUT}"
+    )
 
 
 def _explain_difference(file: Path, names: list[str], other: Path, other_names: list[str]) -> None:
-    for here, there, missing in ((file, other, set(names) - set(other_names)), (other, file, set(other_names) - set(names))):
+    for here, there, missing in (
+        (file, other, set(names) - set(other_names)),
+        (other, file, set(other_names) - set(names)),
+    ):
         if missing:
             raise DataError(
                 f"{there}: {len(missing)} images of {here.name} are not listed, the first is {min(missing)}; take both of one release"
             )
 
 
-def _check_images(images: Path, names: list[str], present: np.ndarray, bytes_of: dict[str, int], allow_subset: bool) -> None:
+def _check_images(
+    images: Path, names: list[str], present: np.ndarray, bytes_of: dict[str, int], allow_subset: bool
+) -> None:
     unknown = bytes_of.keys() - set(names)
     if unknown:
         raise DataError(
@@ -122,7 +131,9 @@ def read_attributes(file: Path) -> tuple[list[str], np.ndarray, str]:
         )
     names, values = _parse(file, lines, names_at + 1, CELEBA_ATTRIBUTES, {b"-1": 0, b"1": 1})
     if names_at and lines[0].split() != [str(len(names)).encode()]:
-        raise DataError(f"{file}:1: announces {lines[0].decode('ascii', 'replace').strip()!r} rows, found {len(names)}; download it again")
+        raise DataError(
+            f"{file}:1: announces {lines[0].decode('ascii', 'replace').strip()!r} rows, found {len(names)}; download it again"
+        )
     order = np.argsort(np.array(names))
     return [names[i] for i in order], values[order], sha256
 
@@ -130,7 +141,9 @@ def read_attributes(file: Path) -> tuple[list[str], np.ndarray, str]:
 def read_partition(file: Path) -> tuple[list[str], np.ndarray, str]:
     """Names in sorted order, uint8 [N] of 0 (train), 1 (val), 2 (test), and the file's sha256."""
     lines, sha256 = _read_lines(file)
-    names, values = _parse(file, lines, 1 if file.suffix == ".csv" else 0, ("partition",), {b"0": 0, b"1": 1, b"2": 2})
+    names, values = _parse(
+        file, lines, 1 if file.suffix == ".csv" else 0, ("partition",), {b"0": 0, b"1": 1, b"2": 2}
+    )
     order = np.argsort(np.array(names))
     return [names[i] for i in order], values[order, 0], sha256
 
@@ -149,10 +162,14 @@ def _read_lines(file: Path) -> tuple[list[bytes], str]:
 
 def _refuse_html(file: Path, start: bytes, wanted: str) -> None:
     if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        raise DataError(f"{file}: is an HTML page, not {wanted} (a download page was saved instead); download it again")
+        raise DataError(
+            f"{file}: is an HTML page, not {wanted} (a download page was saved instead); download it again"
+        )
 
 
-def _parse(file: Path, lines: list[bytes], first: int, columns: tuple[str, ...], values: dict[bytes, int]) -> tuple[list[str], np.ndarray]:
+def _parse(
+    file: Path, lines: list[bytes], first: int, columns: tuple[str, ...], values: dict[bytes, int]
+) -> tuple[list[str], np.ndarray]:
     """Rows `name value ...` from line `first` (0-based) on -> names and uint8 [N, columns]; blanks and commas separate."""
     names: list[str] = []
     texts: list[bytes] = []
@@ -175,7 +192,14 @@ def _parse(file: Path, lines: list[bytes], first: int, columns: tuple[str, ...],
     return names, parsed
 
 
-def _bad_row(file: Path, line: int, name: bytes, fields: list[bytes], columns: tuple[str, ...], values: dict[bytes, int]) -> DataError:
+def _bad_row(
+    file: Path,
+    line: int,
+    name: bytes,
+    fields: list[bytes],
+    columns: tuple[str, ...],
+    values: dict[bytes, int],
+) -> DataError:
     where = f"{file}:{line + 1}: {name.decode('ascii', 'replace') or 'an empty row'}"
     if len(fields) != len(columns):
         return DataError(f"{where}: {len(fields)} values, expected {len(columns)}; download the file again")
@@ -188,7 +212,9 @@ def _check_names(file: Path, names: list[str], first: int) -> None:
     seen: set[str] = set()
     for line, name in enumerate(names, first + 1):
         if not _IMAGE.fullmatch(name):
-            raise DataError(f"{file}:{line}: image name {name!r}, expected 1 to 90 letters, digits, '_' or '-', then .jpg")
+            raise DataError(
+                f"{file}:{line}: image name {name!r}, expected 1 to 90 letters, digits, '_' or '-', then .jpg"
+            )
         if name in seen:
             raise DataError(f"{file}:{line}: a second row for {name}; remove one")
         seen.add(name)
@@ -201,11 +227,19 @@ def list_images(images: Path) -> dict[str, int]:
     """Names and sizes in bytes of the JPEGs of the folder or zip `images`; other files are left alone. Raises DataError."""
     if images.is_dir():
         with os.scandir(images) as entries:
-            found = {entry.name: entry.stat().st_size for entry in entries if _IMAGE.fullmatch(entry.name) and entry.is_file()}
+            found = {
+                entry.name: entry.stat().st_size
+                for entry in entries
+                if _IMAGE.fullmatch(entry.name) and entry.is_file()
+            }
     else:
         _archive.cache_clear()  # the file may have been replaced
         prefix = f"{_FOLDER}/"
-        members = ((info.filename.removeprefix(prefix), info) for info in _archive(images).infolist() if info.filename.startswith(prefix))
+        members = (
+            (info.filename.removeprefix(prefix), info)
+            for info in _archive(images).infolist()
+            if info.filename.startswith(prefix)
+        )
         found = {name: info.file_size for name, info in members if _IMAGE.fullmatch(name)}
     if not found:
         raise DataError(f"{images}: holds no image; expected {_FOLDER}/000001.jpg and so on")
@@ -221,7 +255,13 @@ def read_image(images: Path, name: str) -> bytes:
         try:
             with _archive(images).open(f"{_FOLDER}/{name}") as member:
                 content = member.read(MAX_JPEG_BYTES + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:  # RuntimeError: encrypted, unknown method
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            KeyError,
+            RuntimeError,
+        ) as error:  # RuntimeError: encrypted, unknown method
             raise ValueError(f"cannot be unpacked ({error})") from None
     if len(content) > MAX_JPEG_BYTES:
         raise ValueError(f"is larger than {MAX_JPEG_BYTES} bytes")

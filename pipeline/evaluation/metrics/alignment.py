@@ -49,7 +49,9 @@ def ap(judged: Judged, weights: np.ndarray) -> np.ndarray:
     return np.stack([weighted_average_precision(scores, wanted, weights) for scores, wanted in columns], 1)
 
 
-SCORES: dict[str, tuple[Callable[[Judged, np.ndarray], np.ndarray], int]] = {  # and how many resamples its intervals take
+SCORES: dict[
+    str, tuple[Callable[[Judged, np.ndarray], np.ndarray], int]
+] = {  # and how many resamples its intervals take
     "attribute_accuracy": (accuracy, 1000),
     "attribute_balanced_accuracy": (balanced, 1000),
     "attribute_ap": (ap, 200),  # a sort's worth of sums for each attribute: five times fewer
@@ -69,26 +71,45 @@ class AttributeAgreement(Metric):
         """Yield attribute_accuracy, _balanced_accuracy and _ap, each also with _read and _shuffled, and the table per_attribute."""
         wanted, seed = evidence.annotated.astype(bool), evidence.settings.seed
         shuffled = wanted[np.random.default_rng(seed).permutation(len(wanted))]
-        asked = {"": (evidence.samples, wanted), "real_": (evidence.real, wanted), "shuffled_": (evidence.samples, shuffled)}
-        of = {who: Judged(*evidence.classifier.judge(rows["fd_classifier"]), target) for who, (rows, target) in asked.items()}
+        asked = {
+            "": (evidence.samples, wanted),
+            "real_": (evidence.real, wanted),
+            "shuffled_": (evidence.samples, shuffled),
+        }
+        of = {
+            who: Judged(*evidence.classifier.judge(rows["fd_classifier"]), target)
+            for who, (rows, target) in asked.items()
+        }
         everyone = np.ones((1, len(wanted)))
         columns: dict[str, np.ndarray] = {}
         for name, (score, resamples) in SCORES.items():
             each = {who: score(judged, everyone)[0] for who, judged in of.items()}
-            drawn = {who: resample(partial(score, of[who]), len(wanted), seed, resamples) for who in ("", "shuffled_")}
+            drawn = {
+                who: resample(partial(score, of[who]), len(wanted), seed, resamples)
+                for who in ("", "shuffled_")
+            }
             for suffix, chosen in (("", slice(None)), ("_read", evidence.read_columns)):
-                value, ceiling, floor = (float(np.nanmean(each[who][chosen])) for who in ("", "real_", "shuffled_"))
+                value, ceiling, floor = (
+                    float(np.nanmean(each[who][chosen])) for who in ("", "real_", "shuffled_")
+                )
                 ends = {who: percentiles(np.nanmean(rows[:, chosen], 1)) for who, rows in drawn.items()}
                 yield name + suffix, Value(value, ends[""], ceiling, floor)
                 yield f"{name}{suffix}_shuffled", Value(floor, ends["shuffled_"])
             short = name.removeprefix("attribute_")
             columns |= {f"{who}{short}": row for who, row in each.items()}
-            columns |= dict(zip((f"{short}_low", f"{short}_high"), np.array([percentiles(rows) for rows in drawn[""].T]).T, strict=True))
+            columns |= dict(
+                zip(
+                    (f"{short}_low", f"{short}_high"),
+                    np.array([percentiles(rows) for rows in drawn[""].T]).T,
+                    strict=True,
+                )
+            )
         read = set(evidence.info.attributes)
         yield (
             "per_attribute",
             {
-                name: {column: finite(row[i]) for column, row in columns.items()} | {"read_by_model": name in read}
+                name: {column: finite(row[i]) for column, row in columns.items()}
+                | {"read_by_model": name in read}
                 for i, name in enumerate(evidence.classifier.attributes)
             },
         )
@@ -123,8 +144,14 @@ class Groups(Metric):
                 }
             )
         if rows:
-            yield "group_fd", Value(_mean(row["fd"] for row in rows), None, _mean(row["real_fd"] for row in rows))
-            yield "group_diversity", Value(_mean(row["distance"] / row["real_distance"] for row in rows), None, 1.0, 0.0)
+            yield (
+                "group_fd",
+                Value(_mean(row["fd"] for row in rows), None, _mean(row["real_fd"] for row in rows)),
+            )
+            yield (
+                "group_diversity",
+                Value(_mean(row["distance"] / row["real_distance"] for row in rows), None, 1.0, 0.0),
+            )
         yield "groups", rows
 
 
@@ -141,7 +168,11 @@ class RareCombinations(Metric):
         decided = evidence.classifier.decide(evidence.real["fd_classifier"])
         rows = [self._row(evidence, decided, combination, sampled) for combination, sampled in evidence.rare]
         counted = [row for row in rows if not row["figure_5"]]
-        for name, size in (("rare_success", (2, 3)), ("rare_pairs_success", (2,)), ("rare_triples_success", (3,))):
+        for name, size in (
+            ("rare_success", (2, 3)),
+            ("rare_pairs_success", (2,)),
+            ("rare_triples_success", (3,)),
+        ):
             if pool := [row for row in counted if len(row["attributes"]) in size]:
                 n, real_n = (sum(row[k] for row in pool) for k in ("n", "real_n"))
                 found, real = sum(row["found"] for row in pool), sum(row["real_found"] for row in pool)
@@ -149,16 +180,28 @@ class RareCombinations(Metric):
         yield "rare", rows
 
     @staticmethod
-    def _row(evidence: Evidence, decided: np.ndarray, combination: Any, sampled: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _row(
+        evidence: Evidence, decided: np.ndarray, combination: Any, sampled: dict[str, np.ndarray]
+    ) -> dict[str, Any]:
         attributes = combination.attributes
         judged = [evidence.classifier.attributes.index(name) for name in attributes]
         found = int(evidence.classifier.decide(sampled["fd_classifier"])[:, judged].all(1).sum())
         labelled = evidence.requested[:, [evidence.info.attributes.index(name) for name in attributes]].all(1)
-        n, real_n, real = len(sampled["fd_classifier"]), int(labelled.sum()), int(decided[labelled][:, judged].all(1).sum())
+        n, real_n, real = (
+            len(sampled["fd_classifier"]),
+            int(labelled.sum()),
+            int(decided[labelled][:, judged].all(1).sum()),
+        )
         low, high = wilson(found, n)
-        shown = attributes in FIGURE_5 and (combination.train_count < MIN_TRAIN or combination.held_out_count < MIN_HELD_OUT)
+        shown = attributes in FIGURE_5 and (
+            combination.train_count < MIN_TRAIN or combination.held_out_count < MIN_HELD_OUT
+        )
         row = {"success": found / n, "low": low, "high": high, "found": found, "n": n, "figure_5": shown}
-        row |= {"real_success": real / real_n if real_n and not shown else None, "real_found": real, "real_n": real_n}
+        row |= {
+            "real_success": real / real_n if real_n and not shown else None,
+            "real_found": real,
+            "real_n": real_n,
+        }
         return {**combination._asdict(), "celeba_count": _everywhere(evidence, attributes), **row}
 
 

@@ -38,7 +38,9 @@ def collect(found: dict[str, Any]) -> dict[str, Any]:
     values = {name: value for name, value in found.items() if isinstance(value, Value)}
     sections: dict[str, Any] = {
         "metrics": {name: finite(v.value) for name, v in values.items()},
-        "intervals": {name: [finite(end) for end in v.interval] for name, v in values.items() if v.interval is not None},
+        "intervals": {
+            name: [finite(end) for end in v.interval] for name, v in values.items() if v.interval is not None
+        },
         "ceilings": {name: finite(v.ceiling) for name, v in values.items() if v.ceiling is not None},
         "floors": {name: finite(v.floor) for name, v in values.items() if v.floor is not None},
     }

@@ -11,7 +11,13 @@ from pipeline.evaluation import vision
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.metrics.base import Metric, Value, around, normal_interval
 from pipeline.evaluation.metrics.neighbours import manifold, nearest
-from pipeline.evaluation.metrics.statistics import frechet_distance, frechet_extrapolated, frechet_jackknife, moments, wilson
+from pipeline.evaluation.metrics.statistics import (
+    frechet_distance,
+    frechet_extrapolated,
+    frechet_jackknife,
+    moments,
+    wilson,
+)
 
 SHOWN_NEIGHBOURS = 8
 K_DENSITY = 5  # neighbours
@@ -36,8 +42,14 @@ class FrechetDistance(Metric):
                 value, error = frechet_jackknife(others[name], real)
                 yield f"{name}_{what}", Value(value, around(value, error), halves, floor)
             ceiling = frechet_extrapolated(real[::2], real[1::2])
-            yield f"{name}_samples_infinite", Value(frechet_extrapolated(evidence.samples[name], real), None, ceiling, floor)
-            yield f"{name}_train", Value(frechet_distance(moments(evidence.train[name]), moments(real)), None, halves, floor)
+            yield (
+                f"{name}_samples_infinite",
+                Value(frechet_extrapolated(evidence.samples[name], real), None, ceiling, floor),
+            )
+            yield (
+                f"{name}_train",
+                Value(frechet_distance(moments(evidence.train[name]), moments(real)), None, halves, floor),
+            )
 
 
 class KernelDistance(Metric):
@@ -54,10 +66,14 @@ class KernelDistance(Metric):
         for metric, real in evidence.real.items():
             name = metric.removeprefix("fd_").removeprefix("fid_")
             size = min(settings.kid_subset_size, len(real) // 2)
-            ceiling, _ = vision.kernel_distance(real[::2], real[1::2], max(1, settings.kid_subsets // 5), size)
+            ceiling, _ = vision.kernel_distance(
+                real[::2], real[1::2], max(1, settings.kid_subsets // 5), size
+            )
             for what, others in (("samples", evidence.samples), ("recon", evidence.reconstructions)):
                 subsets = settings.kid_subsets if what == "samples" else max(1, settings.kid_subsets // 5)
-                mean, deviation = vision.kernel_distance(others[metric], real, subsets, settings.kid_subset_size)
+                mean, deviation = vision.kernel_distance(
+                    others[metric], real, subsets, settings.kid_subset_size
+                )
                 error = deviation * (min(settings.kid_subset_size, len(real)) / len(real)) ** 0.5
                 yield f"kid_{name}_{what}", Value(mean, around(mean, error), ceiling)
 
@@ -103,7 +119,13 @@ class Memorisation(Metric):
         yield "neighbour_distance_ratio", Value(float(np.median(distance) / np.median(real)), None, 1.0)
         shown = np.argsort(distance, kind="stable")[:SHOWN_NEIGHBOURS]
         columns = {"sample": shown, "training_image": image[shown], "distance": distance[shown]}
-        yield "neighbours", [dict(zip(columns, (int(s), int(t), float(d)), strict=True)) for s, t, d in zip(*columns.values(), strict=True)]
+        yield (
+            "neighbours",
+            [
+                dict(zip(columns, (int(s), int(t), float(d)), strict=True))
+                for s, t, d in zip(*columns.values(), strict=True)
+            ],
+        )
 
 
 class Sharpness(Metric):
@@ -114,5 +136,8 @@ class Sharpness(Metric):
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
         """Yield sharpness_recon and sharpness_samples."""
         real = evidence.reconstructions["real_edges"].mean()
-        for what, rows in (("recon", evidence.reconstructions["edges"]), ("samples", evidence.samples["edges"])):
+        for what, rows in (
+            ("recon", evidence.reconstructions["edges"]),
+            ("samples", evidence.samples["edges"]),
+        ):
             yield f"sharpness_{what}", Value(rows.mean() / real, normal_interval(rows / real), 1.0, 0.0)

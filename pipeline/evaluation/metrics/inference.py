@@ -46,7 +46,10 @@ class Likelihood(Metric):
             low, high = (bits_per_dim(-end, evidence.model.pixels) for end in reversed(interval))
             yield f"{name}_log_likelihood_nats", Value(nats.mean(), interval)
             yield f"{name}_log_likelihood_standard_error", Value(standard_error(nats))
-            yield f"{name}_bits_per_dim", Value(bits_per_dim(-nats.mean(), evidence.model.pixels), (low, high))
+            yield (
+                f"{name}_bits_per_dim",
+                Value(bits_per_dim(-nats.mean(), evidence.model.pixels), (low, high)),
+            )
 
 
 class Units(Metric):
@@ -60,14 +63,19 @@ class Units(Metric):
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Any]]:
         """Yield active_units (at most z_dim), unit_information_nats (the sum over units) and the table units."""
-        mean, variance = (torch.from_numpy(evidence.reconstructions[name]).double() for name in ("mean", "variance"))
+        mean, variance = (
+            torch.from_numpy(evidence.reconstructions[name]).double() for name in ("mean", "variance")
+        )
         active = active_units(len(mean), mean.sum(0), mean.square().sum(0), variance.sum(0))
         total = variance.mean(0) + mean.var(0, unbiased=False)
         information = 0.5 * (total.log() - variance.log().mean(0))
         yield "active_units", Value(active, None, evidence.model.z_dim)
         yield "unit_information_nats", Value(float(information.sum()))
         kl = self._kl(evidence, mean, variance)
-        table = [{"information": finite(float(i)), "kl": None if kl is None else finite(float(kl[d]))} for d, i in enumerate(information)]
+        table = [
+            {"information": finite(float(i)), "kl": None if kl is None else finite(float(kl[d]))}
+            for d, i in enumerate(information)
+        ]
         yield "units", table
 
     @staticmethod
@@ -76,7 +84,9 @@ class Units(Metric):
         total = torch.zeros(mean.shape[1], dtype=torch.float64)
         for start in range(0, len(mean), evidence.settings.block):
             part = slice(start, start + evidence.settings.block)
-            prior = evidence.model.prior(torch.from_numpy(evidence.requested[part]).to(evidence.ranks.device, torch.float32))
+            prior = evidence.model.prior(
+                torch.from_numpy(evidence.requested[part]).to(evidence.ranks.device, torch.float32)
+            )
             if not isinstance(prior, DiagonalGaussian):
                 return None
             q = DiagonalGaussian(mean[part, :, None], 0.5 * variance[part, :, None].log())
@@ -98,7 +108,10 @@ class PriorMatch(Metric):
         """Yield prior_density_drawn, prior_density_encoded, prior_density_gap, prior_mmd and prior_mmd_p_value."""
         rows = {name: x.astype(np.float64) for name, x in evidence.latents.items()}
         for who in ("drawn", "encoded"):
-            yield f"prior_density_{who}", Value(rows[f"log_p_{who}"].mean(), normal_interval(rows[f"log_p_{who}"]))
+            yield (
+                f"prior_density_{who}",
+                Value(rows[f"log_p_{who}"].mean(), normal_interval(rows[f"log_p_{who}"])),
+            )
         gap = rows["log_p_drawn"] - rows["log_p_encoded"]
         yield "prior_density_gap", Value(gap.mean(), normal_interval(gap), 0.0)
         some = np.arange(min(MMD_IMAGES, len(gap))) * len(gap) // min(MMD_IMAGES, len(gap))

@@ -8,8 +8,20 @@ from __future__ import annotations
 
 from pipeline.evaluation.metrics.alignment import AttributeAgreement, Groups, RareCombinations
 from pipeline.evaluation.metrics.base import Metric, Value, collect
-from pipeline.evaluation.metrics.distances import FrechetDistance, KernelDistance, Memorisation, PrecisionRecall, Sharpness
-from pipeline.evaluation.metrics.inference import LatentStructure, Likelihood, PriorMatch, Reconstruction, Units
+from pipeline.evaluation.metrics.distances import (
+    FrechetDistance,
+    KernelDistance,
+    Memorisation,
+    PrecisionRecall,
+    Sharpness,
+)
+from pipeline.evaluation.metrics.inference import (
+    LatentStructure,
+    Likelihood,
+    PriorMatch,
+    Reconstruction,
+    Units,
+)
 
 __all__ = ["METRICS", "Metric", "Value", "collect"]
 

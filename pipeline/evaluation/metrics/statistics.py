@@ -63,7 +63,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         values, vectors = np.linalg.eigh(a.covariance)
         root = vectors * np.sqrt(values.clip(0))
     cross = np.sqrt(np.linalg.eigvalsh(root.T @ b.covariance @ root).clip(0)).sum()
-    return float(np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
+    return float(
+        np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
+    )
 
 
 def frechet_jackknife(a: np.ndarray, b: np.ndarray, groups: int = 10) -> tuple[float, float]:
@@ -77,7 +79,10 @@ def frechet_jackknife(a: np.ndarray, b: np.ndarray, groups: int = 10) -> tuple[f
         return value, math.nan
     left = []
     for g in range(groups):
-        rest = [part.minus(sums(rows[g::groups], part.shift)).moments for part, rows in zip(whole, (a, b), strict=True)]
+        rest = [
+            part.minus(sums(rows[g::groups], part.shift)).moments
+            for part, rows in zip(whole, (a, b), strict=True)
+        ]
         left.append(frechet_distance(*rest))
     return value, math.sqrt((groups - 1) * np.var(left))
 
@@ -116,7 +121,9 @@ def weighted_average_precision(scores: np.ndarray, labels: np.ndarray, weights: 
         return gained.sum(1) / hits[:, -1]
 
 
-def balanced_accuracy(decided: np.ndarray, wanted: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def balanced_accuracy(
+    decided: np.ndarray, wanted: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
     """Mean of the two classes' recalls for every column of bool [N, A] -> [A]; nan where a class is absent.
 
     With `weights` [R, N], one result for each of R reweightings of the rows -> [R, A].
@@ -152,7 +159,9 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, (middle - half) / shrink), min(1.0, (middle + half) / shrink)
 
 
-def resample(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int, resamples: int = 1000) -> np.ndarray:
+def resample(
+    statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int, resamples: int = 1000
+) -> np.ndarray:
     """`statistic` of resampled images, [resamples, ...]; it is given weights [R, n]: how often each image was drawn."""
     rng = np.random.default_rng(seed)
     parts = [statistic(rng.multinomial(n, np.full(n, 1 / n), size=100)) for _ in range(-(-resamples // 100))]
@@ -161,10 +170,14 @@ def resample(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int, r
 
 def percentiles(resampled: np.ndarray) -> tuple[float, float]:
     """The 95 % percentile interval of [R] resampled values."""
-    low, high = np.nanquantile(resampled, [0.025, 0.975]) if np.isfinite(resampled).any() else (math.nan, math.nan)
+    low, high = (
+        np.nanquantile(resampled, [0.025, 0.975]) if np.isfinite(resampled).any() else (math.nan, math.nan)
+    )
     return float(low), float(high)
 
 
-def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int, resamples: int = 1000) -> tuple[float, float]:
+def bootstrap(
+    statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int, resamples: int = 1000
+) -> tuple[float, float]:
     """95 % percentile interval over resampled images. `statistic`: weights [R, n], how often each image was drawn -> [R]."""
     return percentiles(resample(statistic, n, seed, resamples))

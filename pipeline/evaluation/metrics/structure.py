@@ -17,10 +17,18 @@ def label_accuracy(z: np.ndarray, labels: np.ndarray) -> tuple[float, tuple[floa
     z = z.astype(np.float64)
     z = (z - z[::2].mean(0)) / (z[::2].std(0) + 1e-12)
     fit, target = z[::2], labels[::2].astype(np.float64)
-    usable = [i for i, column in enumerate(labels.T) if min(x[:, i].sum() for x in (labels[::2], labels[1::2])) > 0 and not column.all()]
-    weights = np.linalg.solve(fit.T @ fit + RIDGE * len(fit) * np.eye(z.shape[1]), fit.T @ (target - target.mean(0)))
+    usable = [
+        i
+        for i, column in enumerate(labels.T)
+        if min(x[:, i].sum() for x in (labels[::2], labels[1::2])) > 0 and not column.all()
+    ]
+    weights = np.linalg.solve(
+        fit.T @ fit + RIDGE * len(fit) * np.eye(z.shape[1]), fit.T @ (target - target.mean(0))
+    )
     scores = fit @ weights
-    middle = np.array([(scores[labels[::2][:, i], i].mean() + scores[~labels[::2][:, i], i].mean()) / 2 for i in usable])
+    middle = np.array(
+        [(scores[labels[::2][:, i], i].mean() + scores[~labels[::2][:, i], i].mean()) / 2 for i in usable]
+    )
     found = balanced_accuracy((z[1::2] @ weights)[:, usable] > middle, labels[1::2][:, usable])
     rng = np.random.default_rng(0)
     drawn = np.nanmean(found[rng.integers(len(found), size=(1000, len(found)))], 1)

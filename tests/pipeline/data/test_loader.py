@@ -33,7 +33,9 @@ def test_rotation_by_a_right_angle_is_a_transpose_and_flip():
 
 @pytest.fixture
 def batches(tiny_overrides):
-    config = configuration.load([], [*tiny_overrides, "data.attributes=[Young,Male]", "data.rotation_degrees=5"])
+    config = configuration.load(
+        [], [*tiny_overrides, "data.attributes=[Young,Male]", "data.rotation_degrees=5"]
+    )
     shards = Shards(layout.shards_dir(config), "train")
     return lambda rank, world: TrainBatches(shards, config.data, 0, 8, 4, rank, world), shards
 
@@ -54,7 +56,9 @@ def test_only_the_wanted_attributes_in_the_wanted_order(batches):
     batch = make(0, 1).at(0)
     _, attributes = shards.gather(batch.indices)
     names = shards.attribute_names
-    np.testing.assert_array_equal(batch.attributes.numpy(), attributes[:, [names.index("Young"), names.index("Male")]])
+    np.testing.assert_array_equal(
+        batch.attributes.numpy(), attributes[:, [names.index("Young"), names.index("Male")]]
+    )
 
 
 def test_prefetcher_keeps_order_and_passes_errors_on():

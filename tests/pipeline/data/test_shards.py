@@ -76,7 +76,13 @@ def test_tarfile_and_webdataset_read_the_same_samples(original: Path) -> None:
     for tar in tars:
         with tarfile.open(tar) as opened:
             for member in opened:
-                assert (member.mtime, member.uid, member.gid, member.uname, member.mode) == (0, 0, 0, "", 0o644)
+                assert (member.mtime, member.uid, member.gid, member.uname, member.mode) == (
+                    0,
+                    0,
+                    0,
+                    "",
+                    0o644,
+                )
                 file = opened.extractfile(member)
                 assert file is not None
                 plain[member.name] = np.load(BytesIO(file.read()), allow_pickle=False)
@@ -130,7 +136,11 @@ def test_samples_are_the_cropped_and_resized_images_of_their_split(original: Pat
 
 
 def test_bytes_depend_neither_on_processes_nor_place_nor_packing(original: Path, tmp_path: Path) -> None:
-    elsewhere = write(make_source(tmp_path / "else where", train=TRAIN, val=2, test=3, archive=True), tmp_path / "b", processes=2)
+    elsewhere = write(
+        make_source(tmp_path / "else where", train=TRAIN, val=2, test=3, archive=True),
+        tmp_path / "b",
+        processes=2,
+    )
     assert contents(elsewhere) == contents(original)
 
 
@@ -138,7 +148,9 @@ def test_a_seeded_permutation_assigns_samples_to_even_shards(original: Path, tmp
     celeba = read_celeba(original.parent / "source")
 
     def plan(seed: int) -> list[list[str]]:
-        return [task.names for task in plan_shards(celeba, ShardConfig(samples_per_shard=5, seed=seed), tmp_path)]
+        return [
+            task.names for task in plan_shards(celeba, ShardConfig(samples_per_shard=5, seed=seed), tmp_path)
+        ]
 
     assert plan(0) == plan(0) != plan(1)
     for names in (plan(0), plan(1), plan(-1)):
@@ -156,7 +168,12 @@ def test_gather_keeps_the_order_asked_and_repeats(original: Path) -> None:
     keys = shards.keys(np.arange(TRAIN))
     assert len(set(keys)) == TRAIN == len(shards)
     assert len({image.tobytes() for image in images}) == TRAIN
-    for asked in (np.random.default_rng(0).integers(0, TRAIN, 50), np.array([12, 0, 12]), np.array([5]), np.array([], np.int64)):
+    for asked in (
+        np.random.default_rng(0).integers(0, TRAIN, 50),
+        np.array([12, 0, 12]),
+        np.array([5]),
+        np.array([], np.int64),
+    ):
         some_images, some_attributes = shards.gather(asked)
         assert some_images.shape == (len(asked), 32, 32, 3) and some_attributes.shape == (len(asked), 40)
         np.testing.assert_array_equal(some_images, images[asked])
@@ -177,7 +194,11 @@ def test_what_shards_say_about_themselves(original: Path) -> None:
     shards = Shards(original, "train")
     assert shards.bounds.tolist() == [0, 4, 8, 13] and shards.bounds.dtype == np.int64
     assert (shards.size, tuple(shards.attribute_names)) == (32, CELEBA_ATTRIBUTES)
-    lines = [f"{file.name} {sha256(file)}\n" for split in ("train", "val", "test") for file in sorted(original.glob(f"{split}-*"))]
+    lines = [
+        f"{file.name} {sha256(file)}\n"
+        for split in ("train", "val", "test")
+        for file in sorted(original.glob(f"{split}-*"))
+    ]
     assert shards.content_digest == hashlib.sha256("".join(lines).encode()).hexdigest()
     assert shards.manifest["counts"] == {"annotated": 18, "present": 18, "skipped": 0}
 
@@ -205,7 +226,8 @@ def test_a_flipped_bit_is_found_anywhere(folder: Path, verify: str) -> None:
     Shards(folder, "train", verify)
     flip(folder / "train-00001.tar", 9999)
     with pytest.raises(
-        DataError, match=r"train-00001.tar: its sha256 differs.*delete it and manifest.json beside it, then run the shard stage"
+        DataError,
+        match=r"train-00001.tar: its sha256 differs.*delete it and manifest.json beside it, then run the shard stage",
     ):
         Shards(folder, "train", verify)
     assert len(Shards(folder, "val", verify)) == 2
@@ -217,10 +239,14 @@ def test_missing_extra_and_truncated_tars(folder: Path) -> None:
         Shards(folder, "train")
     (folder / "train-00003.tar").unlink()
     os.truncate(folder / "train-00002.tar", 5 * RecordFormat(32, 40).length)
-    with pytest.raises(DataError, match=r"train-00002.tar: has \d+ bytes, expected \d+ \(5 samples\); delete it"):
+    with pytest.raises(
+        DataError, match=r"train-00002.tar: has \d+ bytes, expected \d+ \(5 samples\); delete it"
+    ):
         Shards(folder, "train")
     (folder / "train-00002.tar").unlink()
-    with pytest.raises(DataError, match=r"train-00002.tar: is listed in manifest.json but cannot be read.*delete it"):
+    with pytest.raises(
+        DataError, match=r"train-00002.tar: is listed in manifest.json but cannot be read.*delete it"
+    ):
         Shards(folder, "train")
 
 
@@ -238,9 +264,17 @@ def replace_tar(folder: Path, name: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [(b"|u1", b"|i1"), (b"False", b" True"), (b"(32, 32, 3)", b"(3, 32, 32)"), (b".image.npy", b".imagf.npy")]
+    ("old", "new"),
+    [
+        (b"|u1", b"|i1"),
+        (b"False", b" True"),
+        (b"(32, 32, 3)", b"(3, 32, 32)"),
+        (b".image.npy", b".imagf.npy"),
+    ],
 )
-def test_headers_of_another_type_are_refused_although_the_stride_fits(folder: Path, old: bytes, new: bytes) -> None:
+def test_headers_of_another_type_are_refused_although_the_stride_fits(
+    folder: Path, old: bytes, new: bytes
+) -> None:
     content = (folder / "val-00000.tar").read_bytes()
     replace_tar(folder, "val-00000.tar", content)
     Shards(folder, "val")
@@ -272,7 +306,9 @@ def test_manifest_that_is_missing_damaged_or_of_another_format(folder: Path) -> 
         Shards(folder, "train")
 
 
-def test_damage_is_left_out_and_counted_where_that_is_asked_for(original: Path, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_is_left_out_and_counted_where_that_is_asked_for(
+    original: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = Shards(original, "train")
     flip(folder / "train-00000.tar", 9999)
     (folder / "train-00002.tar").unlink()
@@ -294,7 +330,14 @@ def test_damage_is_left_out_and_counted_where_that_is_asked_for(original: Path, 
 
 def test_truncation_at_any_byte_and_swapped_or_doubled_tars_are_found(folder: Path) -> None:
     file, content = folder / "val-00000.tar", (folder / "val-00000.tar").read_bytes()
-    for length in {0, 1, 511, 512, len(content) - 1, *np.random.default_rng(0).integers(0, len(content), 40).tolist()}:
+    for length in {
+        0,
+        1,
+        511,
+        512,
+        len(content) - 1,
+        *np.random.default_rng(0).integers(0, len(content), 40).tolist(),
+    }:
         file.write_bytes(content[:length])
         with pytest.raises(DataError, match="val-00000.tar: has"):
             Shards(folder, "val")
@@ -349,7 +392,9 @@ def test_a_failed_verification_is_not_remembered(folder: Path, hashed: list[str]
     assert hashed == ["val-00000.tar"] * 2
 
 
-def test_a_cache_folder_that_cannot_be_written_costs_time_only(folder: Path, hashed: list[str], own_cache: Path) -> None:
+def test_a_cache_folder_that_cannot_be_written_costs_time_only(
+    folder: Path, hashed: list[str], own_cache: Path
+) -> None:
     own_cache.parent.write_text("a file where the folder should be")
     for _ in range(2):
         assert len(Shards(folder, "val")) == 2

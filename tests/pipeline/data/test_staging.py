@@ -19,7 +19,11 @@ LOG = logging.getLogger("cvae.test")
 @pytest.fixture
 def folder(tiny_overrides, tmp_path) -> Path:
     """A copy of finished shards that a test may damage."""
-    return Path(shutil.copytree(layout.shards_dir(configuration.load([], tiny_overrides)), tmp_path / "shared" / "abc"))
+    return Path(
+        shutil.copytree(
+            layout.shards_dir(configuration.load([], tiny_overrides)), tmp_path / "shared" / "abc"
+        )
+    )
 
 
 def test_the_copy_is_read_and_made_once(folder, tmp_path, monkeypatch):
@@ -42,7 +46,9 @@ def test_ranks_of_a_node_share_one_copy(folder, tmp_path):
         rank.join(60)
     assert [rank.exitcode for rank in ranks] == [0, 0, 0]
     local = tmp_path / "node" / "cvae-shards" / "abc"
-    assert sorted(f.name for f in local.iterdir()) == sorted(f.name for f in folder.iterdir() if not f.name.startswith("journal"))
+    assert sorted(f.name for f in local.iterdir()) == sorted(
+        f.name for f in folder.iterdir() if not f.name.startswith("journal")
+    )
 
 
 def test_an_interrupted_copy_is_completed(folder, tmp_path):
@@ -62,7 +68,9 @@ def test_damage_does_not_reach_the_copy(folder, tmp_path):
     with pytest.raises(DataError, match=victim.name):
         staged(folder, str(tmp_path / "node"), LOG)
     assert not list((tmp_path / "node").rglob("manifest.json"))
-    assert staged(folder, str(tmp_path / "node"), LOG, damaged="exclude") == folder  # whose reader leaves it out and counts
+    assert (
+        staged(folder, str(tmp_path / "node"), LOG, damaged="exclude") == folder
+    )  # whose reader leaves it out and counts
 
 
 @pytest.mark.parametrize("target", ["$NOT_SET_ANYWHERE/x", "/proc/nowhere"])

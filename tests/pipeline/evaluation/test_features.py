@@ -45,9 +45,15 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_weights_of_a_known_architecture_give_what_comes_before_its_last_layer(resnet: Path) -> None:
     own = features(network=str(resnet), network_name="resnet18")
-    assert own.metric == "fd_resnet18" and own(IMAGES).shape == (3, 512) and own(IMAGES).dtype == torch.float32
-    larger = NetworkFeatures(JUDGE, EvalConfig(network=str(resnet), network_name="resnet18", network_size=96), CPU)  # type: ignore[arg-type]
-    assert own.digest == features(network=str(resnet), network_name="resnet18").digest != larger.digest  # never one cache entry
+    assert (
+        own.metric == "fd_resnet18" and own(IMAGES).shape == (3, 512) and own(IMAGES).dtype == torch.float32
+    )
+    larger = NetworkFeatures(
+        JUDGE, EvalConfig(network=str(resnet), network_name="resnet18", network_size=96), CPU
+    )  # type: ignore[arg-type]
+    assert (
+        own.digest == features(network=str(resnet), network_name="resnet18").digest != larger.digest
+    )  # never one cache entry
 
 
 def test_weights_of_another_architecture_and_unknown_names_are_refused(resnet: Path, script: Path) -> None:
@@ -61,7 +67,9 @@ def test_weights_of_another_architecture_and_unknown_names_are_refused(resnet: P
 
 def test_a_program_is_loaded_only_where_somebody_vouched_for_its_very_bytes(script: Path) -> None:
     digest = hashlib.sha256(script.read_bytes()).hexdigest()
-    with pytest.raises(ConfigError, match=f"is a program: if you trust it, say so with eval.network_sha256={digest}"):
+    with pytest.raises(
+        ConfigError, match=f"is a program: if you trust it, say so with eval.network_sha256={digest}"
+    ):
         features(network=str(script))
     with pytest.raises(DataError, match="expects 00"):
         features(network=str(script), network_sha256="00")

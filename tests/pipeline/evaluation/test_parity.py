@@ -41,15 +41,24 @@ def export(pictures: np.ndarray, folder: Path) -> Path:
     return folder
 
 
-def test_our_values_are_those_of_the_command_line(inception_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_values_are_those_of_the_command_line(
+    inception_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sets = {"samples": images(0, 1.0), "real": images(1, 1.3)}
-    monkeypatch.setattr(features_module, "INCEPTION_SHA256", hashlib.sha256(inception_file.read_bytes()).hexdigest()[:8])
+    monkeypatch.setattr(
+        features_module, "INCEPTION_SHA256", hashlib.sha256(inception_file.read_bytes()).hexdigest()[:8]
+    )
     settings = EvalConfig(inception_weights=str(inception_file), kid_subsets=20, kid_subset_size=16)
     extract = InceptionFeatures(SimpleNamespace(), settings, torch.device("cpu"))  # type: ignore[arg-type]
     with torch.no_grad():
-        rows = {name: torch.cat([extract(part) for part in torch.from_numpy(x).split(12)]).numpy() for name, x in sets.items()}
+        rows = {
+            name: torch.cat([extract(part) for part in torch.from_numpy(x).split(12)]).numpy()
+            for name, x in sets.items()
+        }
     rows |= {"reconstructions": rows["samples"], "train": rows["real"], "mean_image": rows["real"][:1]}
-    evidence: Any = SimpleNamespace(settings=settings, **{part: {"fid_inception": features} for part, features in rows.items()})
+    evidence: Any = SimpleNamespace(
+        settings=settings, **{part: {"fid_inception": features} for part, features in rows.items()}
+    )
     ours: dict[str, Any] = {}
     for metric in (FrechetDistance, KernelDistance, PrecisionRecall):
         ours |= dict(metric()(evidence))
@@ -62,13 +71,35 @@ def test_our_values_are_those_of_the_command_line(inception_file: Path, tmp_path
         "--batch-size",
         12,
     ]
-    how = ["--cpu", "--json", "--silent", "--no-samples-shuffle", "--no-cache", "--feature-extractor-weights-path", inception_file]
-    what = ["--fid", "--kid", "--kid-subsets", 20, "--kid-subset-size", 16, "--prc", "--feature-extractor", "inception-v3-compat"]
+    how = [
+        "--cpu",
+        "--json",
+        "--silent",
+        "--no-samples-shuffle",
+        "--no-cache",
+        "--feature-extractor-weights-path",
+        inception_file,
+    ]
+    what = [
+        "--fid",
+        "--kid",
+        "--kid-subsets",
+        20,
+        "--kid-subset-size",
+        16,
+        "--prc",
+        "--feature-extractor",
+        "inception-v3-compat",
+    ]
     command = [sys.executable, "-c", COMMAND, *map(str, [*given, *how, *what, "--feature-layer-prc", "2048"])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = json.loads(done.stdout[done.stdout.index("{") :])
-    assert ours["fid_inception_samples"].value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
-    assert ours["kid_inception_samples"].value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
+    assert ours["fid_inception_samples"].value == pytest.approx(
+        theirs["frechet_inception_distance"], rel=1e-6
+    )
+    assert ours["kid_inception_samples"].value == pytest.approx(
+        theirs["kernel_inception_distance_mean"], rel=1e-6
+    )
     assert ours["precision_inception"].value == pytest.approx(theirs["precision"], rel=1e-6)
     assert ours["recall_inception"].value == pytest.approx(theirs["recall"], rel=1e-6)

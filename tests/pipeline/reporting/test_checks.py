@@ -16,11 +16,18 @@ def model(*overrides: str) -> ModelConfig:
     return load([], list(overrides)).model
 
 
-def training(sigma_of_mse=lambda mse: 2 * mse**0.5, log_det: float = 50.0, held_out=lambda mse: mse) -> list[dict]:
+def training(
+    sigma_of_mse=lambda mse: 2 * mse**0.5, log_det: float = 50.0, held_out=lambda mse: mse
+) -> list[dict]:
     """Records of ten validations while the error falls."""
     errors = [0.05 / (step + 1) for step in range(10)]
     values = [
-        {"train/sigma": sigma_of_mse(m), "train/mse": m, "val_ema/sigma": sigma_of_mse(m), "val_ema/mse": held_out(m)}
+        {
+            "train/sigma": sigma_of_mse(m),
+            "train/mse": m,
+            "val_ema/sigma": sigma_of_mse(m),
+            "val_ema/mse": held_out(m),
+        }
         | {"val_ema/log_det_min": -log_det, "val_ema/log_det_max": log_det}
         for m in errors
     ]
@@ -45,12 +52,19 @@ def test_what_a_variant_does_not_have_is_not_asked():
     assert not checks(model("model.variance.name=unit", "model.prior.name=standard"), training(), None)
 
 
-@pytest.mark.parametrize("low, high, gap, p, wanted", [(0.6, 0.7, (-1.0, 2.0), 0.4, "yes"), (0.49, 0.52, (3.0, 9.0), 0.001, "no")])
+@pytest.mark.parametrize(
+    "low, high, gap, p, wanted", [(0.6, 0.7, (-1.0, 2.0), 0.4, "yes"), (0.49, 0.52, (3.0, 9.0), 0.001, "no")]
+)
 def test_the_prior(tmp_path, low, high, gap, p, wanted):
     run = make_run(tmp_path, steps=20)
     file = add_eval(run, 1) / "metrics.json"
     tree = json.loads(file.read_text())
-    tree["metrics"] |= {"label_structure_prior": 0.6, "label_structure_encoded": 0.7, "prior_density_gap": 1.0, "prior_mmd_p_value": p}
+    tree["metrics"] |= {
+        "label_structure_prior": 0.6,
+        "label_structure_encoded": 0.7,
+        "prior_density_gap": 1.0,
+        "prior_mmd_p_value": p,
+    }
     tree["metrics"]["flow_curvature_nats"] = 8.0 if wanted == "yes" else 0.01
     tree["intervals"] |= {"label_structure_prior": [low, high], "prior_density_gap": gap}
     file.write_text(json.dumps(tree))

@@ -21,12 +21,17 @@ def test_two_far_groups_stay_apart_and_a_seed_draws_one_map(name: str) -> None:
     points = PROJECTIONS[name](z, 0)
     assert points.shape == (120, 2)
     centres = points[:60].mean(0), points[60:].mean(0)
-    spread = max(np.linalg.norm(half - centre, axis=1).max() for half, centre in zip((points[:60], points[60:]), centres, strict=True))
+    spread = max(
+        np.linalg.norm(half - centre, axis=1).max()
+        for half, centre in zip((points[:60], points[60:]), centres, strict=True)
+    )
     assert np.linalg.norm(centres[0] - centres[1]) > spread
     assert np.array_equal(points, PROJECTIONS[name](z, 0))
 
 
-def test_every_projection_can_be_asked_for_and_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_projection_can_be_asked_for_and_a_missing_package_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert set(CHOICES["eval.projection"]) == PROJECTIONS.keys()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     require_projection("tsne")

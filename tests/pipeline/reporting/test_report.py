@@ -19,14 +19,20 @@ from tests.fake_run import add_eval, make_run, sources_and_tags
 
 def drawings(page: str) -> list[str]:
     """The decoded SVG drawings of a page."""
-    return [base64.b64decode(text).decode() for text in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)]
+    return [
+        base64.b64decode(text).decode() for text in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
+    ]
 
 
 def test_full_report(tmp_path: Path) -> None:
     run = make_run(tmp_path, overrides=("name=paper", "seed=4"), steps=40, evals=1, unread="Bald")
-    (run / "config_history.jsonl").write_text(json.dumps({"commit": "abc123", "step": 20, "changed": {"train.images": [10, 1000]}}) + "\n")
+    (run / "config_history.jsonl").write_text(
+        json.dumps({"commit": "abc123", "step": 20, "changed": {"train.images": [10, 1000]}}) + "\n"
+    )
     attempt = {"hosts": ["node7"], "started": 1.7e9, "ended": 1.7e9 + 200, "state": "REQUEUED"}
-    (run / "jobs.json").write_text(json.dumps([{"stage": "train", "id": "4711", "state": "COMPLETED", "attempts": [attempt]}]))
+    (run / "jobs.json").write_text(
+        json.dumps([{"stage": "train", "id": "4711", "state": "COMPLETED", "attempts": [attempt]}])
+    )
     (run / "train/done.json").write_text('{"step": 90, "images": 11520, "seconds": 3900}')
     file = write_report(run)
     assert file == run / "report.html"
@@ -56,7 +62,12 @@ def test_full_report(tmp_path: Path) -> None:
 def test_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     page = write_report(make_run(tmp_path, steps=20, evals=1)).read_text()
     sources, tags = sources_and_tags(page)
-    assert sources == {"data:"} and not tags & {"script", "link", "iframe", "object"} and "@import" not in page and "url(" not in page
+    assert (
+        sources == {"data:"}
+        and not tags & {"script", "link", "iframe", "object"}
+        and "@import" not in page
+        and "url(" not in page
+    )
     assert len(drawings(page)) == 10 and all("<svg" in svg and "<script" not in svg for svg in drawings(page))
 
 
@@ -71,7 +82,9 @@ def test_what_comes_from_files_is_escaped(tmp_path: Path) -> None:
     (folder / "metrics.json").write_text(json.dumps(tree))
     (folder / "samples/random.png").rename(folder / "samples/a\"b'<i>.png")
     (run / "inputs.json").write_text(json.dumps({hostile: hostile}))
-    (run / "config_history.jsonl").write_text(json.dumps({"commit": hostile, "changed": {hostile: hostile}}) + "\n")
+    (run / "config_history.jsonl").write_text(
+        json.dumps({"commit": hostile, "changed": {hostile: hostile}}) + "\n"
+    )
     (run / "jobs.json").write_text(json.dumps([{"stage": hostile, "id": hostile, "state": hostile}]))
     page = write_report(run).read_text()
     sources, tags = sources_and_tags(page)
@@ -120,10 +133,25 @@ def test_drawings_are_reproducible(tmp_path: Path) -> None:
 
 
 def test_reading_of_numbers() -> None:
-    assert [direction(n) for n in ("fd_classifier_samples", "fid_inception_recon", "iw_bits_per_dim", "mse")] == ["↓"] * 4
-    assert [direction(n) for n in ("attribute_accuracy", "iw_log_likelihood_nats", "rare_success")] == ["↑"] * 3
+    assert [
+        direction(n) for n in ("fd_classifier_samples", "fid_inception_recon", "iw_bits_per_dim", "mse")
+    ] == ["↓"] * 4
+    assert [direction(n) for n in ("attribute_accuracy", "iw_log_likelihood_nats", "rare_success")] == [
+        "↑"
+    ] * 3
     assert [direction(n) for n in ("sigma", "active_units", "iw_log_likelihood_standard_error")] == [""] * 3
-    assert [number(x) for x in (None, 0.00412345, 21.5, 3000, -9123.4, float("inf"))] == ["–", "0.004123", "21.5", "3,000", "-9,123", "inf"]
+    assert [number(x) for x in (None, 0.00412345, 21.5, 3000, -9123.4, float("inf"))] == [
+        "–",
+        "0.004123",
+        "21.5",
+        "3,000",
+        "-9,123",
+        "inf",
+    ]
     assert [duration(x) for x in (None, 4.25, 200, 3900)] == ["–", "4.2 s", "3 min 20 s", "1 h 05 min"]
     protocol = {"n": 3000, "iw_images": 500, "iw_samples": 50, "rare_samples": 400}
-    assert [sample_size(n, protocol) for n in ("mse", "iw_bits_per_dim", "rare_success")] == ["3000", "500 (K = 50)", "400 per combination"]
+    assert [sample_size(n, protocol) for n in ("mse", "iw_bits_per_dim", "rare_success")] == [
+        "3000",
+        "500 (K = 50)",
+        "400 per combination",
+    ]

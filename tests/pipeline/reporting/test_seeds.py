@@ -22,7 +22,9 @@ def test_rows_are_variants_with_mean_and_deviation(tmp_path):
     head = next(line for line in lines if line.startswith("| variant"))
     column = [cell.strip() for cell in head.split("|")].index("fd_classifier_samples ↓")
     cells = {
-        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")] for line in lines if line.startswith(("| flow", "| plain"))
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")]
+        for line in lines
+        if line.startswith(("| flow", "| plain"))
     }
     assert cells["flow"][2] == "3" and cells["plain"][2] == "1"
     assert cells["flow"][column] == f"22 ± {statistics.stdev([20, 22, 24]):.2g}"
@@ -52,7 +54,9 @@ def test_differences_are_paired_by_seed_and_significant_only_when_they_are(tmp_p
     assert sure.n == 3 and abs(sure.mean + 3) < 0.1 and sure.low < -3 < sure.high < 0 and sure.p < 0.01
     assert unsure.p > 0.5 and unsure.low < 0 < unsure.high
     text = seed_table(runs, tmp_path / "table")[0].read_text()
-    (line,) = [line for line in text.splitlines() if line.startswith("| fd_classifier_samples ↓ | flow - plain")]
+    (line,) = [
+        line for line in text.splitlines() if line.startswith("| fd_classifier_samples ↓ | flow - plain")
+    ]
     assert line.endswith("| flow |")
     assert any(line.endswith("| – |") for line in text.splitlines() if "flow - other" in line)
 
@@ -67,4 +71,7 @@ def test_paired_t_and_its_correction():
 
 def test_one_seed_each_tests_nothing(tmp_path):
     runs = [make_run(tmp_path, f"{name}-s0", (f"name={name}-s0",), evals=1) for name in ("a", "b")]
-    assert not differences(read_entries(runs)) and "Student" not in seed_table(runs, tmp_path / "t")[0].read_text()
+    assert (
+        not differences(read_entries(runs))
+        and "Student" not in seed_table(runs, tmp_path / "t")[0].read_text()
+    )

@@ -24,7 +24,9 @@ HOLD = (
 @pytest.fixture
 def holder(tmp_path):
     """A real process that owns tmp_path/train."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "train")], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "train")], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "mine\n"
     yield process
     process.kill()
@@ -40,7 +42,10 @@ def other_host(folder: Path, **more) -> dict:
 
 
 def test_a_second_owner_is_refused_with_job_process_and_host(holder, tmp_path):
-    with pytest.raises(OwnedError, match=rf"is being trained by job job 17, process {holder.pid} on .*; wait for it, cancel it"):
+    with pytest.raises(
+        OwnedError,
+        match=rf"is being trained by job job 17, process {holder.pid} on .*; wait for it, cancel it",
+    ):
         acquire(tmp_path / "train")
 
 
@@ -55,7 +60,9 @@ def test_a_killed_owner_is_followed_at_once(holder, tmp_path, caplog):
     holder.wait()
     before = time.monotonic()
     own = acquire(tmp_path / "train")
-    assert time.monotonic() - before < owner.BEAT_S  # no watching: the kernel has freed the lock, and it was this host
+    assert (
+        time.monotonic() - before < owner.BEAT_S
+    )  # no watching: the kernel has freed the lock, and it was this host
     assert f"process {holder.pid} on" in caplog.text and "is gone" in caplog.text
     own.check()
     own.release()
@@ -97,7 +104,9 @@ def test_a_lock_that_outlived_its_owner_is_broken_and_the_sleeper_leaves(holder,
     """The lock of a dead node, as NFS may keep it: held, but without a heartbeat. Should its owner wake up, it finds another's name."""
     monkeypatch.setattr(owner, "STALE_S", 0.5)
     file = tmp_path / "train" / FILE
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"host": "node7"}).ljust(500))  # its proof of life on this host is hidden
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"host": "node7"}).ljust(500)
+    )  # its proof of life on this host is hidden
     holder.send_signal(signal.SIGSTOP)
     own = acquire(tmp_path / "train")
     own.check()

@@ -24,7 +24,9 @@ time.sleep(60)
 @pytest.fixture
 def zombie(tmp_path):
     """An attempt of job 7 that holds the run directory and is frozen."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
     assert process.stdout and process.stdout.readline() == "held\n"
     os.kill(process.pid, signal.SIGSTOP)
     yield process

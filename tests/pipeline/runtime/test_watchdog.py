@@ -26,15 +26,28 @@ def wait_for(condition, limit_s: float = 60.0) -> None:
 
 
 def start(folder: Path, world: int, mode: str) -> list[subprocess.Popen]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(world),
+    }
     command = [sys.executable, str(WORKER), str(folder), mode]
     ranks = [{"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(world)]
-    return [subprocess.Popen(command, env=env | rank, stderr=subprocess.PIPE, text=True, cwd=ROOT) for rank in ranks]
+    return [
+        subprocess.Popen(command, env=env | rank, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        for rank in ranks
+    ]
 
 
 def test_frozen_and_stuck_ranks_are_named_and_nobody_is_left(tmp_path):
     """Rank 0 frozen (it holds the group's store), another one frozen, and one whose main thread alone is stuck."""
-    for name, world, mode, silent in (("first", 3, "freeze0", 0), ("last", 3, "freeze2", 2), ("stuck", 2, "stick1", 1)):
+    for name, world, mode, silent in (
+        ("first", 3, "freeze0", 0),
+        ("last", 3, "freeze2", 2),
+        ("stuck", 2, "stick1", 1),
+    ):
         folder = tmp_path / name
         folder.mkdir()
         processes = start(folder, world, mode)
@@ -49,7 +62,10 @@ def test_frozen_and_stuck_ranks_are_named_and_nobody_is_left(tmp_path):
         errors = "".join(process.stderr.read() for process in processes)
         assert all(codes) and EXIT_CODE in codes, (mode, codes, errors[-2000:])
         assert codes[silent] == (-signal.SIGKILL if mode.startswith("freeze") else codes[silent])
-        assert f"no answer for 2 s from rank {silent} (process {processes[silent].pid} on" in errors, (mode, errors[-2000:])
+        assert f"no answer for 2 s from rank {silent} (process {processes[silent].pid} on" in errors, (
+            mode,
+            errors[-2000:],
+        )
         assert json.loads((folder / "stall.json").read_text())["ranks"] == [silent]
 
 
@@ -98,7 +114,13 @@ def test_the_first_steps_and_no_limit_are_not_watched(tmp_path):
 
 def test_collapses_are_told_with_what_to_change():
     model = RunConfig().model
-    good = {"val_ema/kl": 40.0, "val_ema/active_units": 60, "val_ema/s2": 0.02, "val_ema/log_det_min": -30.0, "val_ema/log_det_max": 40.0}
+    good = {
+        "val_ema/kl": 40.0,
+        "val_ema/active_units": 60,
+        "val_ema/s2": 0.02,
+        "val_ema/log_det_min": -30.0,
+        "val_ema/log_det_max": 40.0,
+    }
     assert complaints(good, model) == []
     for change, text in (
         ({"val_ema/active_units": 0}, "KL collapse.*raise train.kl_warmup_images"),

@@ -44,7 +44,9 @@ def notes(runs: Path) -> dict[int, Path]:
 
 
 def test_raw_gradients_do_not_depend_on_the_ranks(notes: dict[int, Path]) -> None:
-    expected, found = (torch.load(notes[world_size] / "gradients.pt", weights_only=True) for world_size in (1, 3))
+    expected, found = (
+        torch.load(notes[world_size] / "gradients.pt", weights_only=True) for world_size in (1, 3)
+    )
     assert found.keys() == expected.keys() and len(found) > 60
     for name, gradient in expected.items():  # Adam would hide a wrong scale; shares are unequal
         assert (found[name] - gradient).norm() < 1e-4 * gradient.norm(), name
@@ -60,16 +62,24 @@ def test_stage_learns_and_writes_what_load_reads(runs: Path) -> None:
     config = tiny_config(runs, "classifier.epochs=6")
     stage.run(config, context(runs))
     folder = layout.classifier_dir(config)
-    scores, trained = json.loads((folder / "metrics.json").read_text()), classifier.load(folder, torch.device("cpu"))
+    scores, trained = (
+        json.loads((folder / "metrics.json").read_text()),
+        classifier.load(folder, torch.device("cpu")),
+    )
     assert scores["test"]["balanced_accuracy"] > 0.65 > 0.6 > classifier_at_random(runs)
     assert trained.attributes == ATTRIBUTES and list(scores["val"]["per_attribute"]) == ATTRIBUTES
-    logits = {name: stage.predict(trained.net, Shards(layout.shards_dir(config), name), Ranks()) for name in ("val", "test")}
+    logits = {
+        name: stage.predict(trained.net, Shards(layout.shards_dir(config), name), Ranks())
+        for name in ("val", "test")
+    }
     labels = {name: Shards(layout.shards_dir(config), name).attributes().astype(bool) for name in logits}
     thresholds = [best_threshold(logits["val"][:, i], labels["val"][:, i]) for i in range(len(ATTRIBUTES))]
     np.testing.assert_allclose(trained.thresholds, thresholds)  # nothing of the test split is in them
     for name in logits:
         own = scores[name]["per_attribute"]
-        np.testing.assert_allclose([own[a]["accuracy"] for a in ATTRIBUTES], ((logits[name] > 0) == labels[name]).mean(0))
+        np.testing.assert_allclose(
+            [own[a]["accuracy"] for a in ATTRIBUTES], ((logits[name] > 0) == labels[name]).mean(0)
+        )
         expected = balanced_accuracy(logits[name] > np.array(thresholds), labels[name])
         np.testing.assert_allclose([own[a]["balanced_accuracy"] for a in ATTRIBUTES], expected)
     before = (folder / "model.safetensors").stat().st_mtime_ns
@@ -86,7 +96,9 @@ def classifier_at_random(runs: Path) -> float:
 
 
 def test_two_trainings_are_bitwise_equal(runs: Path) -> None:
-    nets = [stage.train(tiny_config(runs).classifier, *splits(runs), context(runs)).state_dict() for _ in range(2)]
+    nets = [
+        stage.train(tiny_config(runs).classifier, *splits(runs), context(runs)).state_dict() for _ in range(2)
+    ]
     assert all(torch.equal(nets[0][name], nets[1][name]) for name in nets[0])
 
 
@@ -106,7 +118,9 @@ def test_logits_from_features_are_those_of_the_net(runs: Path) -> None:
     config = tiny_config(runs, "classifier.seed=8")
     make_classifier(config)
     trained, x = classifier.load(layout.classifier_dir(config), torch.device("cpu")), torch.rand(3, 3, 32, 32)
-    np.testing.assert_allclose(trained.logits(trained.net.features(x).numpy()), trained.net(x).numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        trained.logits(trained.net.features(x).numpy()), trained.net(x).numpy(), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_damaged_or_missing_files_are_named(runs: Path) -> None:

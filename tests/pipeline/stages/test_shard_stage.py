@@ -49,13 +49,22 @@ def make_config(source: Path | str, *overrides: str, runs: Path | None = None) -
     """Small shards of `source`, under its neighbour runs/."""
     runs = runs or Path(source).parent / "runs"
     return configuration.load(
-        [], [f"runs_dir={runs}", f"shard.source='{source}'", "shard.size=32", "shard.samples_per_shard=3", *overrides]
+        [],
+        [
+            f"runs_dir={runs}",
+            f"shard.source='{source}'",
+            "shard.size=32",
+            "shard.samples_per_shard=3",
+            *overrides,
+        ],
     )
 
 
 def run(config: RunConfig, stop: StopFlag | None = None) -> Path:
     """Run the stage in this process; the folder of its shards."""
-    shard.run(config, Context(Path(config.runs_dir) / "run", Ranks(), stop or StopFlag(), logging.getLogger("test")))
+    shard.run(
+        config, Context(Path(config.runs_dir) / "run", Ranks(), stop or StopFlag(), logging.getLogger("test"))
+    )
     return layout.shards_dir(config)
 
 
@@ -69,8 +78,18 @@ def tars(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_shards_of_a_folder(source: Path) -> None:
     folder = run(make_config(source))
-    assert sorted(tars(folder)) == ["test-00000.tar", "train-00000.tar", "train-00001.tar", "train-00002.tar", "val-00000.tar"]
-    assert {split: len(Shards(folder, split, "always")) for split in ("train", "val", "test")} == {"train": 7, "val": 2, "test": 2}
+    assert sorted(tars(folder)) == [
+        "test-00000.tar",
+        "train-00000.tar",
+        "train-00001.tar",
+        "train-00002.tar",
+        "val-00000.tar",
+    ]
+    assert {split: len(Shards(folder, split, "always")) for split in ("train", "val", "test")} == {
+        "train": 7,
+        "val": 2,
+        "test": 2,
+    }
     assert not list(folder.glob(".*"))
     assert str(source) not in (folder / "manifest.json").read_text()
 
@@ -105,9 +124,18 @@ def test_two_ranks_share_one_stage(source: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    env = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-m", "pipeline.run", str(run_dir), "shard"]
-    ranks = [subprocess.Popen(command, cwd=ROOT, env={**env, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(2)]
+    ranks = [
+        subprocess.Popen(command, cwd=ROOT, env={**env, "RANK": str(r), "LOCAL_RANK": str(r)})
+        for r in range(2)
+    ]
     assert [rank.wait(300) for rank in ranks] == [0, 0]
     assert len(Shards(layout.shards_dir(config), "train")) == 7
 
@@ -115,7 +143,9 @@ def test_two_ranks_share_one_stage(source: Path) -> None:
 # ---- what it refuses
 
 
-def test_a_users_mistake_ends_with_code_2_and_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_users_mistake_ends_with_code_2_and_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = make_config(tmp_path / "nowhere")
     run_dir = tmp_path / "run"
     run_dir.mkdir()
@@ -201,7 +231,10 @@ def same_as_uninterrupted(config: RunConfig, folder: Path) -> bool:
     """Whether manifest and tars equal those of a run in one go, elsewhere."""
     whole = run(make_config(config.shard.source, runs=Path(config.runs_dir).parent / "other runs"))
     names = {"manifest.json", *tars(whole)}
-    return all((whole / name).read_bytes() == (folder / name).read_bytes() for name in names) and tars(whole).keys() == tars(folder).keys()
+    return (
+        all((whole / name).read_bytes() == (folder / name).read_bytes() for name in names)
+        and tars(whole).keys() == tars(folder).keys()
+    )
 
 
 def test_a_stopped_stage_goes_on_where_it_was(interrupted: RunConfig) -> None:
@@ -244,7 +277,9 @@ def test_one_bad_shard_is_mended_by_deleting_it_and_the_manifest(source: Path) -
     assert same_as_uninterrupted(config, folder)
 
 
-def test_workers_finish_the_shards_in_flight_before_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_finish_the_shards_in_flight_before_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     config = make_config(make_source(tmp_path / "celeba", train=200), "shard.samples_per_shard=1")
     with pytest.raises(Stopped):

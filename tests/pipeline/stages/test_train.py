@@ -27,7 +27,12 @@ from pipeline.training.steps import TrainingDiverged
 from tests.conftest import ROOT, run_ranks, run_stage_here
 
 WORKER = ROOT / "tests" / "workers" / "train_until.py"
-SHORT = ["train.images=192", "train.log_interval=1", "train.val_interval=12", "train.checkpoint_interval=6"]  # 24 steps of 8
+SHORT = [
+    "train.images=192",
+    "train.log_interval=1",
+    "train.val_interval=12",
+    "train.checkpoint_interval=6",
+]  # 24 steps of 8
 CLOCKS = ("images_per_s", "data_wait_share")
 
 
@@ -101,7 +106,9 @@ def test_loaded_weights_are_those_of_the_checkpoint(trained, weights):
         assert torch.equal(tensor, saved[prefix + name])
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(trained, tmp_path, tiny_overrides, caplog):
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
+    trained, tmp_path, tiny_overrides, caplog
+):
     import shutil
 
     shutil.copytree(trained, tmp_path / "run")
@@ -118,7 +125,9 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(trained, t
 
 
 @pytest.mark.parametrize("interval", [1, 5, 6])
-def test_a_crash_costs_one_interval_at_most_however_slow_the_disk(tiny_overrides, tmp_path, monkeypatch, interval):
+def test_a_crash_costs_one_interval_at_most_however_slow_the_disk(
+    tiny_overrides, tmp_path, monkeypatch, interval
+):
     """Every write takes as long as it can: until training waits for it."""
     waiting, exposed, store = threading.Event(), [], Checkpoints(layout.checkpoints_dir(tmp_path / "run"))
     save_file, wait, train_step = checkpoint.save_file, Saver.wait, Trainer.train_step
@@ -140,7 +149,12 @@ def test_a_crash_costs_one_interval_at_most_however_slow_the_disk(tiny_overrides
     monkeypatch.setattr(checkpoint, "save_file", slow_save)
     monkeypatch.setattr(Saver, "wait", wait_for_it)
     monkeypatch.setattr(Trainer, "train_step", count)
-    overrides = [*tiny_overrides, "train.images=192", "train.val_interval=12", f"train.checkpoint_interval={interval}"]
+    overrides = [
+        *tiny_overrides,
+        "train.images=192",
+        "train.val_interval=12",
+        f"train.checkpoint_interval={interval}",
+    ]
     run_stage_here(configuration.load([], overrides), tmp_path / "run", "train")
     assert max(exposed) == max(1, interval // 2 * 2)
 
@@ -150,7 +164,9 @@ def test_another_configuration_is_refused_by_key(trained, tiny_overrides, tmp_pa
 
     shutil.copytree(trained, tmp_path / "run")
     changed = configuration.load([], [*tiny_overrides, *SHORT, "optim.lr=0.5", "data.flip=false"])
-    with pytest.raises(CheckpointError, match=r"data.flip: True then, False now; optim.lr: 0.001 then, 0.5 now"):
+    with pytest.raises(
+        CheckpointError, match=r"data.flip: True then, False now; optim.lr: 0.001 then, 0.5 now"
+    ):
         run_stage_here(changed, tmp_path / "run", "train")
 
 
@@ -158,7 +174,9 @@ def test_training_longer_continues(trained, tiny_overrides, tmp_path):
     import shutil
 
     shutil.copytree(trained, tmp_path / "run")
-    run_stage_here(configuration.load([], [*tiny_overrides, *SHORT, "train.images=208"]), tmp_path / "run", "train")
+    run_stage_here(
+        configuration.load([], [*tiny_overrides, *SHORT, "train.images=208"]), tmp_path / "run", "train"
+    )
     assert [s for s, _ in deterministic_metrics(tmp_path / "run")][-2:] == [26, 26]
 
 
@@ -172,7 +190,9 @@ def test_init_from_starts_with_the_best_weights_of_another_run(trained, tiny_ove
 def poisoned_trainer(config: RunConfig, run_dir: Path, steps: set[int]) -> Trainer:
     trainer = Trainer(config, Context(run_dir, Ranks(), StopFlag(), logging.getLogger("test")))
     prepare = trainer.prepare
-    trainer.prepare = lambda step: prepare(step)._replace(noise=prepare(step).noise * (float("nan") if step in steps else 1))
+    trainer.prepare = lambda step: prepare(step)._replace(
+        noise=prepare(step).noise * (float("nan") if step in steps else 1)
+    )
     return trainer
 
 
@@ -189,11 +209,15 @@ def test_a_step_without_a_finite_loss_changes_nothing(tiny_overrides, tmp_path):
 
 def test_too_many_bad_steps_stop_the_run_with_the_step(tiny_overrides, tmp_path, monkeypatch):
     config = make_run(tmp_path / "run", [*tiny_overrides, "train.max_bad_steps=2"])
-    monkeypatch.setattr("pipeline.stages.train.Trainer", lambda c, ctx: poisoned_trainer(c, ctx.run_dir, {5, 6, 7, 8}))
+    monkeypatch.setattr(
+        "pipeline.stages.train.Trainer", lambda c, ctx: poisoned_trainer(c, ctx.run_dir, {5, 6, 7, 8})
+    )
     with pytest.raises(TrainingDiverged, match="step 8: 3 steps in a row.*step_00000009_rank0.json"):
         run_train(config, Context(tmp_path / "run", Ranks(), StopFlag(), logging.getLogger("test")))
     told = json.loads((tmp_path / "run/train/forensics/step_00000009_rank0.json").read_text())
-    assert [step["step"] for step in told["steps"]] == [6, 7, 8] and {step["terms"]["loss"] for step in told["steps"]} == {"nan"}
+    assert [step["step"] for step in told["steps"]] == [6, 7, 8] and {
+        step["terms"]["loss"] for step in told["steps"]
+    } == {"nan"}
     shards = Shards(layout.shards_dir(config), "train")
     wanted = TrainBatches(shards, config.data, config.seed, 8, 8, 0, 1).at(6).indices
     assert told["steps"][1]["samples"] == shards.keys(wanted)

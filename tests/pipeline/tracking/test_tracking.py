@@ -30,8 +30,12 @@ import pytest
 
 from pipeline.errors import DataError, exit_code
 from pipeline.rundir import files
+from pipeline.rundir.metrics_log import MetricsLog, read_metrics
+from pipeline.rundir.redact import redact
 from pipeline.tracking import mlflow_store, mlflow_sync
-from pipeline.tracking.sync import Feeder, LiveSync, MetricsLog, TrackingError, read_metrics, redact, sync_run
+from pipeline.tracking.mlflow_store import TrackingError
+from pipeline.tracking.mlflow_sync import Feeder
+from pipeline.tracking.sync import LiveSync, sync_run
 from tests.conftest import ROOT
 from tests.fake_run import add_eval, add_metrics, make_run, png, train_values
 
@@ -54,7 +58,12 @@ def test_resume_cuts_later_and_half_written_records(tmp_path: Path) -> None:
     assert steps(path) == [1, 2, 3, 4, 5]
     log = MetricsLog(path, 3)
     log.append(4, {"train/loss": -1.0})
-    assert [(r["step"], r["values"]["train/loss"]) for r in read_metrics(path)] == [(1, 1 / 3), (2, 2 / 3), (3, 1.0), (4, -1.0)]
+    assert [(r["step"], r["values"]["train/loss"]) for r in read_metrics(path)] == [
+        (1, 1 / 3),
+        (2, 2 / 3),
+        (3, 1.0),
+        (4, -1.0),
+    ]
     log.close()
 
 
@@ -68,7 +77,9 @@ def test_fresh_start_forgets_records_of_a_training_without_a_checkpoint(tmp_path
 def test_a_record_cut_at_a_number_is_not_believed(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     whole = '{"step": 1, "time": 1.0, "values": {"a": 123}}'
-    path.write_text(whole + "\n" + whole.replace('"step": 1', '"step": 2'))  # complete JSON, but no newline yet
+    path.write_text(
+        whole + "\n" + whole.replace('"step": 1', '"step": 2')
+    )  # complete JSON, but no newline yet
     assert steps(path) == [1]
 
 
@@ -81,7 +92,11 @@ def test_non_finite_values_stay_valid_json_and_come_back(tmp_path: Path) -> None
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
-    assert json.loads(path.read_text(), parse_constant=refuse)["values"] == {"a": "nan", "b": "-inf", "c": 2.0}
+    assert json.loads(path.read_text(), parse_constant=refuse)["values"] == {
+        "a": "nan",
+        "b": "-inf",
+        "c": 2.0,
+    }
     values = read_metrics(path)[0]["values"]
     assert math.isnan(values["a"]) and values["b"] == -math.inf and values["c"] == 2.0
     log.close()
@@ -121,7 +136,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = [make_run(folder, f"first_{i}", ("tracking.experiment=first",), steps=3) for i in range(2)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
     command = [sys.executable, "tools/sync_mlflow.py"]
-    started = [subprocess.Popen([*command, str(run)], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment) for run in made]
+    started = [
+        subprocess.Popen([*command, str(run)], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
+        for run in made
+    ]
     for process in started:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
@@ -150,7 +168,9 @@ def assert_holds_file_once(store: Any, run_id: str, run_dir: Path) -> None:
                 wanted.setdefault(name, Counter())[record["step"], value, int(record["time"] * 1000)] += 1
     assert wanted
     for name, points in wanted.items():
-        assert Counter((m.step, m.value, m.timestamp) for m in store.get_metric_history(run_id, name)) == points, name
+        assert (
+            Counter((m.step, m.value, m.timestamp) for m in store.get_metric_history(run_id, name)) == points
+        ), name
 
 
 def test_two_processes_on_a_fresh_store(runs: Path) -> None:
@@ -166,7 +186,9 @@ def test_everything_once_however_often(runs: Path) -> None:
     run = make_run(runs, "often", ("tracking.experiment=often", "name=paper", "seed=3"), steps=40)
     (run / "config_history.jsonl").write_text('{"step": 0, "commit": "abc123"}\n')
     job = {"stage": "train", "id": "17", "state": "TIMEOUT"}
-    (run / "jobs.json").write_text(json.dumps([job, job | {"state": "RUNNING"}, job | {"id": "18", "state": "PENDING"}]))
+    (run / "jobs.json").write_text(
+        json.dumps([job, job | {"state": "RUNNING"}, job | {"id": "18", "state": "PENDING"}])
+    )
     Feeder(run).push()
     add_metrics(run, range(41, 61))
     feeder = Feeder(run)
@@ -176,10 +198,21 @@ def test_everything_once_however_often(runs: Path) -> None:
     store = client(runs)
     parent = parent_of(store, "often")
     assert_holds_file_once(store, parent.info.run_id, run)
-    assert 7 not in {m.step for m in store.get_metric_history(parent.info.run_id, "train/grad_norm")}  # it was inf
-    assert parent.data.params["train.batch_size"] == "64" and parent.data.params["model.net.channels"] == "[32, 64, 128, 256]"
+    assert 7 not in {
+        m.step for m in store.get_metric_history(parent.info.run_id, "train/grad_norm")
+    }  # it was inf
+    assert (
+        parent.data.params["train.batch_size"] == "64"
+        and parent.data.params["model.net.channels"] == "[32, 64, 128, 256]"
+    )
     assert not [key for key in parent.data.params if key.startswith(("cluster", "tracking"))]
-    wanted = {"variant": "paper", "seed": "3", "mlflow.source.git.commit": "abc123", "stage.train": "PENDING", "jobs.train": "17 18"}
+    wanted = {
+        "variant": "paper",
+        "seed": "3",
+        "mlflow.source.git.commit": "abc123",
+        "stage.train": "PENDING",
+        "jobs.train": "17 18",
+    }
     assert wanted.items() <= parent.data.tags.items()
     assert [f.path for f in store.list_artifacts(parent.info.run_id)] == ["config.yaml"]
 
@@ -264,16 +297,28 @@ def test_evaluations_are_children_and_head_the_parent(runs: Path, monkeypatch: p
     parent = parent_of(store, "evals")
     (child,) = [r for r in runs_of(store, "evals") if r.info.run_id != parent.info.run_id]
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert (child.info.run_name, child.info.status, child.data.tags["variant"]) == ("eval_1", "FINISHED", "paper")
+    assert (child.info.run_name, child.info.status, child.data.tags["variant"]) == (
+        "eval_1",
+        "FINISHED",
+        "paper",
+    )
     assert child.data.params["split"] == "test" and child.data.params["n"] == "3000"
-    wanted = {"fd_classifier_samples": 21.5, "fd_classifier_samples_low": 21.0, "fd_classifier_samples_high": 22.0}
+    wanted = {
+        "fd_classifier_samples": 21.5,
+        "fd_classifier_samples_low": 21.0,
+        "fd_classifier_samples_high": 22.0,
+    }
     wanted |= {"ceiling.attribute_accuracy": 0.95, "floor.attribute_accuracy": 0.6}
     assert wanted.items() <= child.data.metrics.items()
     assert len(store.get_metric_history(child.info.run_id, "mse")) == 1
     assert {f.path for f in store.list_artifacts(child.info.run_id)} == {"metrics.json", "samples"}
     headline = store.get_metric_history(parent.info.run_id, "test/fd_classifier_samples")
     assert [(m.step, m.value) for m in headline] == [(90, 21.5)]
-    assert {f.path for f in store.list_artifacts(parent.info.run_id)} == {"config.yaml", "report.html", "eval_1"}
+    assert {f.path for f in store.list_artifacts(parent.info.run_id)} == {
+        "config.yaml",
+        "report.html",
+        "eval_1",
+    }
     assert len(store.list_artifacts(parent.info.run_id, "eval_1")) == 2
 
     later = add_eval(run, 3, step=90, fd=20.0) / "metrics.json"  # again, on the same checkpoint
@@ -312,8 +357,12 @@ def test_status_follows_the_files(runs: Path) -> None:
     assert status() == "RUNNING"  # the evaluation is still to come
     add_eval(run, 1)
     assert status() == "FINISHED"
-    assert parent_of(store, "status").info.end_time == int((run / "eval/1/metrics.json").stat().st_mtime * 1000)
-    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("images: 1000", "images: 2000"))
+    assert parent_of(store, "status").info.end_time == int(
+        (run / "eval/1/metrics.json").stat().st_mtime * 1000
+    )
+    (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace("images: 1000", "images: 2000")
+    )
     assert status() == "RUNNING"  # trained longer
     (run / "jobs.json").write_text('[{"stage": "train", "id": "9", "state": "CANCELLED by 0"}]')
     assert status() == "KILLED"
@@ -340,11 +389,31 @@ def server(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(runs / "mlflow.db", folder / "mlflow.db")
     address = f"127.0.0.1:{(port := free_port())}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
     log = open(folder / "log", "w")
     process = subprocess.Popen(
-        command, stdout=log, stderr=log, start_new_session=True, env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+        command,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
     )
     try:
         give_up = time.monotonic() + 90
@@ -382,7 +451,9 @@ def test_live_feed_of_a_real_server(server: str, tmp_path: Path, caplog: pytest.
     assert_holds_file_once(store, parent.info.run_id, run)
     assert parent_of(store, "live").info.status == "FINISHED" and len(runs_of(store, "live")) == 2
     config = Path(store.download_artifacts(parent.info.run_id, "config.yaml", str(tmp_path))).read_text()
-    assert server.split("//")[1] in config and "secret" not in config + (run / "mlflow.json").read_text() + str(parent.data.tags)
+    assert server.split("//")[1] in config and "secret" not in config + (
+        run / "mlflow.json"
+    ).read_text() + str(parent.data.tags)
     assert not caplog.records
 
 
@@ -390,7 +461,9 @@ def test_a_run_without_a_server_ends_up_as_one_with_it(server: str, tmp_path: Pa
     """Same files, one fed live, one sent twice afterwards: every metric, parameter and tag is the same, and there once."""
     found = []
     for name, uri in (("same_live", server), ("same_outage", f"http://127.0.0.1:{free_port()}")):
-        run = make_run(tmp_path / name, "same", (f"tracking.uri={uri}", f"tracking.experiment={name}"), steps=12)
+        run = make_run(
+            tmp_path / name, "same", (f"tracking.uri={uri}", f"tracking.experiment={name}"), steps=12
+        )
         live = LiveSync(run, interval_s=0.05)
         add_metrics(run, range(13, 25))
         (run / "train/done.json").write_text('{"step": 24, "images": 1024}')
@@ -400,7 +473,10 @@ def test_a_run_without_a_server_ends_up_as_one_with_it(server: str, tmp_path: Pa
             Feeder(run).push()
         store = mlflow_store.open_client(server)
         parent = parent_of(store, name)
-        series = {m: sorted((p.step, p.value) for p in store.get_metric_history(parent.info.run_id, m)) for m in parent.data.metrics}
+        series = {
+            m: sorted((p.step, p.value) for p in store.get_metric_history(parent.info.run_id, m))
+            for m in parent.data.metrics
+        }
         own = ("run_dir", "run_dir_id", "mlflow.user", "mlflow.source.name")
         tags = {key: value for key, value in parent.data.tags.items() if key not in own}
         found.append((series, parent.data.params, tags, parent.info.status))
@@ -409,7 +485,9 @@ def test_a_run_without_a_server_ends_up_as_one_with_it(server: str, tmp_path: Pa
 
 @pytest.mark.usefixtures("with_store")
 @pytest.mark.parametrize("late", [False, True])
-def test_a_doubled_request_leaves_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
+def test_a_doubled_request_leaves_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
     """The client sends a create request again whose answer was late: the double appears at once, or after the run was written."""
     from mlflow.tracking import MlflowClient
 
@@ -446,8 +524,13 @@ def test_samples_of_fixed_noise_become_one_image_per_step(tmp_path: Path) -> Non
             Feeder(run).push()
     store = mlflow_store.open_client(f"sqlite:///{tmp_path}/mlflow.db")
     parent = parent_of(store, "cvae")
-    names = [file.path for file in store.list_artifacts(parent.info.run_id, "images") if file.path.endswith(".png")]
-    assert sorted(int(re.fullmatch(r"images/samples[+%]step[+%](\d+)[+%].*", name)[1]) for name in names) == [10, 20]
+    names = [
+        file.path for file in store.list_artifacts(parent.info.run_id, "images") if file.path.endswith(".png")
+    ]
+    assert sorted(int(re.fullmatch(r"images/samples[+%]step[+%](\d+)[+%].*", name)[1]) for name in names) == [
+        10,
+        20,
+    ]
 
 
 def test_dead_server_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -465,7 +548,9 @@ def test_dead_server_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 def test_a_server_that_never_answers_holds_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:  # accepts, and says nothing
-        run = make_run(tmp_path, overrides=(f"tracking.uri=http://127.0.0.1:{mute.getsockname()[1]}",), steps=2)
+        run = make_run(
+            tmp_path, overrides=(f"tracking.uri=http://127.0.0.1:{mute.getsockname()[1]}",), steps=2
+        )
         live = LiveSync(run, interval_s=0.01)
         live.stop(timeout_s=0.5)
         assert "MLflow is slow to answer; `python tools/sync_mlflow.py" in caplog.text
@@ -487,7 +572,9 @@ class PassOn(BaseHTTPRequestHandler):
         self.server.calls += 1
         body = self.rfile.read(int(self.headers.get("Content-Length", 0))) or None
         time.sleep(self.server.delay_s)  # the fault itself
-        headers = {name: value for name, value in self.headers.items() if name in ("Content-Type", "Authorization")}
+        headers = {
+            name: value for name, value in self.headers.items() if name in ("Content-Type", "Authorization")
+        }
         request = urllib.request.Request(self.server.target + self.path, body, headers, method=self.command)
         try:
             answer = urllib.request.urlopen(request, timeout=60)
@@ -508,7 +595,9 @@ class PassOn(BaseHTTPRequestHandler):
 
 
 @pytest.mark.slow  # each call takes ten seconds
-def test_a_server_that_takes_ten_seconds_for_each_call_holds_nobody_and_is_completed_later(server: str, tmp_path: Path) -> None:
+def test_a_server_that_takes_ten_seconds_for_each_call_holds_nobody_and_is_completed_later(
+    server: str, tmp_path: Path
+) -> None:
     proxy = SlowProxy(server, 10.0)
     uri = f"http://127.0.0.1:{proxy.server_port}"
     run = make_run(tmp_path, overrides=(f"tracking.uri={uri}", "tracking.experiment=slow"), steps=9)
@@ -517,7 +606,9 @@ def test_a_server_that_takes_ten_seconds_for_each_call_holds_nobody_and_is_compl
         f"live = LiveSync(Path({str(run)!r}), 0.01); time.sleep(25);"
         "start = time.monotonic(); live.stop(5); print(time.monotonic() - start)"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0 and float(done.stdout) < 10 and "MLflow is slow to answer" in done.stderr
     assert 0 < proxy.calls < 10  # it was in the middle of its work when the process ended
     proxy.delay_s = 0.0
@@ -535,7 +626,9 @@ def test_a_dead_server_is_not_worth_an_import(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from pipeline.tracking.sync import LiveSync;"
         f"LiveSync(Path({str(run)!r}), 0.01).stop(); print('mlflow' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.stdout == "False\n" and "does not answer" in done.stderr, done.stderr
 
 
@@ -569,7 +662,9 @@ def test_refusing_server_is_asked_a_few_times_only(
     httpd.server_close()
 
 
-def test_locked_store_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_locked_store_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     run = make_run(tmp_path, steps=1)
     monkeypatch.setattr(mlflow_store, "LOCK_TIMEOUT_S", 0.0)
     with mlflow_store.database_lock(f"sqlite:///{tmp_path}/mlflow.db"):
@@ -611,7 +706,10 @@ def test_a_full_disk_under_the_store_is_completed_later(tmp_path: Path) -> None:
 
 
 def test_redact() -> None:
-    assert redact("API request to https://ada:p%40ss@host:5000/api failed") == "API request to https://***@host:5000/api failed"
+    assert (
+        redact("API request to https://ada:p%40ss@host:5000/api failed")
+        == "API request to https://***@host:5000/api failed"
+    )
     assert redact("http://ada:p@ss@host/x") == "http://***@host/x"
     assert redact("sqlite:////runs/a@b.db") == "sqlite:////runs/a@b.db"
     assert mlflow_sync.clean_name("fd 1:2/x?é") == "fd 1:2/x__"

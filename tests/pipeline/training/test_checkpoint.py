@@ -12,7 +12,15 @@ from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.saver import Saver
 
-META = {"images": 8, "seconds": 1.0, "attributes": ["Male"], "size": 16, "sections": {}, "scaler": {}, "validation": None}
+META = {
+    "images": 8,
+    "seconds": 1.0,
+    "attributes": ["Male"],
+    "size": 16,
+    "sections": {},
+    "scaler": {},
+    "validation": None,
+}
 
 
 def validated(loss: float) -> dict:
@@ -40,7 +48,9 @@ def test_one_bit_anywhere_in_the_json_is_found(tmp_path, at):
     file = store.path(20).with_suffix(".json")
     content = bytearray(file.read_bytes())
     content[at % len(content)] ^= 4
-    if not content[at % len(content) : at % len(content) + 1].isspace() and json_of(content) != json_of(file.read_bytes()):
+    if not content[at % len(content) : at % len(content) + 1].isspace() and json_of(content) != json_of(
+        file.read_bytes()
+    ):
         file.write_bytes(content)
         assert store.newest().step == 10 and store.best() == 10
 
@@ -57,9 +67,14 @@ def test_damage_is_set_aside_and_beginning_again_is_never_silent(tmp_path):
     store.save(10, weights(), META)
     store.path(10).write_bytes(b"")
     for _ in range(2):  # also after it was set aside
-        with pytest.raises(CheckpointError, match="none of its checkpoints is intact; remove .* to begin again"):
+        with pytest.raises(
+            CheckpointError, match="none of its checkpoints is intact; remove .* to begin again"
+        ):
             store.newest(set_aside=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000010.json.damaged", "step_00000010.safetensors.damaged"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step_00000010.json.damaged",
+        "step_00000010.safetensors.damaged",
+    ]
 
 
 def test_what_a_dead_writer_left_is_cleared(tmp_path):
@@ -105,7 +120,10 @@ def test_a_copy_is_saved_while_the_weights_move_on(tmp_path, monkeypatch):
     assert 5 in store.steps()
     saver.close()
     assert order == ["metrics durable", "written"] * 2
-    assert float(store.read(5).tensors("model.")["w"][0, 0]) == 1 and float(store.read(6).tensors("model.")["w"][0, 0]) == 2
+    assert (
+        float(store.read(5).tensors("model.")["w"][0, 0]) == 1
+        and float(store.read(6).tensors("model.")["w"][0, 0]) == 2
+    )
     assert torch.equal(store.read(5).tensors("model.")["c"], torch.arange(24.0).reshape(1, 2, 3, 4))
 
 

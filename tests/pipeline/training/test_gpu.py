@@ -30,8 +30,15 @@ SHORT = ["train.images=192", "train.log_interval=1", "train.val_interval=12", "t
 
 @pytest.mark.parametrize("precision", ["auto", "bf16", "fp16", "fp32"])
 def test_every_precision_trains(tiny_overrides, tmp_path, precision):
-    run_stage_here(configuration.load([], [*tiny_overrides, *SHORT, f"train.precision={precision}"]), tmp_path / "run", "train")
-    lines = [json.loads(line)["values"] for line in (tmp_path / "run" / "train" / "metrics.jsonl").read_text().splitlines()]
+    run_stage_here(
+        configuration.load([], [*tiny_overrides, *SHORT, f"train.precision={precision}"]),
+        tmp_path / "run",
+        "train",
+    )
+    lines = [
+        json.loads(line)["values"]
+        for line in (tmp_path / "run" / "train" / "metrics.jsonl").read_text().splitlines()
+    ]
     losses = [v["train/loss"] for v in lines if "train/loss" in v]
     assert losses[-1] < losses[0] and max(v.get("train/bad_steps", 0) for v in lines) == 0
     assert json.loads((tmp_path / "run" / "train" / "done.json").read_text())["peak_gpu_memory_mib"] > 0
@@ -42,12 +49,16 @@ def test_deterministic_resume_is_bitwise(tiny_overrides, tmp_path, precision, mo
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
-        config = configuration.load([], [*tiny_overrides, *SHORT, f"train.precision={precision}", "train.deterministic=true"])
+        config = configuration.load(
+            [], [*tiny_overrides, *SHORT, f"train.precision={precision}", "train.deterministic=true"]
+        )
         (tmp_path / name / "config.yaml").write_text(configuration.dump(config))
     run_ranks(WORKER, [str(tmp_path / "whole")], 1)
     run_ranks(WORKER, [str(tmp_path / "parts"), "8"], 1)
     run_ranks(WORKER, [str(tmp_path / "parts")], 1)
-    whole, parts = (load_file(Checkpoints(layout.checkpoints_dir(tmp_path / n)).path(24)) for n in ("whole", "parts"))
+    whole, parts = (
+        load_file(Checkpoints(layout.checkpoints_dir(tmp_path / n)).path(24)) for n in ("whole", "parts")
+    )
     for name in whole:
         assert torch.equal(whole[name], parts[name]), name
 
@@ -63,13 +74,27 @@ def test_a_checkpoint_holds_the_step_that_asked_while_the_stream_moves_on(tmp_pa
     monkeypatch.setattr(checkpoint, "save_file", held_back)
     state = {f"model.{i}": torch.full((1 << 20,), float(i), device="cuda") for i in range(16)}
     saver = Saver(Checkpoints(tmp_path))
-    saver.save(5, state, {"images": 1, "attributes": [], "size": 16, "sections": {}, "scaler": {}, "validation": None, "seconds": 0.0})
+    saver.save(
+        5,
+        state,
+        {
+            "images": 1,
+            "attributes": [],
+            "size": 16,
+            "sections": {},
+            "scaler": {},
+            "validation": None,
+            "seconds": 0.0,
+        },
+    )
     for tensor in state.values():
         tensor.add_(100)
     moved.set()
     saver.close()
     saved = load_file(Checkpoints(tmp_path).path(5))
-    assert all(torch.equal(saved[name], torch.full((1 << 20,), float(name.removeprefix("model.")))) for name in state)
+    assert all(
+        torch.equal(saved[name], torch.full((1 << 20,), float(name.removeprefix("model.")))) for name in state
+    )
 
 
 def evaluate(run_dir, **env):

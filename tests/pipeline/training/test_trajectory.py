@@ -16,7 +16,12 @@ CASES = {
     "accumulation": [*FP64, "train.micro_batch=1", "train.batch_size=7"],
     "learned_variance": [*FP64, "model.variance.name=learned", "model.prior.name=gaussian"],
     "unit_variance": [*FP64, "model.variance.name=unit", "model.prior.name=standard", "optim.clip_norm=0"],
-    "paper_nets": [*FP64, "model.net.norm=none", "model.conditioner.name=embedding", "model.prior.net=conv1d"],
+    "paper_nets": [
+        *FP64,
+        "model.net.norm=none",
+        "model.conditioner.name=embedding",
+        "model.prior.net=conv1d",
+    ],
     "fp32": ["train.precision=fp32"],
 }
 
@@ -30,7 +35,9 @@ def trajectories(tiny_overrides, tmp_path_factory) -> dict[tuple[str, int], list
         for case, changes in CASES.items():
             folder = base / f"{case}-{world}"
             folder.mkdir()
-            (folder / "config.yaml").write_text(configuration.dump(configuration.load([], [*tiny_overrides, *changes])))
+            (folder / "config.yaml").write_text(
+                configuration.dump(configuration.load([], [*tiny_overrides, *changes]))
+            )
             folders.append(folder)
         run_ranks(WORKER, [str(f) for f in folders], world)
         for case, folder in zip(CASES, folders, strict=True):
@@ -49,10 +56,16 @@ def test_gradients_norms_losses_and_weights_do_not_depend_on_the_ranks(trajector
     # Raw gradients and norms before clipping: Adam and clipping would hide a wrong scale. In single precision the two
     # trajectories part slowly by rounding, so its gradients are compared at the first steps.
     bound = 1e-4 if case == "fp32" else 1e-10
-    names = [n for n in alone if n.partition(".")[0] in ("model", "ema", "grad0", "grad1", *([] if case == "fp32" else ["grad14"]))]
+    names = [
+        n
+        for n in alone
+        if n.partition(".")[0] in ("model", "ema", "grad0", "grad1", *([] if case == "fp32" else ["grad14"]))
+    ]
     assert len(names) > 40
     parts = {n.partition(".")[0] for n in names}
-    scale = {part: torch.cat([alone[n].flatten() for n in names if n.startswith(part)]).norm() for part in parts}
+    scale = {
+        part: torch.cat([alone[n].flatten() for n in names if n.startswith(part)]).norm() for part in parts
+    }
     for name in names:
         part = name.partition(".")[0]
         error = (together[name].double() - alone[name].double()).norm() / scale[part]
@@ -81,5 +94,8 @@ def test_sample_order_does_not_depend_on_the_ranks(trajectories, case, world):
 
 
 def test_some_shares_were_empty_and_some_unequal(trajectories):
-    shapes = {len(n["indices"][0]) for n in trajectories["empty_shares", 4]}, {len(n["indices"][0]) for n in trajectories["plain", 3]}
+    shapes = (
+        {len(n["indices"][0]) for n in trajectories["empty_shares", 4]},
+        {len(n["indices"][0]) for n in trajectories["plain", 3]},
+    )
     assert 0 in shapes[0] and len(shapes[1]) == 2

@@ -58,7 +58,12 @@ def evaluation(bench: Bench) -> dict[str, Result]:
     torch.manual_seed(0)
     model, judge_dir = CVAE(config.model, config.shard.size, len(names)).eval(), layout.classifier_dir(config)
     classifier.save(judge_dir, classifier.AttributeNet(len(names)).eval(), names, config.shard.size)
-    decisions: Any = np.zeros((len(shards["val"]), len(names))), shards["val"].attributes(), np.zeros(len(names)), names
+    decisions: Any = (
+        np.zeros((len(shards["val"]), len(names))),
+        shards["val"].attributes(),
+        np.zeros(len(names)),
+        names,
+    )
     write_json(judge_dir / "metrics.json", {"val": classifier.scores(*decisions)})
     info = CheckpointInfo(0, 0, 1.0, 1.0, names, config.shard.size, bench.folder / "none", "")
     rounds: list[dict[str, float]] = []
@@ -70,20 +75,40 @@ def evaluation(bench: Bench) -> dict[str, Result]:
         def once() -> float:
             folder = make_run(bench.folder / f"evaluation{len(rounds)}", config)
             splits: dict[str, Shards] = {name: Repeated(split, n) for name, split in shards.items()}
-            reference = folder / "reference"  # a new one each time: real images are looked at as often as samples are
-            evidence = Evidence(model.to(ranks.device), info, judge, [features], settings, splits, ranks, reference, config.shard.crop)
+            reference = (
+                folder / "reference"
+            )  # a new one each time: real images are looked at as often as samples are
+            evidence = Evidence(
+                model.to(ranks.device),
+                info,
+                judge,
+                [features],
+                settings,
+                splits,
+                ranks,
+                reference,
+                config.shard.crop,
+            )
             with torch.no_grad():
-                eval_stage.evaluate(config, evidence, {name: METRICS[name] for name in DISTANCES}, context(folder, ranks))
+                eval_stage.evaluate(
+                    config, evidence, {name: METRICS[name] for name in DISTANCES}, context(folder, ranks)
+                )
             rounds.append(json.loads((folder / "eval/1/metrics.json").read_text())["seconds"])
             return sum(rounds[-1][f"images: {part}"] for part in IMAGES)
 
         def then(*parts: str) -> float:
             return sum(rounds[-1][part] for part in parts)
 
-        contenders: Contenders = {"generation and features": once, "distances and gathering": partial(then, *DISTANCES, "gathering")}
+        contenders: Contenders = {
+            "generation and features": once,
+            "distances and gathering": partial(then, *DISTANCES, "gathering"),
+        }
         contenders |= {name: partial(then, name) for name in DISTANCES}
         measured = measure(contenders, bench.repeats)
-    both = [measured["contenders"][name]["values"] for name in ("distances and gathering", "generation and features")]
+    both = [
+        measured["contenders"][name]["values"]
+        for name in ("distances and gathering", "generation and features")
+    ]
     share = max(distances / images for distances, images in zip(*both, strict=True))
     protocol = (
         f"{n} images of {config.shard.size} pixels, {config.name}, classifier features, 1 rank, {torch.get_num_threads()} threads, device "

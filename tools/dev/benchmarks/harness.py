@@ -39,7 +39,12 @@ def summary(values: list[float]) -> dict[str, Any]:
     return {"median": median(values), "min": min(values), "max": max(values), "values": values}
 
 
-def measure(contenders: Contenders, repeats: int, ratios: dict[tuple[str, str], float] | None = None, warm_up: bool = False) -> Result:
+def measure(
+    contenders: Contenders,
+    repeats: int,
+    ratios: dict[tuple[str, str], float] | None = None,
+    warm_up: bool = False,
+) -> Result:
     """Call the contenders in turn, `repeats` rounds: what slows the machine for a while slows all alike.
 
     `ratios`: {(contender, reference): least ratio aimed at}, computed within each round. `warm_up`: one more round first, not counted.
@@ -48,7 +53,15 @@ def measure(contenders: Contenders, repeats: int, ratios: dict[tuple[str, str], 
     compared = []
     for (name, reference), target in (ratios or {}).items():
         ratio = summary([values[name] / values[reference] for values in rounds])
-        compared.append({"contender": name, "reference": reference, "target": target, "met": ratio["median"] >= target, **ratio})
+        compared.append(
+            {
+                "contender": name,
+                "reference": reference,
+                "target": target,
+                "met": ratio["median"] >= target,
+                **ratio,
+            }
+        )
     figures = {name: summary([values[name] for values in rounds]) for name in contenders}
     return {"repeats": repeats, "contenders": figures, "ratios": compared}
 

@@ -49,7 +49,9 @@ class JpegFolder(Dataset):
         """Made by the worker that uses it."""
         t = vision.transforms()
         scale = t.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-        return t.Compose([t.CenterCrop(self.crop), t.Resize(self.size), t.RandomHorizontalFlip(), t.ToTensor(), scale])
+        return t.Compose(
+            [t.CenterCrop(self.crop), t.Resize(self.size), t.RandomHorizontalFlip(), t.ToTensor(), scale]
+        )
 
     def __len__(self) -> int:
         return self.length
@@ -91,7 +93,9 @@ def resident_pages(file: Path) -> np.ndarray:
     mapped = np.memmap(file, np.uint8, "r")
     pages = np.zeros(-(-len(mapped) // mmap.PAGESIZE), np.uint8)
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mincore(ctypes.c_void_p(mapped.ctypes.data), ctypes.c_size_t(len(mapped)), ctypes.c_void_p(pages.ctypes.data)):
+    if libc.mincore(
+        ctypes.c_void_p(mapped.ctypes.data), ctypes.c_size_t(len(mapped)), ctypes.c_void_p(pages.ctypes.data)
+    ):
         raise OSError(ctypes.get_errno(), f"mincore of {file}")
     return (pages & 1).astype(bool)
 
@@ -100,14 +104,20 @@ def ours(batches: TrainBatches, steps: int, seconds: float, uncounted: int, floa
     """Images per second behind the prefetch thread; `floats`: behind `to_device` too."""
     with closing(Prefetcher(batches.at, 0, steps)) as delivered:
         if floats:
-            return rate((batches.to_device(batch, torch.device("cpu"), torch.float32) for batch in delivered), seconds, uncounted)
+            return rate(
+                (batches.to_device(batch, torch.device("cpu"), torch.float32) for batch in delivered),
+                seconds,
+                uncounted,
+            )
         return rate((batch[1:] for batch in delivered), seconds, uncounted)
 
 
 def open_batches(config: RunConfig) -> TrainBatches:
     """The batches that one rank of the train stage would read; nothing is read yet."""
     shards = Shards(layout.shards_dir(config), "train", config.data.verify)
-    return TrainBatches(shards, config.data, config.seed, config.train.batch_size, config.model.z_dim, rank=0, world_size=1)
+    return TrainBatches(
+        shards, config.data, config.seed, config.train.batch_size, config.model.z_dim, rank=0, world_size=1
+    )
 
 
 def loader(bench: Bench) -> dict[str, Result]:
@@ -125,7 +135,10 @@ def loader(bench: Bench) -> dict[str, Result]:
         f"channels last, by one thread more. "
     )
     with one_thread():  # a team of threads would wait for the cores that prefetching takes
-        return {"loader": warm(bench, baseline, jpegs, what), "loader_cold": cold(bench, baseline, jpegs, what)}
+        return {
+            "loader": warm(bench, baseline, jpegs, what),
+            "loader_cold": cold(bench, baseline, jpegs, what),
+        }
 
 
 def warm(bench: Bench, baseline: DataLoader, jpegs: JpegFolder, what: str) -> Result:
@@ -136,8 +149,16 @@ def warm(bench: Bench, baseline: DataLoader, jpegs: JpegFolder, what: str) -> Re
         UINT8: lambda: ours(batches, ENDLESS, bench.seconds, 1, floats=False),
         FLOATS: lambda: ours(batches, ENDLESS, bench.seconds, 1, floats=True),
     }
-    protocol = what + f"Files in the page cache; about {bench.seconds:g} s per repetition, without its first batch; one round of warm-up."
-    return {"title": "Loader, warm", "unit": "images/s", "protocol": protocol, **measure(contenders, bench.repeats, TARGETS, warm_up=True)}
+    protocol = (
+        what
+        + f"Files in the page cache; about {bench.seconds:g} s per repetition, without its first batch; one round of warm-up."
+    )
+    return {
+        "title": "Loader, warm",
+        "unit": "images/s",
+        "protocol": protocol,
+        **measure(contenders, bench.repeats, TARGETS, warm_up=True),
+    }
 
 
 def cold(bench: Bench, baseline: DataLoader, jpegs: JpegFolder, what: str) -> Result:
@@ -153,11 +174,17 @@ def cold(bench: Bench, baseline: DataLoader, jpegs: JpegFolder, what: str) -> Re
 
     def from_tars(floats: bool) -> float:
         drop_from_page_cache(tars)
-        batches = open_batches(bench.config)  # anew, and after a drop: what a mapping has touched cannot be dropped
+        batches = open_batches(
+            bench.config
+        )  # anew, and after a drop: what a mapping has touched cannot be dropped
         resident["tars"] = max(resident["tars"], drop_from_page_cache(tars))
         return ours(batches, steps, bench.seconds, 0, floats)
 
-    contenders = {BASELINE: from_jpegs, UINT8: lambda: from_tars(floats=False), FLOATS: lambda: from_tars(floats=True)}
+    contenders = {
+        BASELINE: from_jpegs,
+        UINT8: lambda: from_tars(floats=False),
+        FLOATS: lambda: from_tars(floats=True),
+    }
     measured = measure(contenders, bench.repeats, TARGETS, warm_up=True)
     protocol = what + (
         f"One pass, cut after about {bench.seconds:g} s, right after POSIX_FADV_DONTNEED on every file, which is advice: at most "

@@ -88,7 +88,14 @@ def run_stage(folder: Path, stage: str) -> None:
 def training(config: RunConfig, precision: str, steps: int, deterministic: bool = False) -> RunConfig:
     """`steps` steps without validation or checkpoint before the last, untracked."""
     images = steps * config.train.batch_size
-    train = replace(config.train, precision=precision, images=images, micro_batch=0, val_interval=NEVER, checkpoint_interval=NEVER)
+    train = replace(
+        config.train,
+        precision=precision,
+        images=images,
+        micro_batch=0,
+        val_interval=NEVER,
+        checkpoint_interval=NEVER,
+    )
     train = replace(train, deterministic=deterministic)
     return replace(config, train=train, tracking=replace(config.tracking, enabled=False))
 
@@ -104,7 +111,9 @@ class BareStep:
 
     def __init__(self, bench: Bench, precision: str, ranks: Ranks) -> None:
         self.batch_size = bench.config.train.batch_size
-        self.trainer = train_stage.Trainer(training(bench.config, precision, NEVER), context(bench.folder / precision, ranks))
+        self.trainer = train_stage.Trainer(
+            training(bench.config, precision, NEVER), context(bench.folder / precision, ranks)
+        )
         self.batch = self.trainer.prepare(0)
         self.rate(UNCOUNTED)
         step_s = self.batch_size / self.rate(UNCOUNTED)
@@ -140,7 +149,9 @@ def refusing_uri() -> str:
 
 def train(bench: Bench) -> dict[str, Result]:
     """Speed of the loop, cost of its pauses, peak memory."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once when CUDA starts, so for all contenders alike
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # read once when CUDA starts, so for all contenders alike
     with process_group(60, bench.config.train.threads) as ranks:
         bare = {precision: BareStep(bench, precision, ranks) for precision in bench.precisions}
         contenders: Contenders = {}
@@ -148,10 +159,14 @@ def train(bench: Bench) -> dict[str, Result]:
             contenders[f"train stage, {precision}"] = partial(stage_rate, bench, precision, ranks, step.steps)
             contenders[f"bare step, {precision}"] = partial(step.rate, step.steps)
         ratios = {(f"train stage, {p}", f"bare step, {p}"): 0.9 for p in bench.precisions}
-        if ranks.device.type == "cuda":  # last of its round: the switch is torch's, and a stage without it turns it off again
+        if (
+            ranks.device.type == "cuda"
+        ):  # last of its round: the switch is torch's, and a stage without it turns it off again
             for precision, step in bare.items():
                 same = f"train stage, {precision}, deterministic"
-                contenders[same] = partial(stage_rate, bench, precision, ranks, step.steps, deterministic=True)
+                contenders[same] = partial(
+                    stage_rate, bench, precision, ranks, step.steps, deterministic=True
+                )
                 ratios[same, f"train stage, {precision}"] = 0.5
         config, steps = bench.config, " and ".join(f"{step.steps} steps in {p}" for p, step in bare.items())
         what = f"Global batch {config.train.batch_size}, 1 rank, {torch.get_num_threads()} threads, device {ranks.device}. "
@@ -160,7 +175,12 @@ def train(bench: Bench) -> dict[str, Result]:
             f"flips, metrics), timed from step to step after {UNCOUNTED} uncounted ones; start-up, validation and checkpoints left out. "
             "Bare step: the same train_step in a loop on one batch that is ready in memory."
         )
-        speed = {"title": "Train stage", "unit": "images/s", "protocol": protocol, **measure(contenders, bench.repeats, ratios)}
+        speed = {
+            "title": "Train stage",
+            "unit": "images/s",
+            "protocol": protocol,
+            **measure(contenders, bench.repeats, ratios),
+        }
         torch.use_deterministic_algorithms(False)
         result = {"train": speed, "train_pauses": pauses(bench, bare["fp32"].trainer, what)}
         result["train_outage"] = outage(bench, bare["fp32"], what)
@@ -202,7 +222,9 @@ def outage(bench: Bench, step: BareStep, what: str) -> Result:
     steps, alone, beside = max(1, step.steps // BLOCKS), "steps alone", "steps, tracking server dead"
     tracked = replace(bench.config.tracking, enabled=True, uri=refusing_uri())
     configs = {alone: training(bench.config, "fp32", NEVER), beside: replace(bench.config, tracking=tracked)}
-    folders = {name: make_run(bench.folder / name.replace(" ", "_"), config) for name, config in configs.items()}
+    folders = {
+        name: make_run(bench.folder / name.replace(" ", "_"), config) for name, config in configs.items()
+    }
 
     def block(name: str) -> float:
         live = LiveSync(folders[name], TRY_AFTER_S, logging.getLogger("cvae.bench"))
@@ -210,25 +232,37 @@ def outage(bench: Bench, step: BareStep, what: str) -> Result:
         live.stop()
         return rate
 
-    measured = measure({name: partial(block, name) for name in folders}, ROUNDS * bench.repeats, {(beside, alone): 0.99})
+    measured = measure(
+        {name: partial(block, name) for name in folders}, ROUNDS * bench.repeats, {(beside, alone): 0.99}
+    )
     protocol = what + (
         f"fp32, blocks of {steps} steps; the thread tries {TRY_AFTER_S:g} s after a block's start, then after twice as long each time "
         "(in a training 20 s, up to 320 s), and once more after its end, which is not counted."
     )
-    return {"title": "Training without its tracking server", "unit": "images/s", "protocol": protocol, **measured}
+    return {
+        "title": "Training without its tracking server",
+        "unit": "images/s",
+        "protocol": protocol,
+        **measured,
+    }
 
 
 def memory(bench: Bench, what: str) -> Result:
     """Peak resident memory of a train stage in a process of its own, and of the GPU where there is one; MiB."""
     peaks: dict[str, float] = {}
     for precision in bench.precisions:
-        folder = make_run(bench.folder / f"memory_{precision}", training(bench.config, precision, MEMORY_STEPS))
+        folder = make_run(
+            bench.folder / f"memory_{precision}", training(bench.config, precision, MEMORY_STEPS)
+        )
         run_stage(folder, "train")
         done = json.loads((folder / "train/done.json").read_text())
         peaks[f"process, {precision}"] = done["peak_memory_mib"]
         if done["peak_gpu_memory_mib"]:
             peaks[f"GPU, {precision}"] = done["peak_gpu_memory_mib"]
-    protocol = what + f"ru_maxrss of a train stage of {MEMORY_STEPS} steps, one validation and one checkpoint in a process of its own."
+    protocol = (
+        what
+        + f"ru_maxrss of a train stage of {MEMORY_STEPS} steps, one validation and one checkpoint in a process of its own."
+    )
     measured = measure({name: partial(float, peak) for name, peak in peaks.items()}, repeats=1)
     return {"title": "Peak memory of the train stage", "unit": "MiB", "protocol": protocol, **measured}
 

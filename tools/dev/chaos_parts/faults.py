@@ -96,7 +96,11 @@ def make_room(trial: Trial) -> None:
 def storage_error(trial: Trial, codes: list[int]) -> None:
     """Rank 0 names the file that could not be written; its peers leave too."""
     require(codes[0] == 2 and all(codes), f"exit codes {codes}", trial)
-    require("could not be written" in trial.group.text(), "the error does not say what could not be written", trial)
+    require(
+        "could not be written" in trial.group.text(),
+        "the error does not say what could not be written",
+        trial,
+    )
 
 
 def read_only(trial: Trial) -> None:
@@ -187,7 +191,11 @@ def named(trial: Trial, codes: list[int]) -> None:
     if trial.world == 1:
         return require(codes == [0], f"exit codes {codes}", trial)
     require(codes[trial.rank] == -signal.SIGKILL and all(codes), f"exit codes {codes}", trial)
-    require(f"from rank {trial.rank} (process {trial.group.pids[trial.rank]} on" in trial.group.text(), "the rank is not named", trial)
+    require(
+        f"from rank {trial.rank} (process {trial.group.pids[trial.rank]} on" in trial.group.text(),
+        "the rank is not named",
+        trial,
+    )
 
 
 def second_launch(trial: Trial) -> None:
@@ -199,7 +207,11 @@ def second_launch(trial: Trial) -> None:
         trial.group.signal(rank, signal.SIGCONT)
     require(codes == [2] * trial.world, f"exit codes of the second launch {codes}", trial)
     text = "".join(log.read_text() for log in (trial.folder / "second").glob("*.log"))
-    require(f"is being trained by process {trial.group.pids[0]} on" in text, f"the owner is not named: {text[-500:]}", trial)
+    require(
+        f"is being trained by process {trial.group.pids[0]} on" in text,
+        f"the owner is not named: {text[-500:]}",
+        trial,
+    )
 
 
 def unharmed(trial: Trial, codes: list[int]) -> None:
@@ -219,12 +231,22 @@ FAULTS: dict[str, Fault] = {
     "SIGUSR2": Fault(ask(signal.SIGUSR2), all_stopped, intervals=0, latest_from_end=4),
     "full disk": Fault(fill_disk, storage_error, make_room, latest_from_end=6, mount=True),
     "read-only checkpoints": Fault(read_only, storage_error, writable, earliest=6, latest_from_end=6),
-    "newest checkpoint truncated": Fault(kill_one, all_gone, between=damage_newest(truncate), intervals=1.5, earliest=11),
-    "newest checkpoint, one bit": Fault(kill_one, all_gone, between=damage_newest(flip), intervals=1.5, earliest=11),
-    "shard removed": Fault(
-        kill_one, all_gone, restore_shard, between=remove_shard, refused="is listed in manifest.json but cannot be read"
+    "newest checkpoint truncated": Fault(
+        kill_one, all_gone, between=damage_newest(truncate), intervals=1.5, earliest=11
     ),
-    "shard, one bit": Fault(kill_one, all_gone, restore_shard, between=flip_shard, refused="its sha256 differs from manifest.json"),
+    "newest checkpoint, one bit": Fault(
+        kill_one, all_gone, between=damage_newest(flip), intervals=1.5, earliest=11
+    ),
+    "shard removed": Fault(
+        kill_one,
+        all_gone,
+        restore_shard,
+        between=remove_shard,
+        refused="is listed in manifest.json but cannot be read",
+    ),
+    "shard, one bit": Fault(
+        kill_one, all_gone, restore_shard, between=flip_shard, refused="its sha256 differs from manifest.json"
+    ),
     "MLflow server stopped": Fault(stop_server, unharmed, intervals=0),
     "rank frozen": Fault(freeze, named, overrides=("train.stall_s=4",), earliest=4),
     "file times changed": Fault(times_and_kill, all_gone),

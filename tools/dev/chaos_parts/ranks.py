@@ -33,7 +33,10 @@ def free_port() -> int:
 def obey_permissions() -> None:
     """A process of root gives up the capability to write where no permission bit allows it, so that read-only means read-only."""
     libc, version = ctypes.CDLL(None, use_errno=True), 0x20080522
-    header, data = (ctypes.c_uint32 * 2)(version, 0), (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; low words, then high
+    header, data = (
+        (ctypes.c_uint32 * 2)(version, 0),
+        (ctypes.c_uint32 * 6)(),
+    )  # effective, permitted, inheritable; low words, then high
     if libc.capget(header, data) == 0:
         data[0] &= ~(1 << CAP_DAC_OVERRIDE)
         libc.capset(header, data)
@@ -67,7 +70,13 @@ def _rank(run_dir: Path, rank: int, world: int, port: int, events: int) -> None:
 
     Samples are told before the step: a rank killed right behind it has trained on them, and others may have saved that.
     """
-    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    variables = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     os.environ |= {name: str(value) for name, value in variables.items()}
     train_step, save = train.Trainer.train_step, Saver.save
 
@@ -109,7 +118,11 @@ class Group:
         port, (self._events, write) = free_port(), os.pipe()
         self._rest = b""
         for rank in range(self.world):
-            self.pids.append(fork(partial(_rank, self.run_dir, rank, self.world, port, write), self.logs / f"rank{rank}.log"))
+            self.pids.append(
+                fork(
+                    partial(_rank, self.run_dir, rank, self.world, port, write), self.logs / f"rank{rank}.log"
+                )
+            )
         os.close(write)
 
     def listen(self, timeout_s: float) -> bool:
@@ -133,7 +146,9 @@ class Group:
         give_up = time.monotonic() + limit_s
         while max(self.begun, default=-1) < step:
             if not self.listen(0.1) or time.monotonic() > give_up:
-                raise RuntimeError(f"step {step} was not begun (now {max(self.begun, default=-1)}): {self.tail()}")
+                raise RuntimeError(
+                    f"step {step} was not begun (now {max(self.begun, default=-1)}): {self.tail()}"
+                )
 
     def wait(self, limit_s: float) -> list[int]:
         """Exit codes (negative: a signal's number) of all ranks; RuntimeError, after killing, where one is still there after `limit_s`."""
@@ -170,4 +185,7 @@ class Group:
 
     def tail(self) -> str:
         """The end of what each rank has printed."""
-        return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-1500:]}" for log in sorted(self.logs.glob("*.log")))
+        return "\n".join(
+            f"{log.name}: {log.read_text(errors='replace')[-1500:]}"
+            for log in sorted(self.logs.glob("*.log"))
+        )

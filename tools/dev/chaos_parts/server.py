@@ -41,15 +41,35 @@ class Server:
         """Start it unless it runs, and wait until it answers."""
         if self.process is not None:
             return
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--artifacts-destination", str(self.folder / "artifacts")]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+        ]
+        command += [
+            "--backend-store-uri",
+            f"sqlite:///{self.folder}/mlflow.db",
+            "--artifacts-destination",
+            str(self.folder / "artifacts"),
+        ]
         with open(self.folder / "log", "a") as log:
             environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, env=environment
+            )
         give_up = time.monotonic() + START_S
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > give_up:
-                raise RuntimeError(f"mlflow server did not start: {(self.folder / 'log').read_text()[-1000:]}")
+                raise RuntimeError(
+                    f"mlflow server did not start: {(self.folder / 'log').read_text()[-1000:]}"
+                )
             time.sleep(0.2)
 
     def _answers(self) -> bool:
@@ -85,7 +105,9 @@ def _sync_and_check(run_dir: Path, uri: str) -> int:
     client, run_id = open_client(uri), read_json(run_dir / "mlflow.json")["run_id"]
     records = read_metrics(layout.train_dir(run_dir) / "metrics.jsonl")
     for name in {name for record in records for name in record["values"]}:
-        wanted = sorted((r["step"], r["values"][name]) for r in records if math.isfinite(r["values"].get(name, math.nan)))
+        wanted = sorted(
+            (r["step"], r["values"][name]) for r in records if math.isfinite(r["values"].get(name, math.nan))
+        )
         held = sorted((m.step, m.value) for m in client.get_metric_history(run_id, name))
         if held != wanted:
             print(f"{name}: the store holds {held}, metrics.jsonl {wanted}")

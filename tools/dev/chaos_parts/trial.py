@@ -124,7 +124,9 @@ class Trial:
         """Folder, shards, configuration."""
         self.run_dir.mkdir(parents=True)
         self.mounted = self.fault.mount and faults.mount(self.run_dir, DISK_MB)
-        shutil.copytree(layout.shards_dir(configuration.load([], [*TINY, f"runs_dir={self.runs_dir}"])), self.shards)
+        shutil.copytree(
+            layout.shards_dir(configuration.load([], [*TINY, f"runs_dir={self.runs_dir}"])), self.shards
+        )
         (self.run_dir / "config.yaml").write_text(configuration.dump(self.config))
 
     def start(self) -> Group:
@@ -145,7 +147,11 @@ class Trial:
             fault.between(self)
         if fault.refused:
             require(self.start().wait(self.limit_s) == [2] * self.world, "the restart was not refused", self)
-            require(fault.refused in self.group.text() and str(self.hurt) in self.group.text(), "not the right error", self)
+            require(
+                fault.refused in self.group.text() and str(self.hurt) in self.group.text(),
+                "not the right error",
+                self,
+            )
             refusals = 1
         fault.mend(self)
         if first.codes[0] == 0:
@@ -161,7 +167,9 @@ class Trial:
         """What the run has left, its consumed samples put together from all attempts: a step counts once all ranks have begun it."""
         final = self.checkpoints / f"step_{STEPS:08d}.json"
         records = read_metrics(layout.train_dir(self.run_dir) / "metrics.jsonl")
-        metrics = [(r["step"], {k: v for k, v in r["values"].items() if not k.endswith(CLOCKS)}) for r in records]
+        metrics = [
+            (r["step"], {k: v for k, v in r["values"].items() if not k.endswith(CLOCKS)}) for r in records
+        ]
         samples: dict[int, list[int]] = {}
         for attempt in self.attempts:
             for step, parts in attempt.begun.items():

@@ -50,7 +50,9 @@ class Cluster:
         return {
             "SLURM_CONF": str(self.folder / "slurm.conf"),
             "PATH": os.environ["PATH"] + (os.pathsep + SBIN if SBIN not in os.environ["PATH"] else ""),
-            "MYSQL_UNIX_PORT": str(self.folder / "mysql.sock"),  # slurmdbd's client library finds the database by it
+            "MYSQL_UNIX_PORT": str(
+                self.folder / "mysql.sock"
+            ),  # slurmdbd's client library finds the database by it
         }
 
     def run(self, *command: str, check: bool = True) -> str:
@@ -71,7 +73,9 @@ class Cluster:
                 "slurmctld slurmd slurm-client munge"
                 + " slurmdbd slurm-wlm-mysql-plugin mariadb-server-core mariadb-client-core" * self.accounting
             )
-            raise UserError(f"{', '.join(absent)}: not installed; apt-get install --no-install-recommends {packages}")
+            raise UserError(
+                f"{', '.join(absent)}: not installed; apt-get install --no-install-recommends {packages}"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)
         (self.folder / "state").mkdir(exist_ok=True)
@@ -88,7 +92,10 @@ class Cluster:
         for node in range(1, self.nodes + 1):
             self.start_node(f"{self.prefix}{node}")
         self._wait(
-            lambda: len(self.run("sinfo", "-h", "-N", "-p", "gpu", "-t", "idle", "-o", "%N", check=False).split()) == self.nodes,
+            lambda: (
+                len(self.run("sinfo", "-h", "-N", "-p", "gpu", "-t", "idle", "-o", "%N", check=False).split())
+                == self.nodes
+            ),
             "idle nodes",
         )
 
@@ -107,7 +114,12 @@ class Cluster:
         files = {
             "cgroup.conf": "CgroupMountpoint=/sys/fs/cgroup\nCgroupPlugin=cgroup/v1\n",
             "gres.conf": f"NodeName={names} Name=gpu File={self._devices(root)}[0-{self.gpus - 1}] Flags=nvidia_gpu_env\n",
-            "slurmdbd.conf": DBD.format(folder=folder, host=socket.gethostname().split(".")[0], user=getpass.getuser(), port=free_port()),
+            "slurmdbd.conf": DBD.format(
+                folder=folder,
+                host=socket.gethostname().split(".")[0],
+                user=getpass.getuser(),
+                port=free_port(),
+            ),
         }
         dbd_port = files["slurmdbd.conf"].split("DbdPort=")[1].split()[0]
         lines = [
@@ -124,7 +136,9 @@ class Cluster:
         host = socket.gethostname().split(".")[0]
         for node in range(1, self.nodes + 1):
             where = f"NodeName={self.prefix}{node} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()}"
-            lines.append(f"{where} CPUs={self.cpus} RealMemory={self.mem_mb} Gres=gpu:{self.gpus} State=UNKNOWN\n")
+            lines.append(
+                f"{where} CPUs={self.cpus} RealMemory={self.mem_mb} Gres=gpu:{self.gpus} State=UNKNOWN\n"
+            )
         lines.append(PARTITIONS.format(nodes=f"{self.prefix}[1-{self.nodes}]"))
         files["slurm.conf"] = "".join(lines)
         for name, text in files.items():
@@ -148,14 +162,18 @@ class Cluster:
         if os.access(HOSTS, os.W_OK):
             self._edit_hosts(f"127.0.0.1 {' '.join(names)}")
         elif set(names) - set(HOSTS.read_text().split()):
-            raise UserError(f"{HOSTS}: does not name the nodes {', '.join(names)}; add '127.0.0.1 {' '.join(names)}' as root, once")
+            raise UserError(
+                f"{HOSTS}: does not name the nodes {', '.join(names)}; add '127.0.0.1 {' '.join(names)}' as root, once"
+            )
 
     def _edit_hosts(self, line: str) -> None:
         """Replace this cluster's line, other clusters' lines stay."""
         mark = f"# dev_slurm {self.folder}"
         with open(HOSTS, "r+") as hosts:
             fcntl.flock(hosts, fcntl.LOCK_EX)
-            kept = "".join(other for other in hosts.read().splitlines(True) if not other.endswith(f"{mark}\n"))
+            kept = "".join(
+                other for other in hosts.read().splitlines(True) if not other.endswith(f"{mark}\n")
+            )
             hosts.seek(0)
             hosts.truncate()
             hosts.write(kept.rstrip("\n") + "\n" + (f"{line} {mark}\n" if line else ""))
@@ -165,7 +183,9 @@ class Cluster:
         data, sock = folder / "mysql", folder / "mysql.sock"
         base = ["--no-defaults", f"--user={user}", f"--datadir={data}"]
         if not data.exists():
-            self.run("mariadb-install-db", *base, "--auth-root-authentication-method=normal", "--skip-test-db")
+            self.run(
+                "mariadb-install-db", *base, "--auth-root-authentication-method=normal", "--skip-test-db"
+            )
         options = [
             "--skip-networking",
             "--skip-name-resolve",
@@ -174,16 +194,31 @@ class Cluster:
             "--innodb-lock-wait-timeout=900",
         ]
         sizes = ["--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M"]
-        command = ["mariadbd", *base, f"--socket={sock}", f"--pid-file={folder}/mariadb.pid", *options, *sizes]
+        command = [
+            "mariadbd",
+            *base,
+            f"--socket={sock}",
+            f"--pid-file={folder}/mariadb.pid",
+            *options,
+            *sizes,
+        ]
         with open(folder / "mariadb.log", "a") as log:
-            subprocess.Popen(command, env={**os.environ, **self.env}, stdout=log, stderr=log, start_new_session=True)
+            subprocess.Popen(
+                command, env={**os.environ, **self.env}, stdout=log, stderr=log, start_new_session=True
+            )
         sql = ["mariadb", "--no-defaults", "-S", str(sock), "-u", "root", "-e"]
-        self._wait(lambda: subprocess.run([*sql, "select 1"], capture_output=True).returncode == 0, "the database")
+        self._wait(
+            lambda: subprocess.run([*sql, "select 1"], capture_output=True).returncode == 0, "the database"
+        )
         grant = "create user if not exists slurm@localhost identified by 'slurm'; grant all on slurm_acct_db.* to slurm@localhost;"
         self.run(*sql, f"create database if not exists slurm_acct_db; {grant}")
         self.run("slurmdbd")
         self._wait(
-            lambda: "lab" in self.run("sacctmgr", "-n", "list", "cluster", "format=cluster", check=False) or self._add_cluster(), "slurmdbd"
+            lambda: (
+                "lab" in self.run("sacctmgr", "-n", "list", "cluster", "format=cluster", check=False)
+                or self._add_cluster()
+            ),
+            "slurmdbd",
         )
 
     def _add_cluster(self) -> bool:
@@ -194,7 +229,9 @@ class Cluster:
         end = time.monotonic() + START_LIMIT_S
         while not condition():
             if time.monotonic() > end:
-                raise UserError(f"{what}: not there after {START_LIMIT_S:.0f} s; the logs are in {self.folder}")
+                raise UserError(
+                    f"{what}: not there after {START_LIMIT_S:.0f} s; the logs are in {self.folder}"
+                )
             time.sleep(0.05)
 
     # ---- stop
@@ -204,11 +241,16 @@ class Cluster:
         if (self.folder / "slurmctld.pid").exists():
             self.run("scancel", "--me", check=False)
             end = time.monotonic() + 10
-            while time.monotonic() < end and self.run("squeue", "-h", "--me", "-t", "R,CG,S", check=False).strip():
+            while (
+                time.monotonic() < end
+                and self.run("squeue", "-h", "--me", "-t", "R,CG,S", check=False).strip()
+            ):
                 time.sleep(0.1)
         for daemons in (["slurmd.*.pid", "slurmctld.pid"], ["slurmdbd.pid"], ["mariadb.pid", "munged.pid"]):
             end_processes([file for pattern in daemons for file in self.folder.glob(pattern)])
-        for group in sorted(Path("/sys/fs/cgroup/freezer").glob(f"slurm_{self.prefix}[0-9]*/**/"), reverse=True):
+        for group in sorted(
+            Path("/sys/fs/cgroup/freezer").glob(f"slurm_{self.prefix}[0-9]*/**/"), reverse=True
+        ):
             with suppress(OSError):
                 group.rmdir()
         if os.access(HOSTS, os.W_OK):

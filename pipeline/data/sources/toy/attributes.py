@@ -21,7 +21,11 @@ MARGINALS: dict[str, float] = {
 }  # fmt: skip
 NAMES: tuple[str, ...] = tuple(MARGINALS)
 HAIR_COLOURS = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
-EXCLUSIVE = (HAIR_COLOURS, ("Straight_Hair", "Wavy_Hair"), ("Bangs", "Receding_Hairline"))  # at most one of each holds
+EXCLUSIVE = (
+    HAIR_COLOURS,
+    ("Straight_Hair", "Wavy_Hair"),
+    ("Bangs", "Receding_Hairline"),
+)  # at most one of each holds
 EXCLUDED_BY = {
     "No_Beard": ("Goatee", "Mustache", "Sideburns"),
     "Bald": (*HAIR_COLOURS, "Bangs", "Straight_Hair", "Wavy_Hair", "Receding_Hairline", "Sideburns"),

@@ -16,7 +16,11 @@ Colour = tuple[int, int, int]
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
     """Colour between `a` (share 0) and `b` (share 1)."""
-    return (round(a[0] + (b[0] - a[0]) * share), round(a[1] + (b[1] - a[1]) * share), round(a[2] + (b[2] - a[2]) * share))
+    return (
+        round(a[0] + (b[0] - a[0]) * share),
+        round(a[1] + (b[1] - a[1]) * share),
+        round(a[2] + (b[2] - a[2]) * share),
+    )
 
 
 def darker(colour: Colour, share: float) -> Colour:
@@ -35,7 +39,12 @@ def points(*xy: float) -> np.ndarray:
 
 
 _T = np.linspace(0, 1, 6, endpoint=False)[:, None]
-_CATMULL_ROM = np.hstack([_T * (-1 + _T * (2 - _T)), 2 + _T**2 * (3 * _T - 5), _T * (1 + _T * (4 - 3 * _T)), _T**2 * (_T - 1)]) / 2
+_CATMULL_ROM = (
+    np.hstack(
+        [_T * (-1 + _T * (2 - _T)), 2 + _T**2 * (3 * _T - 5), _T * (1 + _T * (4 - 3 * _T)), _T**2 * (_T - 1)]
+    )
+    / 2
+)
 
 
 def curve(*xy: float) -> np.ndarray:
@@ -92,13 +101,17 @@ class Canvas:
         ImageDraw.Draw(mask).polygon((placed / small - low).ravel().tolist(), fill=round(255 * alpha))
         if blur:
             full = (mask.width * small, mask.height * small)
-            mask = mask.filter(ImageFilter.GaussianBlur(radius / small)).resize(full, Image.Resampling.BILINEAR)
+            mask = mask.filter(ImageFilter.GaussianBlur(radius / small)).resize(
+                full, Image.Resampling.BILINEAR
+            )
         self.image.paste(colour, tuple((low * small).tolist()), mask)
 
     def line(self, path: np.ndarray, colour: Colour, width: float) -> None:
         """Draw an open path [N, 2]."""
         placed = path @ self.matrix + self.centre
-        self.draw.line(placed.ravel().tolist(), fill=colour, width=max(1, round(width * self.unit)), joint="curve")
+        self.draw.line(
+            placed.ravel().tolist(), fill=colour, width=max(1, round(width * self.unit)), joint="curve"
+        )
 
     def dots(self, where: np.ndarray, colour: Colour, radius: float) -> None:
         """Draw small discs at [N, 2]."""

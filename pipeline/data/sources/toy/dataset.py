@@ -23,7 +23,9 @@ CHUNK = 50  # faces that a process draws at a time
 QUALITY = 90  # of the JPEG files
 
 
-def make_toy_celeba(out: Path, n: int, seed: int, processes: int = 1, logger: logging.Logger | None = None) -> None:
+def make_toy_celeba(
+    out: Path, n: int, seed: int, processes: int = 1, logger: logging.Logger | None = None
+) -> None:
     """Draw `n` faces into the new folder `out`; a complete one of the same `n` and `seed` is left alone.
 
     Face i is a pure function of (seed, i): neither `n` nor `processes` changes it. The folder appears by one rename.
@@ -65,7 +67,10 @@ def _stream(seed: int, index: int) -> tuple[np.random.Generator, np.ndarray]:
 def _annotations(n: int, seed: int) -> str:
     """Text of list_attr_celeba.txt: the count, the names, one row of -1 and 1 per image."""
     present = sample_attributes(np.stack([_stream(seed, i)[1] for i in range(n)]))
-    rows = (f"{file_name(i)} {' '.join(' 1' if p else '-1' for p in row)}\n" for i, row in enumerate(present.tolist()))
+    rows = (
+        f"{file_name(i)} {' '.join(' 1' if p else '-1' for p in row)}\n"
+        for i, row in enumerate(present.tolist())
+    )
     return f"{n}\n{' '.join(NAMES)} \n" + "".join(rows)
 
 
@@ -76,7 +81,9 @@ def _draw_all(folder: Path, n: int, seed: int, processes: int, logger: logging.L
         for _ in progress(map(draw, chunks), len(chunks), what, logger):
             pass
         return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:  # fork is not safe beside torch's threads
+    with multiprocessing.get_context("spawn").Pool(
+        processes
+    ) as pool:  # fork is not safe beside torch's threads
         for _ in progress(pool.imap_unordered(draw, chunks), len(chunks), what, logger):
             pass
 
@@ -109,7 +116,11 @@ def _already_there(out: Path, n: int, annotations: str) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     file = out / ANNOTATIONS
-    if file.is_file() and file.read_text(encoding="utf-8") == annotations and sum(1 for _ in (out / IMAGES).glob("*.jpg")) == n:
+    if (
+        file.is_file()
+        and file.read_text(encoding="utf-8") == annotations
+        and sum(1 for _ in (out / IMAGES).glob("*.jpg")) == n
+    ):
         return True
     raise DataError(
         f"{out}: expected an absent folder or the {n} toy faces of this seed, but it holds something else; remove it or name another one"

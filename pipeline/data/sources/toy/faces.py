@@ -85,8 +85,13 @@ def _body(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour) -> N
     shirt = darker(style.shirt, 0.6) if tie else style.shirt
     canvas.fill(symmetric(curve(0, 58, neck + 4, 62, neck + 22, 72, 80, 84, 100, 130)), shirt)
     depth = 84 if male else 96
-    canvas.fill(symmetric(curve(0, 20, neck, 24, neck, 50, neck + 3, 64, neck - 2, depth - 8, 0, depth)), darker(skin, 0.1))
-    canvas.fill(symmetric(curve(0, 40, neck - 2, 42, neck - 6, 58, 0, 68)), darker(skin, 0.38), alpha=0.8, blur=2.5)
+    canvas.fill(
+        symmetric(curve(0, 20, neck, 24, neck, 50, neck + 3, 64, neck - 2, depth - 8, 0, depth)),
+        darker(skin, 0.1),
+    )
+    canvas.fill(
+        symmetric(curve(0, 40, neck - 2, 42, neck - 6, 58, 0, 68)), darker(skin, 0.38), alpha=0.8, blur=2.5
+    )
     if "Double_Chin" in attributes:
         bulge = symmetric(curve(0, 40, 30, 40, 28, 58, 14, 67, 0, 69))
         canvas.fill(bulge, darker(skin, 0.05))

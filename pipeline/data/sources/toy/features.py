@@ -6,7 +6,17 @@ from collections.abc import Set
 
 import numpy as np
 
-from pipeline.data.sources.toy.canvas import Canvas, Colour, curve, darker, ellipse, lighter, mix, points, symmetric
+from pipeline.data.sources.toy.canvas import (
+    Canvas,
+    Colour,
+    curve,
+    darker,
+    ellipse,
+    lighter,
+    mix,
+    points,
+    symmetric,
+)
 from pipeline.data.sources.toy.style import Style
 
 EYE_X = 19.5  # distance of an eye from the middle of the face
@@ -22,7 +32,9 @@ def draw_eyes(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour, 
         _brow(canvas, attributes, mix(hair, (50, 36, 28), 0.6), side, x, y)
 
 
-def _lids(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour, side: int, x: float, y: float) -> None:
+def _lids(
+    canvas: Canvas, attributes: Set[str], style: Style, skin: Colour, side: int, x: float, y: float
+) -> None:
     canvas.fill(ellipse(x, y - 2, 10, 6), darker(skin, 0.3), alpha=0.4, blur=2.5)
     if "Heavy_Makeup" in attributes:
         colour = mix(style.accent, (70, 40, 90), 0.55)
@@ -31,7 +43,9 @@ def _lids(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour, side
     if "Bags_Under_Eyes" in attributes:
         bag = curve(-9, 5, 0, 7, 9, 5, 7, 10, 0, 12, -7, 10) + (x, y)
         canvas.fill(bag, mix(skin, (70, 30, 60), 0.55), alpha=0.8, blur=1.5)
-        canvas.line(curve(x - 8, y + 9, x - 3, y + 12, x + 3, y + 12, x + 8, y + 9), mix(skin, (60, 25, 40), 0.5), 1.1)
+        canvas.line(
+            curve(x - 8, y + 9, x - 3, y + 12, x + 3, y + 12, x + 8, y + 9), mix(skin, (60, 25, 40), 0.5), 1.1
+        )
 
 
 def _eye(canvas: Canvas, attributes: Set[str], style: Style, side: int, x: float, y: float) -> None:
@@ -41,7 +55,10 @@ def _eye(canvas: Canvas, attributes: Set[str], style: Style, side: int, x: float
 
     def inside(shape: np.ndarray) -> np.ndarray:
         reach = np.maximum(0, 1 - (shape[:, 0] / wide) ** 2)
-        return np.stack([shape[:, 0], np.clip(shape[:, 1], -high * reach, 0.75 * high * reach)], axis=1) + (x, y)
+        return np.stack([shape[:, 0], np.clip(shape[:, 1], -high * reach, 0.75 * high * reach)], axis=1) + (
+            x,
+            y,
+        )
 
     across = np.linspace(-wide, wide, 13)
     upper, lower = np.stack([across, np.full(13, -9.0)], axis=1), np.stack([across, np.full(13, 9.0)], axis=1)
@@ -53,7 +70,11 @@ def _eye(canvas: Canvas, attributes: Set[str], style: Style, side: int, x: float
     canvas.line(inside(upper), (20, 14, 14) if made_up else (52, 34, 28), 2.3 if made_up else 1.3)
     if "Male" not in attributes:
         lash = 6 if made_up else 3
-        canvas.line(points(x + side * (wide - 1), y - 1, x + side * (wide + lash * 0.7), y - lash * 0.7), (24, 16, 16), 1.5)
+        canvas.line(
+            points(x + side * (wide - 1), y - 1, x + side * (wide + lash * 0.7), y - lash * 0.7),
+            (24, 16, 16),
+            1.5,
+        )
     canvas.line(inside(lower), (120, 84, 70), 0.6)
 
 
@@ -64,10 +85,24 @@ def _brow(canvas: Canvas, attributes: Set[str], colour: Colour, side: int, x: fl
     if "Arched_Eyebrows" in attributes:
         inner, top, outer = inner + 0.5, top - 5, outer + 1
     above = curve(
-        x - side * 10, inner - thick / 2, x - side * 3, (inner + top) / 2 - thick / 2, x + side * 4, top - thick / 2, x + side * 12, outer
+        x - side * 10,
+        inner - thick / 2,
+        x - side * 3,
+        (inner + top) / 2 - thick / 2,
+        x + side * 4,
+        top - thick / 2,
+        x + side * 12,
+        outer,
     )
     below = curve(
-        x + side * 12, outer, x + side * 4, top + thick / 2, x - side * 3, (inner + top) / 2 + thick / 2, x - side * 10, inner + thick / 2
+        x + side * 12,
+        outer,
+        x + side * 4,
+        top + thick / 2,
+        x - side * 3,
+        (inner + top) / 2 + thick / 2,
+        x - side * 10,
+        inner + thick / 2,
     )
     canvas.fill(np.concatenate([above, below]), colour)
 
@@ -107,11 +142,19 @@ def draw_mouth(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour)
     def across(middle: float, power: float = 2.0, dip: float = 0.0) -> np.ndarray:
         t = np.linspace(-1, 1, 15)
         corner = y - lift + crooked * t
-        return np.stack([wide * t, corner + (middle - y + lift) * (1 - np.abs(t) ** power) + dip * np.exp(-((t / 0.18) ** 2))], axis=1)
+        return np.stack(
+            [
+                wide * t,
+                corner + (middle - y + lift) * (1 - np.abs(t) ** power) + dip * np.exp(-((t / 0.18) ** 2)),
+            ],
+            axis=1,
+        )
 
     top, bottom = y - gap * 0.4, y + gap * 0.6 + (1.5 if smiling else 0)
     canvas.fill(np.concatenate([across(top - thick, dip=0.9), across(bottom + thick * 1.15)[::-1]]), red)
-    canvas.fill(ellipse(0, bottom + thick * 0.6, wide * 0.35, thick * 0.25), lighter(red, 0.4), alpha=0.5, blur=1)
+    canvas.fill(
+        ellipse(0, bottom + thick * 0.6, wide * 0.35, thick * 0.25), lighter(red, 0.4), alpha=0.5, blur=1
+    )
     if opened:
         canvas.fill(np.concatenate([across(top), across(bottom)[::-1]]), (64, 16, 20))
         canvas.fill(np.concatenate([across(top)[2:-2], across(top + gap * 0.55)[-3:1:-1]]), (246, 244, 238))
@@ -119,7 +162,11 @@ def draw_mouth(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour)
         canvas.line(across(top + 0.6), darker(red, 0.55), 1.2)
     if smiling:
         for side in (-1, 1):
-            canvas.line(curve(side * (wide + 1), y - 9, side * (wide + 4), y - 5, side * (wide + 3), y), darker(skin, 0.35), 1.2)
+            canvas.line(
+                curve(side * (wide + 1), y - 9, side * (wide + 4), y - 5, side * (wide + 3), y),
+                darker(skin, 0.35),
+                1.2,
+            )
 
 
 def draw_accessories(canvas: Canvas, attributes: Set[str], style: Style) -> None:

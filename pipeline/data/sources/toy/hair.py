@@ -68,7 +68,10 @@ def _cap(canvas: Canvas, attributes: Set[str], style: Style, colour: Colour) -> 
     if male and "Straight_Hair" in attributes:
         thick += 5  # combed up
     low = -8 if male else 0
-    outer = curve(43, low, 43.5, -24, 37 + thick / 2, -46, 21, -61 - thick, 0, -63 - thick) * (style.width, style.length)
+    outer = curve(43, low, 43.5, -24, 37 + thick / 2, -46, 21, -61 - thick, 0, -63 - thick) * (
+        style.width,
+        style.length,
+    )
     outer = _waves(np.concatenate([outer, outer[-2::-1] * (-1, 1)]), 2.6 if wavy else 0.0, 13)
     hairline = _hairline(attributes, style.side, low) * (style.width, style.length)
     canvas.fill(np.concatenate([outer, hairline]), colour)
@@ -78,9 +81,55 @@ def _cap(canvas: Canvas, attributes: Set[str], style: Style, colour: Colour) -> 
 def _hairline(attributes: Set[str], side: int, low: float) -> np.ndarray:
     """Where hair meets the forehead, left to right: far back at the temples, a fringe above the brows, or parted on one side."""
     if "Receding_Hairline" in attributes:
-        return curve(-37, low, -36, -28, -28, -47, -20, -56, -9, -50, 0, -47, 9, -50, 20, -56, 28, -47, 36, -28, 37, low)
+        return curve(
+            -37,
+            low,
+            -36,
+            -28,
+            -28,
+            -47,
+            -20,
+            -56,
+            -9,
+            -50,
+            0,
+            -47,
+            9,
+            -50,
+            20,
+            -56,
+            28,
+            -47,
+            36,
+            -28,
+            37,
+            low,
+        )
     if "Bangs" in attributes:
-        return curve(-37, low, -34, -16, -27, -17, -18, -15, -9, -17, 0, -15, 9, -17, 18, -15, 27, -17, 34, -16, 37, low)
+        return curve(
+            -37,
+            low,
+            -34,
+            -16,
+            -27,
+            -17,
+            -18,
+            -15,
+            -9,
+            -17,
+            0,
+            -15,
+            9,
+            -17,
+            18,
+            -15,
+            27,
+            -17,
+            34,
+            -16,
+            37,
+            low,
+        )
     return curve(-37, low, -35, -22, -28, -35, -14, -41, side * 12, -45, 16, -40, 28, -35, 35, -22, 37, low)
 
 
@@ -102,9 +151,15 @@ def _locks(canvas: Canvas, attributes: Set[str], style: Style, colour: Colour) -
     """Hair that falls beside the face."""
     straight, wavy = "Straight_Hair" in attributes, "Wavy_Hair" in attributes
     for side in (-1, 1):
-        inner, outer = curve(30, -36, 37, -20, 38.5, 6, 38, 32, 41, 62, 42, 110), curve(59, 110, 56, 60, 52, 20, 47, -20, 34, -46)
+        inner, outer = (
+            curve(30, -36, 37, -20, 38.5, 6, 38, 32, 41, 62, 42, 110),
+            curve(59, 110, 56, 60, 52, 20, 47, -20, 34, -46),
+        )
         if not (straight or wavy):
-            inner, outer = curve(30, -36, 37, -20, 39, 4, 38, 24, 34, 42), curve(45, 36, 50, 16, 47, -14, 34, -46)
+            inner, outer = (
+                curve(30, -36, 37, -20, 39, 4, 38, 24, 34, 42),
+                curve(45, 36, 50, 16, 47, -14, 34, -46),
+            )
         if wavy:
             inner, outer = _waves(inner, 2.2, 21), _waves(outer * (1.08, 1), 3.2, 19)
         canvas.fill(np.concatenate([inner, outer]) * (side * style.width, 1), colour)
@@ -126,9 +181,15 @@ def _hat(canvas: Canvas, style: Style) -> None:
     canvas.fill(band * (style.width, 1), darker(style.accent, 0.4))
 
 
-def draw_beard(canvas: Canvas, attributes: Set[str], style: Style, colour: Colour, skin: Colour, outline: np.ndarray) -> None:
+def draw_beard(
+    canvas: Canvas, attributes: Set[str], style: Style, colour: Colour, skin: Colour, outline: np.ndarray
+) -> None:
     """Stubble, goatee, mustache; a full beard where No_Beard is false and none of these and no sideburns are annotated."""
-    goatee, mustache, stubble = "Goatee" in attributes, "Mustache" in attributes, "5_o_Clock_Shadow" in attributes
+    goatee, mustache, stubble = (
+        "Goatee" in attributes,
+        "Mustache" in attributes,
+        "5_o_Clock_Shadow" in attributes,
+    )
     beard = mix(colour, (40, 30, 26), 0.3)
     jaw = outline[outline[:, 1] > 12]
     area = np.concatenate([jaw, curve(-36, 14, -29, 24, -20, 29, 0, 26, 20, 29, 29, 24, 36, 14)])
@@ -144,4 +205,6 @@ def draw_beard(canvas: Canvas, attributes: Set[str], style: Style, colour: Colou
     if goatee:
         canvas.fill(symmetric(curve(0, 43, 8, 42, 14, 46, 14, 56, 8, 63, 0, 65)), beard, alpha=0.95, blur=1.0)
     if mustache:
-        canvas.fill(symmetric(curve(0, 27, 8, 27, 15, 32, 18, 39, 13, 37, 0, 32.5)), beard, alpha=0.97, blur=0.7)
+        canvas.fill(
+            symmetric(curve(0, 27, 8, 27, 15, 32, 18, 39, 13, 37, 0, 32.5)), beard, alpha=0.97, blur=0.7
+        )

@@ -8,9 +8,23 @@ import numpy as np
 
 from pipeline.data.sources.toy.canvas import Colour, mix
 
-SKIN: tuple[Colour, ...] = ((243, 205, 176), (229, 184, 148), (205, 154, 116), (164, 113, 78), (112, 74, 52))  # light to dark
+SKIN: tuple[Colour, ...] = (
+    (243, 205, 176),
+    (229, 184, 148),
+    (205, 154, 116),
+    (164, 113, 78),
+    (112, 74, 52),
+)  # light to dark
 EYES: tuple[Colour, ...] = ((74, 48, 30), (96, 66, 38), (84, 110, 70), (82, 122, 160))
-VIVID: tuple[Colour, ...] = ((176, 40, 48), (36, 74, 150), (34, 110, 84), (116, 60, 130), (206, 140, 40), (60, 64, 72), (190, 190, 196))
+VIVID: tuple[Colour, ...] = (
+    (176, 40, 48),
+    (36, 74, 150),
+    (34, 110, 84),
+    (116, 60, 130),
+    (206, 140, 40),
+    (60, 64, 72),
+    (190, 190, 196),
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,12 @@ class Style:
 def sample_style(rng: np.random.Generator) -> Style:
     """Draw one style; always consumes the same random numbers."""
     tone = 0.999 * rng.beta(1.1, 1.9) * (len(SKIN) - 1)
-    corners = rng.uniform(30, 225) + rng.uniform(-30, 30, 3) + rng.uniform(-45, 45, (4, 1)) + rng.uniform(-15, 15, (4, 3))
+    corners = (
+        rng.uniform(30, 225)
+        + rng.uniform(-30, 30, 3)
+        + rng.uniform(-45, 45, (4, 1))
+        + rng.uniform(-15, 15, (4, 3))
+    )
     light = rng.uniform(0.86, 1.0) * np.clip(1.0 + 0.14 * rng.standard_normal(4), 0.7, 1.0)
     near_one = 1.0 + rng.uniform(-1, 1, 6) * (0.05, 0.05, 0.06, 0.08, 0.1, 0.1)
     return Style(

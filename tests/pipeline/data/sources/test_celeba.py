@@ -13,11 +13,22 @@ import simplejpeg
 from PIL import Image
 
 from pipeline.data.pixels import crop_centre, decode, resize
-from pipeline.data.sources.celeba import CELEBA_ATTRIBUTES, MAX_JPEG_BYTES, list_images, read_celeba, read_image
+from pipeline.data.sources.celeba import (
+    CELEBA_ATTRIBUTES,
+    MAX_JPEG_BYTES,
+    list_images,
+    read_celeba,
+    read_image,
+)
 from pipeline.errors import DataError
 from tests.celeba_source import jpeg, make_source, write_images
 
-ATTRIBUTES, PARTITION, ZIP, FOLDER = "list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba.zip", "img_align_celeba"
+ATTRIBUTES, PARTITION, ZIP, FOLDER = (
+    "list_attr_celeba.txt",
+    "list_eval_partition.txt",
+    "img_align_celeba.zip",
+    "img_align_celeba",
+)
 
 
 def edit(file: Path, old: str, new: str) -> None:
@@ -52,14 +63,20 @@ def test_every_layout_reads_the_same(tmp_path: Path, archive: bool, csv: bool) -
 def test_attribute_names_are_the_official_forty() -> None:
     assert len(set(CELEBA_ATTRIBUTES)) == 40
     assert list(CELEBA_ATTRIBUTES) == sorted(CELEBA_ATTRIBUTES)
-    assert (CELEBA_ATTRIBUTES[15], CELEBA_ATTRIBUTES[20], CELEBA_ATTRIBUTES[31]) == ("Eyeglasses", "Male", "Smiling")
+    assert (CELEBA_ATTRIBUTES[15], CELEBA_ATTRIBUTES[20], CELEBA_ATTRIBUTES[31]) == (
+        "Eyeglasses",
+        "Male",
+        "Smiling",
+    )
 
 
 def test_line_ends_byte_order_mark_and_row_order_do_not_matter(tmp_path: Path) -> None:
     source = make_source(tmp_path / "a")
     before = read_celeba(source)
     head, names, *rows = (source / ATTRIBUTES).read_text().splitlines()
-    (source / ATTRIBUTES).write_bytes(b"\xef\xbb\xbf" + "\r\n".join([head, names, *reversed(rows), "", ""]).encode())
+    (source / ATTRIBUTES).write_bytes(
+        b"\xef\xbb\xbf" + "\r\n".join([head, names, *reversed(rows), "", ""]).encode()
+    )
     after = read_celeba(source)
     assert after.names == before.names
     np.testing.assert_array_equal(after.attributes, before.attributes)
@@ -92,7 +109,9 @@ def test_members_elsewhere_in_the_zip_are_never_touched(tmp_path: Path) -> None:
 def test_subset_only_when_asked_for(tmp_path: Path) -> None:
     source = make_source(tmp_path / "a")
     (source / FOLDER / "000003.jpg").unlink()
-    with pytest.raises(DataError, match=r"1 of 11 annotated images are not there.*000003.jpg.*shard.allow_subset=true"):
+    with pytest.raises(
+        DataError, match=r"1 of 11 annotated images are not there.*000003.jpg.*shard.allow_subset=true"
+    ):
         read_celeba(source)
     celeba = read_celeba(source, allow_subset=True)
     assert (len(celeba.names), celeba.annotated) == (10, 11)
@@ -168,7 +187,9 @@ def test_broken_annotations_are_named(tmp_path: Path, case: str) -> None:
 
 
 def test_missing_folder_and_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere: no such folder; shard.source must name one that holds img_align_celeba/"):
+    with pytest.raises(
+        DataError, match="nowhere: no such folder; shard.source must name one that holds img_align_celeba/"
+    ):
         read_celeba(tmp_path / "nowhere")
     with pytest.raises(DataError, match="neither img_align_celeba nor img_align_celeba.zip"):
         read_celeba(tmp_path)
@@ -228,7 +249,11 @@ def test_truncated_jpegs_are_refused(cut: int | str) -> None:
 def test_other_content_is_refused() -> None:
     png = io.BytesIO()
     Image.new("RGB", (178, 218)).save(png, "PNG")
-    for content, message in ((b"", "is empty"), (b"<html>", "is not a JPEG"), (png.getvalue(), "is not a JPEG")):
+    for content, message in (
+        (b"", "is empty"),
+        (b"<html>", "is not a JPEG"),
+        (png.getvalue(), "is not a JPEG"),
+    ):
         with pytest.raises(ValueError, match=message):
             decode(content)
     with pytest.raises(ValueError, match="is 218x178 pixels, expected 178x218"):
@@ -236,7 +261,9 @@ def test_other_content_is_refused() -> None:
 
 
 def test_grey_jpeg_becomes_rgb() -> None:
-    grey = simplejpeg.encode_jpeg(np.full((218, 178, 1), 77, np.uint8), colorspace="GRAY", colorsubsampling="Gray")
+    grey = simplejpeg.encode_jpeg(
+        np.full((218, 178, 1), 77, np.uint8), colorspace="GRAY", colorsubsampling="Gray"
+    )
     assert (decode(grey) == 77).all()
 
 

@@ -26,7 +26,10 @@ def sample() -> np.ndarray:
 
 def test_marginals_are_those_of_celeba(sample: np.ndarray) -> None:
     assert NAMES == CELEBA_ATTRIBUTES
-    off = {name: round(abs(share - MARGINALS[name]), 3) for name, share in zip(NAMES, sample.mean(axis=0), strict=True)}
+    off = {
+        name: round(abs(share - MARGINALS[name]), 3)
+        for name, share in zip(NAMES, sample.mean(axis=0), strict=True)
+    }
     assert max(off.values()) < 0.025, off
 
 
@@ -74,7 +77,10 @@ def test_every_attribute_is_visible_in_a_small_crop(name: str) -> None:
 
 def test_eyes_lie_where_celeba_has_them() -> None:
     style = sample_style(np.random.default_rng(5))
-    faces = [np.asarray(draw_face(frozenset({"Young", "No_Beard", *extra}), style), float) for extra in ((), ("Eyeglasses",))]
+    faces = [
+        np.asarray(draw_face(frozenset({"Young", "No_Beard", *extra}), style), float)
+        for extra in ((), ("Eyeglasses",))
+    ]
     rows, columns = np.nonzero(np.abs(faces[0] - faces[1]).max(axis=2) > 40)
     assert abs(rows.mean() - 111) < 8 and abs(columns.mean() - 89) < 8
 
@@ -95,7 +101,9 @@ def test_official_layout(tmp_path: Path) -> None:
     assert all(len(line) == len("000001.jpg") + 40 * 3 for line in lines[2:])
     rows = [line.split() for line in (tmp_path / "toy/list_eval_partition.txt").read_text().splitlines()]
     assert [name for name, _ in rows] == [f"{i:06d}.jpg" for i in range(1, 22)]
-    assert {part for _, part in rows[:20]} == {"0", "1", "2"} and sum(part == "0" for _, part in rows[:20]) == 16
+    assert {part for _, part in rows[:20]} == {"0", "1", "2"} and sum(
+        part == "0" for _, part in rows[:20]
+    ) == 16
     for name, _ in rows:
         with Image.open(tmp_path / "toy/img_align_celeba" / name) as image:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (178, 218))

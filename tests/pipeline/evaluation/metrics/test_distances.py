@@ -30,7 +30,9 @@ def test_sums_are_numpys_moments_whatever_the_chunks_and_can_be_taken_away_again
     assert np.allclose(whole.moments.covariance, np.cov(x.astype(np.float64).T), rtol=1e-9, atol=1e-12)
     rest = whole.minus(sums(x[::10], whole.shift)).moments
     kept = np.delete(x, np.arange(0, 1000, 10), 0).astype(np.float64)
-    assert np.allclose(rest.mean, kept.mean(0), rtol=1e-12) and np.allclose(rest.covariance, np.cov(kept.T), rtol=1e-8)
+    assert np.allclose(rest.mean, kept.mean(0), rtol=1e-12) and np.allclose(
+        rest.covariance, np.cov(kept.T), rtol=1e-8
+    )
 
 
 def test_the_jackknife_knows_how_far_the_distance_varies():
@@ -57,7 +59,9 @@ def test_kernel_distance_is_the_unbiased_estimate_with_the_cubic_kernel():
     n, a, b = 300, normal(0, 300), normal(1, 300, shift=0.3)
     mean, deviation = vision.kernel_distance(a, b, subsets=20, subset_size=n)
     within = sum((kernel(x, x).sum() - np.trace(kernel(x, x))) / (n * (n - 1)) for x in (a, b))
-    assert mean == pytest.approx(within - 2 * kernel(a, b).mean(), rel=1e-4) and deviation < 1e-4 * mean  # subsets of all are all
+    assert (
+        mean == pytest.approx(within - 2 * kernel(a, b).mean(), rel=1e-4) and deviation < 1e-4 * mean
+    )  # subsets of all are all
     same = [vision.kernel_distance(normal(2 * i, 300), normal(2 * i + 1, 300), 1, 300)[0] for i in range(40)]
     assert abs(np.mean(same)) < 3 * np.std(same) / 40**0.5 < mean
 
@@ -68,25 +72,45 @@ def test_precision_and_recall_are_torch_fidelitys():
 
     a, b = normal(0, 400), normal(1, 500, shift=0.7)
     ours = manifold(a, b)
-    theirs = prc_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), prc_neighborhood=3, prc_batch_size=100, verbose=False)
-    assert ours.precision == pytest.approx(theirs["precision"], abs=1e-6) and ours.recall == pytest.approx(theirs["recall"], abs=1e-6)
+    theirs = prc_features_to_metric(
+        torch.from_numpy(a), torch.from_numpy(b), prc_neighborhood=3, prc_batch_size=100, verbose=False
+    )
+    assert ours.precision == pytest.approx(theirs["precision"], abs=1e-6) and ours.recall == pytest.approx(
+        theirs["recall"], abs=1e-6
+    )
 
 
 def test_manifolds_of_equal_disjoint_and_collapsed_sets():
     real = normal(0, 400)
     assert manifold(real, real)[:2] == (1.0, 1.0) and manifold(real, real).coverage == 1.0
     assert manifold(real + 1000, real) == (0.0, 0.0, 0.0, 0.0)
-    one = np.repeat(real[np.linalg.norm(real, axis=1).argmin()][None], 400, 0)  # the most ordinary image over and over
+    one = np.repeat(
+        real[np.linalg.norm(real, axis=1).argmin()][None], 400, 0
+    )  # the most ordinary image over and over
     collapsed = manifold(one, real)
-    assert collapsed.precision == 1.0 and collapsed.recall < 0.05 and collapsed.coverage < 0.1 and collapsed.density > 1
+    assert (
+        collapsed.precision == 1.0
+        and collapsed.recall < 0.05
+        and collapsed.coverage < 0.1
+        and collapsed.density > 1
+    )
     alike = manifold(normal(1, 400), real)
-    assert 0.6 < alike.precision < 1 and 0.6 < alike.recall < 1 and 0.8 < alike.density < 1.2 and alike.coverage > 0.9
+    assert (
+        0.6 < alike.precision < 1
+        and 0.6 < alike.recall < 1
+        and 0.8 < alike.density < 1.2
+        and alike.coverage > 0.9
+    )
 
 
 def test_nearest_finds_copies():
     real = normal(0, 3000)
     distance, index = nearest(real[[5, 2900, 17]] + 1e-4, real, 2)
-    assert index[:, 0].tolist() == [5, 2900, 17] and (distance[:, 0] < 1e-2).all() and (distance[:, 1] > 0.1).all()
+    assert (
+        index[:, 0].tolist() == [5, 2900, 17]
+        and (distance[:, 0] < 1e-2).all()
+        and (distance[:, 1] > 0.1).all()
+    )
 
 
 def test_mmd_tells_equal_from_different_distributions():

@@ -17,6 +17,7 @@ import torch
 from cvae.distributions import DiagonalGaussian
 from pipeline.config.schema import EvalConfig
 from pipeline.data.loader import to_float
+from pipeline.data.pixels import to_uint8
 from pipeline.data.shards import Shards
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import features as features_module
@@ -39,7 +40,7 @@ from pipeline.evaluation.metrics.statistics import (
 from pipeline.evaluation.rare import Combination, Counts, requests
 from pipeline.evaluation.reference import reference_features, reference_key
 from pipeline.rundir import layout
-from pipeline.runtime.blocks import map_blocks, spread, to_uint8
+from pipeline.runtime.blocks import map_blocks, spread
 from pipeline.runtime.distributed import Ranks
 from tests.tiny_run import ATTRIBUTES, SIZE, make_shards, tiny_config
 
@@ -56,14 +57,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_frechet_distance_of_gaussians_that_commute() -> None:
-    a, b = Moments(np.array([1.0, 2, 3]), np.diag([1.0, 4, 9])), Moments(np.array([1.0, 0, 3]), np.diag([4.0, 4, 1]))
-    assert frechet_distance(a, b) == pytest.approx(4 + 1 + 0 + 4, abs=1e-12)  # |d mu|^2 + sum (sigma_a - sigma_b)^2
+    a, b = (
+        Moments(np.array([1.0, 2, 3]), np.diag([1.0, 4, 9])),
+        Moments(np.array([1.0, 0, 3]), np.diag([4.0, 4, 1])),
+    )
+    assert frechet_distance(a, b) == pytest.approx(
+        4 + 1 + 0 + 4, abs=1e-12
+    )  # |d mu|^2 + sum (sigma_a - sigma_b)^2
 
 
 @pytest.mark.parametrize("images", [500, 20])  # 20: fewer images than features, a singular covariance
 def test_frechet_distance_agrees_with_the_matrix_root(images: int) -> None:
     rng = np.random.default_rng(0)
-    a, b = (moments(rng.standard_normal((images, 32)) @ rng.standard_normal((32, 32)) + shift) for shift in (0.0, 0.5))
+    a, b = (
+        moments(rng.standard_normal((images, 32)) @ rng.standard_normal((32, 32)) + shift)
+        for shift in (0.0, 0.5)
+    )
     cross = np.trace(scipy.linalg.sqrtm(a.covariance @ b.covariance)).real
     expected = np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9 if images == 500 else 1e-5)
@@ -79,8 +88,12 @@ def test_frechet_distance_of_a_set_to_itself_and_to_one_repeated_image() -> None
 
 
 def test_moments_are_numpys_in_float64() -> None:
-    rows = (np.random.default_rng(2).standard_normal((1000, 3)) + 1e4).astype(np.float32)  # float32 sums would lose the spread
-    np.testing.assert_allclose(moments(rows).covariance, np.cov(rows.astype(np.float64), rowvar=False), rtol=1e-9)
+    rows = (np.random.default_rng(2).standard_normal((1000, 3)) + 1e4).astype(
+        np.float32
+    )  # float32 sums would lose the spread
+    np.testing.assert_allclose(
+        moments(rows).covariance, np.cov(rows.astype(np.float64), rowvar=False), rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,7 +115,9 @@ def test_balanced_accuracy_and_reweighting() -> None:
     wanted = np.array([[1, 1], [1, 1], [1, 1], [0, 1]])
     decided = np.array([[1, 1], [1, 0], [0, 1], [0, 1]])
     own = balanced_accuracy(decided, wanted)
-    assert own[0] == pytest.approx((2 / 3 + 1) / 2) and np.isnan(own[1])  # the second attribute is never absent
+    assert own[0] == pytest.approx((2 / 3 + 1) / 2) and np.isnan(
+        own[1]
+    )  # the second attribute is never absent
     weights = np.array([[1, 1, 0, 1], [2, 1, 1, 0]])
     drawn = balanced_accuracy(decided, wanted, weights)
     assert drawn[0, 0] == 1.0 and np.isnan(drawn[1, 0])
@@ -120,7 +135,8 @@ def test_best_threshold_maximises_balanced_accuracy() -> None:
 
 
 @pytest.mark.parametrize(
-    "k, n, low, high", [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)]
+    "k, n, low, high",
+    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],
 )
 def test_wilson_interval(k: int, n: int, low: float, high: float) -> None:
     assert wilson(k, n) == pytest.approx((low, high), abs=1e-4)  # Newcombe (1998), table I, for 81 of 263
@@ -152,7 +168,9 @@ def test_blocks_are_the_same_on_any_rank(world_size: int) -> None:
     parts = []
     for rank in range(world_size):
         ranks = SimpleNamespace(rank=rank, world_size=world_size, gather_rows=lambda x: x)
-        parts.append(map_blocks(lambda i: blocks.append(i.tolist()) or {"x": torch.from_numpy(i)}, 11, 4, ranks)["x"])  # type: ignore[arg-type, func-returns-value]
+        parts.append(
+            map_blocks(lambda i: blocks.append(i.tolist()) or {"x": torch.from_numpy(i)}, 11, 4, ranks)["x"]
+        )  # type: ignore[arg-type, func-returns-value]
     assert np.concatenate(parts).tolist() == list(range(11))
     assert {tuple(block) for block in blocks} == {(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10)}
 
@@ -173,9 +191,14 @@ def rarest(labels: np.ndarray, held_out: np.ndarray, names: list[str], size: int
 
 def test_rare_pairs_are_frequent_enough_and_avoid_each_other() -> None:
     labels = np.zeros((1000, 3), np.uint8)
-    labels[:500, 0] = labels[440:, 1] = labels[::2, 2] = 1  # a and b meet 60 times where 280 are expected; c is independent
+    labels[:500, 0] = labels[440:, 1] = labels[::2, 2] = (
+        1  # a and b meet 60 times where 280 are expected; c is independent
+    )
     pairs = rarest(labels, labels[300:600], ["a", "b", "c"])
-    assert pairs[0].attributes == ("a", "b") and pairs[0].annotated_count == pairs[0].train_count == pairs[0].held_out_count == 60
+    assert (
+        pairs[0].attributes == ("a", "b")
+        and pairs[0].annotated_count == pairs[0].train_count == pairs[0].held_out_count == 60
+    )
     assert pairs[0].lift == pytest.approx(60 * 1000 / (500 * 560))
     assert not rarest(labels, labels[:100], ["a", "b", "c"])  # held out: they never meet
     asked = requests(labels, ["a", "b", "c"], ("a", "b"), 50, seed=0)
@@ -227,14 +250,23 @@ class Cells:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         x = images.float().mean(-1)
-        return torch.stack([x[:, 16 * r : 16 * r + 16, 11 * c : 11 * c + 10].mean((1, 2)) for r in range(2) for c in range(3)], 1)
+        return torch.stack(
+            [
+                x[:, 16 * r : 16 * r + 16, 11 * c : 11 * c + 10].mean((1, 2))
+                for r in range(2)
+                for c in range(3)
+            ],
+            1,
+        )
 
 
 def evidence(runs: Path, listens: bool = True, **overrides: Any) -> Evidence:
     """Evidence of a Painter before the perfect judge."""
     config = tiny_config(runs)
     splits = {name: Shards(layout.shards_dir(config), name) for name in ("train", "val", "test")}
-    judge = SimpleNamespace(attributes=ATTRIBUTES, digest="cells", decide=lambda x: x > 120, judge=lambda x: (x, x > 120))
+    judge = SimpleNamespace(
+        attributes=ATTRIBUTES, digest="cells", decide=lambda x: x > 120, judge=lambda x: (x, x > 120)
+    )
     info = SimpleNamespace(attributes=[ATTRIBUTES[i] for i in READ], s2=0.25, s2_fit=0.2)
     settings = dataclasses.replace(config.eval, **overrides)
     painter: Any = Painter(listens)
@@ -248,15 +280,23 @@ def test_attributes_of_a_model_that_listens_and_of_one_that_does_not(runs: Path)
         assert value.value == value.ceiling == 1.0 and value.interval == (1.0, 1.0) and value.floor < 0.75
         assert everything.value < 1.0 == everything.ceiling  # also those that the model does not read
         assert shuffled.value == value.floor and shuffled.interval[0] < value.floor < shuffled.interval[1] < 1
-    assert found["per_attribute"]["Male"]["accuracy"] == 1.0 and found["per_attribute"]["Male"]["read_by_model"]
-    assert found["per_attribute"]["Bald"]["balanced_accuracy"] == 0.5 and not found["per_attribute"]["Bald"]["read_by_model"]
+    assert (
+        found["per_attribute"]["Male"]["accuracy"] == 1.0 and found["per_attribute"]["Male"]["read_by_model"]
+    )
+    assert (
+        found["per_attribute"]["Bald"]["balanced_accuracy"] == 0.5
+        and not found["per_attribute"]["Bald"]["read_by_model"]
+    )
     deaf = dict(AttributeAgreement()(evidence(runs, listens=False)))["attribute_balanced_accuracy_read"]
     assert deaf.value == pytest.approx(0.5) and deaf.ceiling == 1.0
 
 
 def test_rare_combinations_of_a_model_that_listens_and_of_one_that_does_not(runs: Path) -> None:
     found, deaf = (dict(RareCombinations()(evidence(runs, listens))) for listens in (True, False))
-    assert found["rare_success"].value == found["rare_success"].ceiling == 1.0 and deaf["rare_success"].value == 0.0
+    assert (
+        found["rare_success"].value == found["rare_success"].ceiling == 1.0
+        and deaf["rare_success"].value == 0.0
+    )
     for row in found["rare"]:
         assert row["train_count"] >= 50 and row["held_out_count"] >= 20 and row["n"] == 10 and row["lift"] < 1
         assert (row["low"], row["high"]) == wilson(10, 10) and not row["figure_5"]
@@ -266,25 +306,36 @@ def test_reconstruction_error_is_on_the_unit_scale(runs: Path) -> None:
     own = evidence(runs)
     found = dict(Reconstruction()(own))
     images = own.splits["test"].gather(own.positions("test"))[0] / 255
-    painted = ((Painter(True).decode(torch.zeros(own.n, 4), torch.from_numpy(own.requested).float()) + 1) / 2).permute(0, 2, 3, 1).numpy()
+    painted = (
+        ((Painter(True).decode(torch.zeros(own.n, 4), torch.from_numpy(own.requested).float()) + 1) / 2)
+        .permute(0, 2, 3, 1)
+        .numpy()
+    )
     mean = (own.splits["train"].gather(own.positions("train"))[0] / 255).mean(0)
     assert found["mse"].value == pytest.approx(np.square(images - painted).mean(), rel=1e-5)
     assert found["mse"].floor == pytest.approx(np.square(images - mean).mean(), rel=1e-5)
     assert found["sigma"].value == 0.5
 
 
-def test_likelihood_is_the_mean_over_images_in_both_units(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_likelihood_is_the_mean_over_images_in_both_units(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = evidence(runs, n=20, iw_images=12, iw_samples=3)
     monkeypatch.setitem(own.__dict__, "log_likelihood", {"iw": np.arange(12, dtype=np.float32)})
     found = dict(Likelihood()(own))
     assert found["iw_log_likelihood_nats"].value == 5.5
     error = np.arange(12).std(ddof=1) / 12**0.5
     assert found["iw_log_likelihood_standard_error"].value == pytest.approx(error)
-    assert found["iw_bits_per_dim"].value == pytest.approx(-5.5 / (3 * SIZE * SIZE * np.log(2)) + np.log2(127.5))
+    assert found["iw_bits_per_dim"].value == pytest.approx(
+        -5.5 / (3 * SIZE * SIZE * np.log(2)) + np.log2(127.5)
+    )
     low, high = found["iw_bits_per_dim"].interval or (0, 0)
     assert low < found["iw_bits_per_dim"].value < high
     rows = own.__class__.log_likelihood.func(own)  # type: ignore[attr-defined]
-    assert {name: row.shape for name, row in rows.items()} == {"iw": (12,), "iw_fitted": (12,)}  # s2 and s2_fit differ here
+    assert {name: row.shape for name, row in rows.items()} == {
+        "iw": (12,),
+        "iw_fitted": (12,),
+    }  # s2 and s2_fit differ here
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -296,7 +347,9 @@ def test_every_metric_yields_finite_numbers_and_needs_what_evidence_has(runs: Pa
     assert found and all(np.isfinite(value.value) for value in values)
     assert values or name == "groups"  # none of these few images' groups is large enough
     sections = collect(found)
-    assert set(sections["intervals"]) | set(sections["ceilings"]) | set(sections["floors"]) <= set(sections["metrics"])
+    assert set(sections["intervals"]) | set(sections["ceilings"]) | set(sections["floors"]) <= set(
+        sections["metrics"]
+    )
 
 
 # ---- features and their cache
@@ -318,7 +371,9 @@ def test_reference_cache_is_hit_only_by_the_same_images_and_features(runs: Path,
             given = Shards.__new__(Shards)
             given.__dict__.update(shards.__dict__ | {"content_digest": content})
         calls.clear()
-        return reference_features(tmp_path, given, reference_key(given, "test", n, block, extractor, crop), extractor, Ranks())
+        return reference_features(
+            tmp_path, given, reference_key(given, "test", n, block, extractor, crop), extractor, Ranks()
+        )
 
     first = ask()
     assert calls == [8, 8, 4]
@@ -333,7 +388,9 @@ def test_reference_cache_is_hit_only_by_the_same_images_and_features(runs: Path,
         ask()
 
 
-def test_inception_features_only_from_the_official_file(inception_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inception_features_only_from_the_official_file(
+    inception_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cpu, judge = torch.device("cpu"), SimpleNamespace()
     with pytest.raises(DataError, match="expected 6726825d"):
         InceptionFeatures(judge, EvalConfig(inception_weights=str(inception_file)), cpu)  # type: ignore[arg-type]
@@ -364,5 +421,9 @@ def test_code_in_a_weights_file_does_not_run(tmp_path: Path, monkeypatch: pytest
     digest = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
     monkeypatch.setattr(features_module, "INCEPTION_SHA256", digest[:8])
     with pytest.raises(pickle.UnpicklingError):
-        InceptionFeatures(SimpleNamespace(), EvalConfig(inception_weights=str(tmp_path / "weights.pth")), torch.device("cpu"))  # type: ignore[arg-type]
+        InceptionFeatures(
+            SimpleNamespace(),
+            EvalConfig(inception_weights=str(tmp_path / "weights.pth")),
+            torch.device("cpu"),
+        )  # type: ignore[arg-type]
     assert not (tmp_path / "exploded").exists()

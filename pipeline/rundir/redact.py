@@ -1,0 +1,10 @@
+"""Hide credentials in text that is shown, logged or stored."""
+
+from __future__ import annotations
+
+import re
+
+
+def redact(text: str) -> str:
+    """`text` with the user name and password of every URI in it blotted out."""
+    return re.sub(r"://[^/\s]*@", "://***@", text)
