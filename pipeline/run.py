@@ -47,10 +47,13 @@ def run_stage(
 
     from pipeline.runtime.context import Context
     from pipeline.runtime.distributed import process_group
-    from pipeline.runtime.logs import stage_logger
+    from pipeline.runtime.logs import stage_log
 
-    with process_group(config.train.timeout_s, config.train.threads) as ranks:
-        context = Context(run_dir, ranks, stop, stage_logger(stage, run_dir, ranks.rank, part), part, job)
+    with (
+        process_group(config.train.timeout_s, config.train.threads) as ranks,
+        stage_log(stage, run_dir, ranks.rank, part) as log,
+    ):
+        context = Context(run_dir, ranks, stop, log, part, job)
         try:
             STAGES[stage].run(config, context)
         except Stopped as reason:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.load import resources
 from pipeline.config.schema import ClusterConfig, RunConfig
+from pipeline.config.suggest import suggest
 from pipeline.errors import ConfigError
 from pipeline.rundir import layout
 from pipeline.stages import STAGES
@@ -62,8 +62,7 @@ def parse_stages(text: str | None) -> list[str]:
 
 def _require_stage(name: str, where: str) -> None:
     if name not in STAGES:
-        near = difflib.get_close_matches(name, STAGES, 1, 0.4)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = suggest(name, STAGES)
         raise ConfigError(f"{where}: unknown stage {name!r}, expected one of {', '.join(STAGES)}{hint}")
 
 

@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.prepare import ROOT
 from pipeline.rundir.files import write_text
 from pipeline.rundir.layout import shared_dir
+from pipeline.runtime.ports import free_port
 from slurm import ledger
 from slurm.chain import FINISH, Chain, Run, Step, batches, stage_resources
 from slurm.queue import array_of
@@ -233,13 +233,7 @@ def _submission_environment(executor: str) -> Iterator[None]:
         # Ctrl-C reaches every process of a terminal: the ranks must hear it from the launcher, as a stop request.
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            with environment_variables(PYTHONPATH=path, MASTER_PORT=_free_port()):
+            with environment_variables(PYTHONPATH=path, MASTER_PORT=str(free_port())):
                 yield
         finally:
             signal.signal(signal.SIGINT, previous)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

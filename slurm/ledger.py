@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,8 +10,11 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.rundir.files import write_json
+from pipeline.rundir.lock import locked
 from pipeline.rundir.record import read_json
 from slurm.queue import FINAL, job_states
+
+LOCK = ".lock"  # of jobs.json and error.json, in the run directory
 
 # How an error looks on a rank whose peer died first: the least telling of a job's errors.
 PEER_LOST = (
@@ -26,17 +28,9 @@ PEER_LOST = (
 
 
 @contextmanager
-def _locked(run_dir: Path) -> Iterator[None]:
-    with open(run_dir / ".lock", "a") as lock:
-        with suppress(OSError):  # a file system without locks: the writers are few and seldom meet
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
 def _entry(run_dir: Path, stage: str, job_id: str) -> Iterator[dict[str, Any]]:
     """The job's entry in jobs.json, written back at the end; several jobs of a run may write at once."""
-    with _locked(run_dir):
+    with locked(run_dir / LOCK):
         jobs = read_json(run_dir / "jobs.json", [])
         found = [job for job in jobs if (job["stage"], job["id"]) == (stage, job_id)]
         entry = found[-1] if found else {"stage": stage, "id": job_id, "state": "SUBMITTED", "attempts": []}
@@ -112,7 +106,7 @@ def unfinished(run_dir: Path) -> list[dict[str, Any]]:
 
 def refresh(run_dir: Path) -> None:
     """Put what Slurm says into jobs.json where a job has ended without being able to say so itself."""
-    with _locked(run_dir):
+    with locked(run_dir / LOCK):
         jobs = read_json(run_dir / "jobs.json", [])
         unsure = [job for job in jobs if job.get("executor") == "slurm" and job["state"] not in FINAL]
         states = job_states([job["id"] for job in unsure]) if unsure else {}
@@ -168,7 +162,7 @@ def note_failure(run_dir: Path, stage: str, rank: int, error: Exception) -> None
     message = str(error).strip() or type(error).__name__
     user = isinstance(error, UserError)
     weight = 2 if user else 0 if any(text in message for text in PEER_LOST) else 1
-    with _locked(run_dir):
+    with locked(run_dir / LOCK):
         there = failure(run_dir, stage)
         if there is None or weight > there["weight"]:
             content = {
@@ -183,7 +177,7 @@ def note_failure(run_dir: Path, stage: str, rank: int, error: Exception) -> None
 
 def note_end_of_restarts(run_dir: Path, stage: str, job_id: str, reason: str) -> None:
     """Keep why a job that crashed is not restarted, with the error that it crashed with."""
-    with _locked(run_dir):
+    with locked(run_dir / LOCK):
         there = failure(run_dir, stage) or {
             "kind": "Killed",
             "message": "a rank ended without a word (killed? out of memory?)",

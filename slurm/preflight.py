@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -17,10 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.config.schema import ClusterConfig
+from pipeline.config.suggest import suggest
 from pipeline.data.records import RecordFormat
 from pipeline.data.sources.celeba import CELEBA_ATTRIBUTES
 from pipeline.errors import ConfigError
 from pipeline.rundir.layout import source_path
+from pipeline.runtime.split import ceil_div
 from pipeline.stages import STAGES
 from slurm.chain import Chain, Run, Step, batches, stage_resources
 from slurm.dryrun import sbatch_script
@@ -103,10 +104,8 @@ def _unknown_partition(name: str) -> str:
     there = (ask("sinfo", "-h", "-o", "%R") or "").split()
     if not there or set(name.split(",")) <= set(there):
         return ""
-    near = difflib.get_close_matches(name, there, 1, 0.4)
-    return f"no partition {name!r} on this cluster, there are {', '.join(there)}" + (
-        f"; did you mean '{near[0]}'?" if near else ""
-    )
+    hint = suggest(name, there)
+    return f"no partition {name!r} on this cluster, there are {', '.join(there)}{hint}"
 
 
 def _limit_min(partition: str | None) -> float:
@@ -253,11 +252,12 @@ def batch_is_even(run: Run) -> Iterator[Finding]:
     """A global batch that does not divide by the ranks leaves some of them waiting."""
     wanted, batch = stage_resources(run.config, "train"), run.config.train.batch_size
     ranks = wanted.nodes * wanted.tasks_per_node
-    lost = 1 - batch / (ranks * -(-batch // ranks))
+    even = ranks * ceil_div(batch, ranks)
+    lost = 1 - batch / even
     if lost > 0:
         yield Finding(
             f"key 'train.batch_size': {batch} images over {ranks} ranks are shared unevenly: {lost:.0%} of the ranks' time is lost; "
-            f"{ranks * -(-batch // ranks)} would be even", False,
+            f"{even} would be even", False,
         )  # fmt: skip
 
 

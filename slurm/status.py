@@ -13,6 +13,7 @@ from pipeline.reporting.text import columns
 from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import read_metrics
 from pipeline.rundir.record import read_json, run_config
+from pipeline.runtime.split import ceil_div
 from slurm import ledger
 from slurm.queue import FINAL
 
@@ -69,7 +70,7 @@ def _stage_status(run_dir: Path, config: RunConfig, stage: str, jobs: list[dict[
 
 def _progress(run_dir: Path, config: RunConfig) -> str:
     train = config.train
-    last = -(-train.images // train.batch_size)
+    last = ceil_div(train.images, train.batch_size)
     records = [
         r
         for r in read_metrics(layout.train_dir(run_dir) / "metrics.jsonl")

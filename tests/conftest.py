@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +15,8 @@ os.environ.setdefault(
 
 import numpy as np
 import pytest
+
+from pipeline.runtime.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,13 +34,6 @@ def _one_thread():
     import torch
 
     torch.set_num_threads(1)
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def run_ranks(

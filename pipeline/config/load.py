@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import re
@@ -16,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from pipeline.config.schema import AT_LEAST_ONE, CHOICES, ClusterConfig, RunConfig, StageResources
+from pipeline.config.suggest import suggest
 from pipeline.errors import ConfigError
 
 MAX_DEPTH = 20
@@ -123,13 +123,13 @@ def _first_line(error: Exception) -> str:
 
 def _nearest_file(file: Path) -> str:
     there = [p.stem for p in file.parent.glob("*.yaml")]
-    near = difflib.get_close_matches(file.stem, there, 1, 0.4)
-    return f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(sorted(there)) or 'none'}"
+    listed = ", ".join(sorted(there)) or "none"
+    return suggest(file.stem, there) or f"; there are: {listed}"
 
 
 def _nearest_key(key: str) -> str:
-    near = difflib.get_close_matches(key, list(leaves(dataclasses.asdict(RunConfig()))), 1, 0.4)
-    return f"; did you mean '{near[0]}'?" if near else "; `launch.py --dry-run` prints all keys"
+    known = leaves(to_dict(RunConfig()))
+    return suggest(key, known) or "; `launch.py --dry-run` prints all keys"
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -151,8 +151,7 @@ def _check(config: RunConfig) -> None:
     values = flatten(config)
     for key, choices in CHOICES.items():
         if values[key] not in choices:
-            near = difflib.get_close_matches(str(values[key]), choices, 1, 0.4)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = suggest(str(values[key]), choices)
             raise ConfigError(f"key '{key}': got {values[key]!r}, expected one of {', '.join(choices)}{hint}")
     for key in AT_LEAST_ONE:
         if values[key] < 1:

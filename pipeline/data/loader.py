@@ -15,8 +15,8 @@ from torch import Tensor
 from pipeline.config.schema import DataConfig
 from pipeline.data.order import Stream
 from pipeline.data.shards import Shards
-from pipeline.runtime.distributed import share
 from pipeline.runtime.keyed import generator
+from pipeline.runtime.split import share
 
 T = TypeVar("T")
 

@@ -10,6 +10,8 @@ import tarfile
 
 import numpy as np
 
+from pipeline.runtime.split import ceil_div
+
 KEY = re.compile(
     r"[A-Za-z0-9_-]{1,90}"
 )  # a dot would end WebDataset's key; a longer or non-ASCII name needs a second tar header
@@ -19,7 +21,7 @@ _NPY_HEADER = 128
 
 
 def _padded(length: int) -> int:
-    return -(-length // _BLOCK) * _BLOCK
+    return ceil_div(length, _BLOCK) * _BLOCK
 
 
 def _tar_header(name: str, length: int) -> bytes:

@@ -22,7 +22,7 @@ from pipeline.rundir.layout import SHARD_FORMAT
 
 MANIFEST = "manifest.json"
 MAX_SIZE = 4096  # pixels
-log = logging.getLogger("cvae.train")
+log = logging.getLogger("cvae.shards")
 _FILE = re.compile(r"(train|val|test)-\d{5}\.tar")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -12,6 +11,7 @@ from typing import Any
 
 from pipeline.data.shards import MANIFEST, read_manifest
 from pipeline.errors import DataError
+from pipeline.rundir.lock import locked
 
 CHUNK = 1 << 22  # bytes
 SPARE = 1.05  # of the shards' size that must be free
@@ -36,8 +36,7 @@ def staged(folder: Path, target: str, log: Logger, damaged: str = "stop") -> Pat
     local = place / "cvae-shards" / folder.name
     try:
         local.mkdir(parents=True, exist_ok=True)
-        with open(local.with_suffix(".lock"), "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(local.with_suffix(".lock")):
             return _copy(folder, local, log)
     except DataError as error:
         if damaged == "stop":

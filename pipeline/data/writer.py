@@ -29,6 +29,7 @@ from pipeline.errors import DataError
 from pipeline.rundir.files import seal, sha256
 from pipeline.rundir.layout import SHARD_FORMAT
 from pipeline.runtime.preempt import StopFlag, Stopped
+from pipeline.runtime.split import ceil_div
 
 CHUNK = 128  # images in memory at a time
 LISTED_SKIPS = 100  # damaged images named in the manifest; the others are only counted
@@ -56,7 +57,7 @@ def plan_shards(celeba: Celeba, config: ShardConfig, folder: Path) -> list[Shard
             len(members)
         )
         shuffled = members[np.argsort(bits, kind="stable")]
-        count = -(-len(members) // config.samples_per_shard)
+        count = ceil_div(len(members), config.samples_per_shard)
         for number in range(count):
             rows = np.sort(shuffled[number * len(members) // count : (number + 1) * len(members) // count])
             names = [celeba.names[row] for row in rows]

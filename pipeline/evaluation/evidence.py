@@ -28,9 +28,10 @@ from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.rare import FIGURE_5, Combination, Counts, requests
 from pipeline.evaluation.reference import reference_features, reference_key
-from pipeline.runtime.blocks import map_blocks, spread
+from pipeline.runtime.blocks import map_blocks
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.keyed import keyed_normal
+from pipeline.runtime.split import spread
 from pipeline.training.checkpoint import CheckpointInfo
 
 Rows = dict[str, np.ndarray]  # named rows [n, ...]; the features under the name of their metric

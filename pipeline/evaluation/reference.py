@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import time
 from collections.abc import Iterator
@@ -21,8 +20,10 @@ from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.evaluation.features import Features
 from pipeline.rundir.files import write_bytes
-from pipeline.runtime.blocks import map_blocks, spread
+from pipeline.rundir.lock import locked
+from pipeline.runtime.blocks import map_blocks
 from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.split import spread
 
 WAIT_S = 300.0  # below the time-out of a process group: the other ranks wait in a collective meanwhile
 
@@ -102,17 +103,12 @@ def _compute(
 @contextmanager
 def _turn(file: Path) -> Iterator[None]:
     """Hold the lock beside `file`, or stop waiting for it once the file is there or WAIT_S are over."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     give_up = time.monotonic() + WAIT_S
-    with open(file.with_suffix(".lock"), "w") as handle:
-        while not file.exists() and time.monotonic() < give_up:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.2)
-            except OSError:  # a file system without locks: the work may be done twice
-                break
+
+    def keep_waiting() -> bool:
+        return not file.exists() and time.monotonic() < give_up
+
+    with locked(file.with_suffix(".lock"), keep_waiting=keep_waiting):
         yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from pipeline.config.suggest import suggest
 from pipeline.errors import ConfigError, DataError
 
 
@@ -79,11 +79,10 @@ def network(name: str, weights: bytes) -> nn.Module:
     _torchvision()
     from torchvision import models
 
-    if name not in models.list_models(module=models):
-        near = difflib.get_close_matches(name, models.list_models(module=models), 3)
-        raise ConfigError(
-            f"key 'eval.network_name': torchvision has no architecture {name!r}; did you mean {' or '.join(near) or 'resnet50'}?"
-        )
+    known = models.list_models(module=models)
+    if name not in known:
+        hint = suggest(name, known) or "; one that it has is 'resnet50'"
+        raise ConfigError(f"key 'eval.network_name': torchvision has no architecture {name!r}{hint}")
     try:
         state = safetensors.torch.load(weights)
         net = models.get_model(

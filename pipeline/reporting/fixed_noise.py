@@ -12,8 +12,8 @@ from cvae.model import CVAE
 from pipeline.data.pixels import to_uint8
 from pipeline.reporting.grids import grid
 from pipeline.rundir.files import write_bytes
-from pipeline.runtime.blocks import spread
 from pipeline.runtime.keyed import keyed_normal
+from pipeline.runtime.split import spread
 from pipeline.training.validation import HeldOut
 
 COLUMNS, SAMPLES = 8, 16

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
+from pipeline.runtime.split import ceil_div
+
 GAP = 2  # pixels
 ROW_LABEL = 240  # pixels left of a labelled row
 
@@ -12,7 +14,7 @@ ROW_LABEL = 240  # pixels left of a labelled row
 def grid(images: np.ndarray, columns: int) -> Image.Image:
     """uint8 images [N, S, S, 3] row by row on white."""
     size = images.shape[1] + GAP
-    rows = -(-len(images) // columns)
+    rows = ceil_div(len(images), columns)
     canvas = np.full((rows * size + GAP, columns * size + GAP, 3), 255, np.uint8)
     for i, image in enumerate(images):
         top, left = i // columns * size + GAP, i % columns * size + GAP

@@ -13,7 +13,7 @@ from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.metrics.neighbours import nearest
 from pipeline.evaluation.rare import FIGURE_5
 from pipeline.reporting.grids import grid, labelled
-from pipeline.runtime.blocks import spread
+from pipeline.runtime.split import spread
 
 COLUMNS, ROWS = 8, 8  # images
 SWEEP_STEPS = 8  # pictures from one end to the other

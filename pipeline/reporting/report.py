@@ -29,7 +29,7 @@ from pipeline.rundir.files import write_text
 from pipeline.rundir.metrics_log import read_metrics
 from pipeline.rundir.record import Evaluation
 from pipeline.rundir.redact import redact
-from pipeline.runtime.blocks import spread
+from pipeline.runtime.split import spread
 
 GROWTH = 6  # pictures of samples over training
 MAP = "of latent vectors, one map for both halves: a prior that fits puts the same colours in the same places"

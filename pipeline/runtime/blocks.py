@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.runtime.distributed import Ranks, share
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.split import ceil_div, share
 
 
 @torch.no_grad()
@@ -25,7 +26,7 @@ def map_blocks(
     All ranks take part; each does an even share of the blocks. A block never depends on its rank, so neither do the rows.
     `clock`: its "gathering" grows by the seconds that this took.
     """
-    mine = list(share(-(-n // block), ranks.rank, ranks.world_size))
+    mine = list(share(ceil_div(n, block), ranks.rank, ranks.world_size))
     results = [function(np.arange(i * block, min(n, (i + 1) * block))) for i in mine or [0]]
     rows = {name: torch.cat([result[name] for result in results]) for name in results[0]}
     if not mine:  # a rank without a block did the first one, to know the shapes, and contributes nothing
@@ -35,8 +36,3 @@ def map_blocks(
     if clock is not None:
         clock["gathering"] = clock.get("gathering", 0.0) + time.monotonic() - start
     return gathered
-
-
-def spread(n: int, total: int) -> np.ndarray:
-    """`n` of `total` positions, evenly spaced: a part of a split that no order within it can bias; all of them for n = total."""
-    return np.arange(n) * total // n

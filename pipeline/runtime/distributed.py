@@ -84,11 +84,6 @@ class Ranks:
             dist.barrier()
 
 
-def share(total: int, rank: int, world_size: int) -> range:
-    """The positions [floor(r T/W), floor((r+1) T/W)) of `total` items that belong to `rank`; may be empty."""
-    return range(rank * total // world_size, (rank + 1) * total // world_size)
-
-
 def _env(name: str, default: int) -> int:
     value = os.environ.get(name, str(default))
     if not value.isdigit():

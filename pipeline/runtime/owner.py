@@ -10,7 +10,6 @@ in the file, and leaves before it writes again.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import OwnedError, StorageError
+from pipeline.rundir.lock import try_lock
 
 if TYPE_CHECKING:
     from pipeline.runtime.distributed import Ranks
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 BEAT_S = 5.0
 STALE_S = 60.0  # a lock whose heartbeat stands still for this long is broken
 FILE = "owner.json"
-log = logging.getLogger("cvae.train")
+log = logging.getLogger("cvae.owner")
 
 
 def start_ticks(pid: int) -> int | None:
@@ -101,7 +101,7 @@ def acquire(folder: Path, job: str = "", lost: Callable[[], None] = lambda: os._
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        before, free = _read(file), _lock(handle)
+        before, free = _read(file), try_lock(handle, file)
         # A scheduler that starts a job again has given its last attempt up, also one that lives on, on a node that was taken for dead.
         given_up = bool(job) and before.get("job") == job
         if not free:
@@ -121,23 +121,12 @@ def acquire(folder: Path, job: str = "", lost: Callable[[], None] = lambda: os._
         ) from None
 
 
-def _lock(handle: int) -> bool:
-    """False where another process holds it; True where it is ours, or the file system has no locks."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
 def _replace(file: Path, old: int) -> int:
     """A fresh file under the name of one whose lock outlived its owner."""
     os.close(old)
     fresh = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
     handle = os.open(fresh, os.O_RDWR | os.O_CREAT, 0o644)
-    _lock(handle)
+    try_lock(handle, file)
     os.replace(fresh, file)
     return handle
 

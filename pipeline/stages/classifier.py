@@ -25,6 +25,7 @@ from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.logs import progress
 from pipeline.runtime.preempt import Stopped
+from pipeline.runtime.split import ceil_div
 from pipeline.training.optim import Precision, learning_rate, make_optimizer
 
 BLOCK = 100  # images per forward pass when measuring
@@ -88,9 +89,10 @@ def train(
     )
     optimizer, precision = make_optimizer(net, optim), Precision(settings.precision, ranks.device)
     source = TrainBatches(shards, DataConfig(), settings.seed, size, 0, ranks.rank, ranks.world_size)
-    batches = Prefetcher(source.at, 0, -(-images // size))
+    steps = ceil_div(images, size)
+    batches = Prefetcher(source.at, 0, steps)
     try:
-        for step, batch in enumerate(progress(batches, -(-images // size), "training", context.log)):
+        for step, batch in enumerate(progress(batches, steps, "training", context.log)):
             optimizer.param_groups[0]["lr"] = learning_rate(step * size, images, optim)
             loss = train_step(model, optimizer, precision, source, batch, ranks)
             total = ranks.reduce_sum(

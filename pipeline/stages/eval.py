@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from pipeline.config.load import digest
 from pipeline.config.schema import RunConfig
+from pipeline.config.suggest import suggest
 from pipeline.data.shards import Shards
 from pipeline.data.sources.celeba import read_annotations
 from pipeline.errors import CheckpointError, ConfigError, DataError
@@ -88,8 +88,7 @@ def chosen_metrics(names: list[str]) -> dict[str, type[Metric]]:
     """The metrics of these names, all of them for none. Raises ConfigError with the nearest name."""
     for name in names:
         if name not in METRICS:
-            near = difflib.get_close_matches(name, METRICS, 1, 0.4)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = suggest(name, METRICS)
             raise ConfigError(
                 f"key 'eval.metrics': unknown metric {name!r}, expected some of {', '.join(METRICS)}{hint}"
             )

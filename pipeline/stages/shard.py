@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from pipeline.data.writer import ShardTask, build_manifest, check_space, plan_sh
 from pipeline.errors import ConfigError
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_json
+from pipeline.rundir.lock import locked
 from pipeline.runtime.context import Context
 from pipeline.runtime.logs import progress
 from pipeline.runtime.preempt import StopFlag, Stopped
@@ -54,7 +54,7 @@ def make_shards(config: RunConfig, context: Context) -> None:
     """The work of rank 0; waits where another run is making the same shards."""
     folder, log = layout.shards_dir(config), context.log
     processes = len(os.sched_getaffinity(0))
-    with locked(folder.with_suffix(".lock"), context.stop):
+    with held(folder.with_suffix(".lock"), context.stop):
         if (folder / MANIFEST).exists():
             log.info("%s is there already", folder)
             return
@@ -82,8 +82,8 @@ def make_part(config: RunConfig, context: Context) -> None:
     processes = len(os.sched_getaffinity(0))
     # Parts work side by side, but not beside the whole stage, which clears away what it does not know.
     with (
-        locked(folder.with_suffix(".lock"), context.stop, shared=True),
-        locked(folder.with_suffix(f".{k}-of-{n}.lock"), context.stop),
+        held(folder.with_suffix(".lock"), context.stop, shared=True),
+        held(folder.with_suffix(f".{k}-of-{n}.lock"), context.stop),
     ):
         if (folder / MANIFEST).exists():
             context.log.info("%s is there already", folder)
@@ -101,7 +101,7 @@ def planned(config: RunConfig, context: Context, processes: int) -> tuple[Celeba
     """The source, checked (drawn first where it is the toy faces), and the shards that it will become."""
     source, folder = layout.source_path(config), layout.shards_dir(config)
     if not config.shard.source:
-        with locked(source.with_suffix(".lock"), context.stop):
+        with held(source.with_suffix(".lock"), context.stop):
             make_toy_celeba(source, config.toy.n, config.toy.seed, processes, context.log)
     celeba = read_celeba(source, config.shard.allow_subset)
     context.log.info("%s: %d images of %d annotated", celeba.images, len(celeba.names), celeba.annotated)
@@ -126,19 +126,16 @@ def write_all(
 
 
 @contextmanager
-def locked(lock: Path, stop: StopFlag, shared: bool = False) -> Iterator[None]:
+def held(lock: Path, stop: StopFlag, shared: bool = False) -> Iterator[None]:
     """Hold the file `lock` against other processes, or `shared` with some (the kernel frees it, even after a kill).
 
     Raises Stopped where asked to stop while waiting.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as handle:
-        while True:
-            try:
-                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if stop.requested:
-                    raise Stopped(f"asked to stop while another process held {lock}") from None
-                time.sleep(0.5)
+
+    def keep_waiting() -> bool:
+        if stop.requested:
+            raise Stopped(f"asked to stop while another process held {lock}")
+        return True
+
+    with locked(lock, shared, keep_waiting):
         yield

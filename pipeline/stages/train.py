@@ -9,6 +9,7 @@ from pipeline.rundir.files import write_json
 from pipeline.runtime.context import Context
 from pipeline.runtime.owner import Ownership, owned
 from pipeline.runtime.preempt import Stopped
+from pipeline.runtime.split import ceil_div
 from pipeline.runtime.watchdog import Watchdog
 from pipeline.tracking.sync import LiveSync, MetricsLog
 from pipeline.training.profile import profiler
@@ -37,7 +38,7 @@ def train_on(config: RunConfig, context: Context, owner: Ownership | None, watch
     train, folder = config.train, layout.train_dir(context.run_dir)
     trainer = Trainer(config, context)
     trainer.resume()
-    last = -(-train.images // train.batch_size)
+    last = ceil_div(train.images, train.batch_size)
     metrics = MetricsLog(folder / "metrics.jsonl", trainer.step) if owner else None
     if metrics and trainer.excluded:
         counts = {

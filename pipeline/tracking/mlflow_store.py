@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError, UserError
+from pipeline.rundir.lock import locked
 from pipeline.rundir.redact import redact
 
 if TYPE_CHECKING:
@@ -66,23 +66,18 @@ def open_client(uri: str) -> MlflowClient:
 
 
 @contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Hold the advisory lock `file`; raises TrackingError where another process keeps it for LOCK_TIMEOUT_S."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+def held(file: Path) -> Iterator[None]:
+    """Hold the lock `file`; raises TrackingError if another process keeps it for LOCK_TIMEOUT_S."""
     give_up = time.monotonic() + LOCK_TIMEOUT_S
-    with open(file, "w") as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > give_up:
-                    raise TrackingError(
-                        f"{file}: held by another process for {LOCK_TIMEOUT_S:.0f} s; try again later"
-                    ) from None
-                time.sleep(0.1)
-            except OSError:  # a file system without locks: two feeders of one run at a time are rare there
-                break
+
+    def keep_waiting() -> bool:
+        if time.monotonic() > give_up:
+            raise TrackingError(
+                f"{file}: another process has held this lock for {LOCK_TIMEOUT_S:.0f} s; try again later"
+            )
+        return True
+
+    with locked(file, keep_waiting=keep_waiting):
         yield
 
 
@@ -93,7 +88,7 @@ def database_lock(uri: str) -> Iterator[None]:
         yield
         return
     database = Path(uri.split("///", 1)[-1].split("?")[0])
-    with locked(database.with_name(database.name + ".lock")):
+    with held(database.with_name(database.name + ".lock")):
         yield
 
 

@@ -23,7 +23,7 @@ from pipeline.tracking.mlflow_store import (
     as_text,
     clean_name,
     database_lock,
-    locked,
+    held,
     log_metrics,
     log_params,
     open_client,
@@ -54,7 +54,7 @@ class Feeder:
             return
         uri = tracking_uri(config)
         try:
-            with locked(self.run_dir / ".mlflow.lock"), database_lock(uri):
+            with held(self.run_dir / ".mlflow.lock"), database_lock(uri):
                 self._push(config, uri)
         except UserError:
             raise

@@ -29,7 +29,7 @@ META: dict[str, tuple[type, ...]] = {
     "validation": (dict, type(None)),
 }  # fmt: skip
 _NAME = re.compile(r"step_(\d{8,12})\.json")
-log = logging.getLogger("cvae.train")
+log = logging.getLogger("cvae.checkpoint")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pipeline.reporting.fixed_noise import draw_fixed_noise
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_json
 from pipeline.runtime.context import Context
-from pipeline.runtime.distributed import share
+from pipeline.runtime.split import ceil_div, share
 from pipeline.tracking.sync import MetricsLog
 from pipeline.training.checkpoint import Checkpoints, load_model, require_same, restore, state_tensors
 from pipeline.training.health import complaints
@@ -168,8 +168,8 @@ class Trainer:
             group["lr"] = lr
         x, y, noise = self.batches.to_device(batch, self.device, precision.dtype)
         # The number of micro-batches follows from global numbers only: ranks that disagree would wait for each other for ever.
-        largest_share = -(-train.batch_size // self.ranks.world_size)
-        n_micro = -(-largest_share // train.micro_batch) if train.micro_batch else 1
+        largest_share = ceil_div(train.batch_size, self.ranks.world_size)
+        n_micro = ceil_div(largest_share, train.micro_batch) if train.micro_batch else 1
         parts = [share(len(x), i, n_micro) for i in range(n_micro)]
         micro = [(x[p.start : p.stop], y[p.start : p.stop], noise[p.start : p.stop]) for p in parts]
         reduce_sum: Callable[[Tensor], Tensor] = self.reduce_sum

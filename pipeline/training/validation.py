@@ -16,8 +16,9 @@ from cvae.losses import active_units, bits_per_dim, gaussian_nll, squared_error
 from cvae.model import CVAE
 from pipeline.data.loader import columns, to_float
 from pipeline.data.shards import Shards
-from pipeline.runtime.distributed import Ranks, share
+from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.keyed import generator, keyed_normal
+from pipeline.runtime.split import share
 
 BLOCK = 64  # images per forward pass; part of the protocol
 CALIBRATION_IMAGES = 2048

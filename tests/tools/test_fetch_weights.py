@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DataError
+from pipeline.runtime.ports import free_port
 from tests.conftest import ROOT
 from tools.fetch_weights import FetchError, fetch
 
@@ -87,9 +87,7 @@ def test_other_content_never_gets_the_name(url: str, tmp_path: Path) -> None:
 
 
 def test_no_way_out_says_what_to_do(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     proxied = {"https_proxy": f"http://ada:secret@127.0.0.1:{port}", "no_proxy": "", "NO_PROXY": ""}
     command = [
         sys.executable,

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.runtime.split import ceil_div
+
 
 class Moments(NamedTuple):
     """Mean [F] and covariance [F, F] of features."""
@@ -164,7 +166,8 @@ def resample(
 ) -> np.ndarray:
     """`statistic` of resampled images, [resamples, ...]; it is given weights [R, n]: how often each image was drawn."""
     rng = np.random.default_rng(seed)
-    parts = [statistic(rng.multinomial(n, np.full(n, 1 / n), size=100)) for _ in range(-(-resamples // 100))]
+    chunks = ceil_div(resamples, 100)
+    parts = [statistic(rng.multinomial(n, np.full(n, 1 / n), size=100)) for _ in range(chunks)]
     return np.concatenate(parts)[:resamples]
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from pipeline.config.schema import RunConfig
 from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.ports import free_port
 from pipeline.runtime.watchdog import EXIT_CODE, Watchdog
 from pipeline.training.health import complaints
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT
 
 WORKER = ROOT / "tests" / "workers" / "stalling.py"
 

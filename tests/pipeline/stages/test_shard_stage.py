@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections import namedtuple
@@ -26,6 +25,7 @@ from pipeline.run import run_stage
 from pipeline.rundir import layout
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.ports import free_port
 from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.stages import shard
 from tests.celeba_source import jpeg, make_source
@@ -121,9 +121,7 @@ def test_two_ranks_share_one_stage(source: Path) -> None:
     run_dir = Path(config.runs_dir) / "run"
     run_dir.mkdir(parents=True)
     (run_dir / "config.yaml").write_text(configuration.dump(config))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     env = {
         **os.environ,
         "WORLD_SIZE": "2",

@@ -32,6 +32,7 @@ from pipeline.errors import DataError, exit_code
 from pipeline.rundir import files
 from pipeline.rundir.metrics_log import MetricsLog, read_metrics
 from pipeline.rundir.redact import redact
+from pipeline.runtime.ports import free_port
 from pipeline.tracking import mlflow_store, mlflow_sync
 from pipeline.tracking.mlflow_store import TrackingError
 from pipeline.tracking.mlflow_sync import Feeder
@@ -375,12 +376,6 @@ def test_disabled_tracking_makes_no_store(tmp_path: Path) -> None:
 
 
 # ---- MLflow over HTTP
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

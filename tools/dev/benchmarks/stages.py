@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from pipeline.prepare import ROOT
 from pipeline.rundir.metrics_log import MetricsLog
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks, process_group
+from pipeline.runtime.ports import free_port
 from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.stages import train as train_stage
 from pipeline.tracking.sync import LiveSync
@@ -142,9 +142,7 @@ def stage_rate(bench: Bench, precision: str, ranks: Ranks, steps: int, determini
 
 def refusing_uri() -> str:
     """Of a tracking server that is not there: a port of this host that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{s.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 def train(bench: Bench) -> dict[str, Result]:

@@ -6,7 +6,6 @@ import ctypes
 import os
 import select
 import signal
-import socket
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -15,19 +14,13 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.run import run_stage
+from pipeline.runtime.ports import free_port
 from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.stages import train
 from pipeline.training.saver import Saver
 
 CAP_DAC_OVERRIDE = 1
 LIVE_INTERVAL_S = 0.3  # the tracking thread of a training of seconds
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def obey_permissions() -> None:

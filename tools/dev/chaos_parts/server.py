@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import read_metrics
-from tools.dev.chaos_parts.ranks import fork, free_port
+from pipeline.runtime.ports import free_port
+from tools.dev.chaos_parts.ranks import fork
 
 if TYPE_CHECKING:
     from tools.dev.chaos_parts.trial import Trial

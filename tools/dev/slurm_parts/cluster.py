@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import os
 import shutil
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.rundir.lock import locked
+from pipeline.runtime.ports import free_port
 from tools.dev.slurm_parts.templates import ACCOUNTING_CONF, CONF, DBD, PARTITIONS
 
 SBIN = "/usr/sbin:/sbin"
@@ -169,8 +170,7 @@ class Cluster:
     def _edit_hosts(self, line: str) -> None:
         """Replace this cluster's line, other clusters' lines stay."""
         mark = f"# dev_slurm {self.folder}"
-        with open(HOSTS, "r+") as hosts:
-            fcntl.flock(hosts, fcntl.LOCK_EX)
+        with locked(HOSTS), open(HOSTS, "r+") as hosts:
             kept = "".join(
                 other for other in hosts.read().splitlines(True) if not other.endswith(f"{mark}\n")
             )
@@ -283,10 +283,3 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -40,8 +40,9 @@ from pipeline.evaluation.metrics.statistics import (
 from pipeline.evaluation.rare import Combination, Counts, requests
 from pipeline.evaluation.reference import reference_features, reference_key
 from pipeline.rundir import layout
-from pipeline.runtime.blocks import map_blocks, spread
+from pipeline.runtime.blocks import map_blocks
 from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.split import spread
 from tests.tiny_run import ATTRIBUTES, SIZE, make_shards, tiny_config
 
 
