@@ -45,11 +45,11 @@ BENCHMARKS: dict[str, Callable[[Bench], dict[str, Result]]] = {
     "startup": stages.startup,
 }
 DEFAULTS = ["train.batch_size=128"]
-TOY = ["toy.n=2000", "shard.samples_per_shard=256"]  # enough shards to shuffle over and to share among cores
+TOY = ["toy.n=2000", "shard.samples_per_shard=256"]  # enough shards to shuffle and to share among cores
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The parsed command line."""
+    """Parse the command line. Raises ConfigError."""
     parser = argparse.ArgumentParser(prog="tools/dev/bench.py", description=__doc__)
     parser.add_argument(
         "--source", metavar="FOLDER", help="CelebA in its official layout (default: 2000 faces drawn here)"
@@ -61,53 +61,56 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         type=int,
         default=5,
-        help="rounds; contenders take turns within each (default: 5)",
+        help="rounds; contenders take turns in each (default: 5)",
     )
     parser.add_argument(
-        "--only", metavar="A,B", default=",".join(BENCHMARKS), help="some of %(default)s (default: all)"
+        "--only", metavar="A,B", default=",".join(BENCHMARKS), help="names out of %(default)s (default: all)"
     )
     parser.add_argument(
         "--seconds",
         metavar="S",
         type=float,
         default=3.0,
-        help="one repetition of one contender, roughly (default: 3)",
+        help="rough length of one repetition (default: 3)",
     )
     parser.add_argument(
         "--fp32",
         action="store_true",
-        help="leave bf16 out: a CPU without AVX-512 emulates it, fifteen times slower",
+        help="leave out bf16, which a CPU without AVX-512 emulates fifteen times slower",
     )
     parser.add_argument(
         "overrides",
         metavar="key=value",
         nargs="*",
-        help="of configs/sigma_cvae_nf.yaml, e.g. train.batch_size=256",
+        help="changes to configs/sigma_cvae_nf.yaml, e.g. train.batch_size=256",
     )
     args = parser.parse_intermixed_args(argv)
     args.only = args.only.split(",")
     for name in args.only:
         if name not in BENCHMARKS:
-            raise ConfigError(f"--only: unknown benchmark {name!r}, expected some of {','.join(BENCHMARKS)}")
+            raise ConfigError(
+                f"--only: unknown benchmark {name!r}, expected names out of {','.join(BENCHMARKS)}"
+            )
     if args.repeats < 1 or args.seconds <= 0:
         raise ConfigError(
-            f"--repeats {args.repeats} --seconds {args.seconds:g}: expected at least 1 and more than 0"
+            f"--repeats {args.repeats} --seconds {args.seconds:g}: expected N of at least 1 and S above 0"
         )
     return args
 
 
 def load_config(source: str | None, overrides: list[str]) -> RunConfig:
-    """The configuration that is measured; its source is a folder in every case, drawn first where the user names none."""
+    """Return the measured configuration.
+
+    Without `source` it draws toy faces first and uses their folder.
+    """
     given = [f"shard.source={source}", "shard.allow_subset=true"] if source else TOY
-    config = absolute_paths(
-        configuration.load([ROOT / "configs/sigma_cvae_nf.yaml"], [*DEFAULTS, *given, *overrides])
-    )
+    file = ROOT / "configs/sigma_cvae_nf.yaml"
+    config = absolute_paths(configuration.load([file], [*DEFAULTS, *given, *overrides]))
     if config.shard.source:
         return config
     folder = layout.toy_dir(config)
-    make_toy_celeba(
-        folder, config.toy.n, config.toy.seed, len(os.sched_getaffinity(0)), logging.getLogger("cvae.bench")
-    )
+    cores = len(os.sched_getaffinity(0))
+    make_toy_celeba(folder, config.toy.n, config.toy.seed, cores, logging.getLogger("cvae.bench"))
     return replace(config, shard=replace(config.shard, source=str(folder)))
 
 
@@ -115,11 +118,11 @@ def load_config(source: str | None, overrides: list[str]) -> RunConfig:
 def workspace(
     config: RunConfig, repeats: int, seconds: float, precisions: tuple[str, ...]
 ) -> Iterator[Bench]:
-    """Shards, and the source's images as files, in a folder beside the runs (so on their disk) that is removed at the end."""
+    """Write shards and unpack the images into a temporary folder on the disk of the runs."""
     Path(config.runs_dir).mkdir(parents=True, exist_ok=True)
     cache = os.environ.get("XDG_CACHE_HOME")
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=config.runs_dir) as folder:
-        os.environ["XDG_CACHE_HOME"] = folder  # notes about verified shards go there
+        os.environ["XDG_CACHE_HOME"] = folder  # the cache of verified shards
         try:
             celeba = read_celeba(layout.source_path(config), config.shard.allow_subset)
             if celeba.images.suffix == ".zip":
@@ -136,7 +139,7 @@ def workspace(
 
 
 def machine() -> dict[str, Any]:
-    """Where and when: what a figure means nothing without."""
+    """Describe the machine, the versions and the time of the measurement."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -158,64 +161,61 @@ def machine() -> dict[str, Any]:
 
 
 def number(value: float) -> str:
-    """Three significant digits, thousands apart."""
+    """Format with three significant digits and separated thousands."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, all columns but the first aligned to the right."""
+    """Return a Markdown table; all columns but the first are aligned to the right."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def section(result: Result) -> str:
-    """Protocol, figures and ratios of one benchmark."""
+    """Return protocol, figures and ratios of one benchmark as Markdown."""
     spread = ("median", "min", "max")
-    figures = [[name, *(number(values[k]) for k in spread)] for name, values in result["contenders"].items()]
+    figures = []
+    for name, values in result["contenders"].items():
+        figures.append([name, *(number(values[k]) for k in spread)])
     parts = [
         f"## {result['title']}",
         f"{result['protocol']} N = {result['repeats']}.",
         table([result["unit"], *spread], figures),
     ]
     if result["ratios"]:
-        rows = [
-            [
-                f"{r['contender']} / {r['reference']}",
-                *(number(r[k]) for k in spread),
-                f"≥ {r['target']:g}",
-                "yes" if r["met"] else "no",
-            ]
-            for r in result["ratios"]
-        ]
+        rows = []
+        for r in result["ratios"]:
+            values = [number(r[k]) for k in spread]
+            verdict = "yes" if r["met"] else "no"
+            rows.append([f"{r['contender']} / {r['reference']}", *values, f"≥ {r['target']:g}", verdict])
         parts.append(table(["ratio within a round", *spread, "target", "met"], rows))
     return "\n\n".join(parts)
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The page that says what the JSON holds."""
-    facts = [
-        [name.replace("_", " "), str(value)] for name, value in report["machine"].items() if value is not None
-    ]
+    """Return the page that shows the content of the JSON."""
+    facts = []
+    for name, value in report["machine"].items():
+        if value is not None:
+            facts.append([name.replace("_", " "), str(value)])
     head = (
-        f"# Benchmarks\n\nWritten by `tools/dev/bench.py`. Source: {report['source']}. Medians over N repetitions with their extremes; "
-        "contenders take turns, one repetition of each per round, and a ratio is taken within each round."
+        f"# Benchmarks\n\n`tools/dev/bench.py` wrote this page. Source: {report['source']}. The figures "
+        "are medians over N repetitions with their extremes. The contenders take turns, one repetition of "
+        "each per round, and a ratio is taken within each round."
     )
-    return (
-        "\n\n".join([head, table(["machine", ""], facts), *map(section, report["benchmarks"].values())])
-        + "\n"
-    )
+    sections = [section(result) for result in report["benchmarks"].values()]
+    return "\n\n".join([head, table(["machine", ""], facts), *sections]) + "\n"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line. Raises ConfigError, DataError."""
+    """Run the command line. Raises ConfigError, DataError."""
     args = arguments(argv)
     report: dict[str, Any] = {"machine": machine()}
-    logging.getLogger("cvae.bench").addHandler(
-        logging.NullHandler()
-    )  # what is measured here need not be told
+    logging.getLogger("cvae.bench").addHandler(logging.NullHandler())
     config = load_config(args.source, args.overrides)
     tune_process()  # as every stage does
-    with workspace(config, args.repeats, args.seconds, ("fp32",) if args.fp32 else ("bf16", "fp32")) as bench:
+    precisions = ("fp32",) if args.fp32 else ("bf16", "fp32")
+    with workspace(config, args.repeats, args.seconds, precisions) as bench:
         origin = "the CelebA folder given" if args.source else "toy faces drawn by the project"
         report["source"] = f"{origin}, {len(bench.celeba.names)} images"
         report["benchmarks"] = {}
@@ -231,5 +231,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # through the clean-up
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # so that the temporary folder is removed
     sys.exit(exit_code(main))

@@ -1,7 +1,8 @@
-"""Kill, freeze, starve and damage a small training at seeded random moments; whatever happens, nothing that was reached is lost.
+"""Disturb a small training at seeded random moments and check that every promise holds.
 
-`python tools/dev/chaos.py --trials 200` is the long form. Each trial trains on 1 to 4 ranks, meets one fault, is restarted with the same
-command, and is compared with an undisturbed run of its world size: final weights, consumed samples, every deterministic metric series.
+Each trial trains on 1 to 4 ranks, meets one fault, restarts with the same command, and is compared
+with an undisturbed run of its world size: final weights, consumed samples, every deterministic
+metric series. `python tools/dev/chaos.py --trials 200` is the long form.
 """
 
 from __future__ import annotations
@@ -11,28 +12,30 @@ import dataclasses
 import json
 import logging
 import os
+import shlex
 import shutil
 import statistics
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # before torch: its ranks share the cores, and no thread may run where a process forks
-)
+# Set before torch is imported: ranks share the cores, and no thread may run during a fork.
+os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch._dynamo  # noqa: F401  # each rank's first optimizer step would import it, for 2 s
+import torch._dynamo  # noqa: F401  # saves each rank 2 s at its first optimizer step
 
 from pipeline.config import load as configuration
 from pipeline.errors import ConfigError, exit_code
 from pipeline.run import run_stage
 from tools.dev.chaos_parts import ranks
 from tools.dev.chaos_parts.faults import FAULTS
+from tools.dev.chaos_parts.processes import adopt_orphans, die_with_parent, end_descendants
 from tools.dev.chaos_parts.server import Server
 from tools.dev.chaos_parts.trial import (
     INTERVAL,
@@ -46,164 +49,189 @@ from tools.dev.chaos_parts.trial import (
 )
 
 MLFLOW = "MLflow server stopped"
+GRACE_S = 5.0  # what the last processes of a campaign may take to end
 log = logging.getLogger("chaos")
-_server: Server | None = None  # of this worker process
+_server: Server | None = None  # the campaign's; every worker inherits it
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The parsed command line."""
+    """Parse the command line. Raises ConfigError if there is nothing to do."""
     parser = argparse.ArgumentParser(
         prog="tools/dev/chaos.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--trials",
         metavar="N",
         type=int,
         default=len(FAULTS),
-        help="fault kinds take turns (default: one of each)",
+        help="faults take turns (default: one of each)",
     )
-    parser.add_argument(
-        "--seed", metavar="S", type=int, default=0, help="of all moments, ranks and bytes (default: 0)"
+    add(
+        "--seed", metavar="S", type=int, default=0, help="seed of the first trial, then S+1, ... (default: 0)"
     )
-    parser.add_argument(
-        "--worlds", metavar="W,W", default="1,2,3,4", help="numbers of ranks, taking turns (default: 1,2,3,4)"
-    )
-    parser.add_argument("--jobs", metavar="J", type=int, default=2, help="trials at a time (default: 2)")
-    parser.add_argument("--only", metavar="TEXT", default="", help="fault kinds whose name contains TEXT")
-    parser.add_argument("--skip", metavar="TEXT", help="not the fault kinds whose name contains TEXT")
-    parser.add_argument(
+    add("--worlds", metavar="W,W", default="1,2,3,4", help="numbers of ranks, in turn (default: 1,2,3,4)")
+    add("--jobs", metavar="J", type=int, default=2, help="trials at a time (default: 2)")
+    add("--only", metavar="TEXT", default="", help="use only faults whose name contains TEXT")
+    add("--skip", metavar="TEXT", help="leave out the faults whose name contains TEXT")
+    add(
         "--limit-s",
         metavar="S",
         type=float,
         default=120.0,
-        help="seconds after which a rank that is still there hangs",
+        help="a rank that still runs after S seconds hangs (default: 120)",
     )
-    parser.add_argument(
-        "--folder", metavar="DIR", type=Path, help="keep what failed here (default: a temporary folder)"
-    )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write all outcomes")
+    add("--folder", metavar="DIR", type=Path, help="where failed trials stay (default: a temporary folder)")
+    add("--json", metavar="FILE", type=Path, help="write all outcomes to FILE")
     args = parser.parse_args(argv)
-    args.kinds = [kind for kind in FAULTS if args.only in kind and not (args.skip and args.skip in kind)]
+    args.kinds = []
+    for kind in FAULTS:
+        is_skipped = args.skip and args.skip in kind
+        if args.only in kind and not is_skipped:
+            args.kinds.append(kind)
     if not args.kinds or args.trials < 1:
         raise ConfigError(
-            f"--only {args.only} --trials {args.trials}: nothing to do; kinds are {', '.join(FAULTS)}"
+            f"--only {args.only!r} --skip {args.skip!r} --trials {args.trials}: no trial is left to run; "
+            f"the faults are {', '.join(FAULTS)}"
         )
     args.worlds = [int(world) for world in args.worlds.split(",")]
     return args
 
 
 def make_shards(runs_dir: Path) -> None:
-    """The tiny shards that every trial gets a copy of."""
+    """Write the tiny shards that every trial copies."""
     run_dir = runs_dir / "shards"
     run_dir.mkdir(parents=True)
-    (run_dir / "config.yaml").write_text(
-        configuration.dump(configuration.load([], [*TINY, f"runs_dir={runs_dir}"]))
-    )
+    config = configuration.load([], [*TINY, f"runs_dir={runs_dir}"])
+    (run_dir / "config.yaml").write_text(configuration.dump(config))
     pid = ranks.fork(partial(run_stage, run_dir, "shard"), run_dir / "log")
-    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+    status = os.waitpid(pid, 0)[1]
+    if os.waitstatus_to_exitcode(status):
         raise RuntimeError((run_dir / "log").read_text())
 
 
-def one(
+def begin_worker(server: Server | None) -> None:
+    """Prepare a worker process: it dies with the campaign, and finds the orphans of its trials."""
+    global _server
+    _server = server
+    die_with_parent()
+    adopt_orphans()
+
+
+def run_in_worker(
     number: int, kind: str, world: int, seed: int, folder: Path, limit_s: float, wanted: Reference
 ) -> Outcome:
-    """One trial, in a worker process."""
-    global _server
-    if kind == MLFLOW:
-        if _server is None:
-            _server = Server(folder / f"server{os.getpid()}")
+    """Run one trial in a worker process."""
+    trial = Trial(kind, world, seed, folder / f"trial{number:04d}", folder, limit_s)
+    if kind != MLFLOW:
+        return run_trial(trial, wanted)
+    assert _server is not None
+    with _server.turn:
         _server.start()
-    trial = Trial(
-        kind, world, seed, folder / f"trial{number:04d}", folder, limit_s, _server if kind == MLFLOW else None
-    )
-    return run_trial(trial, wanted)
-
-
-def stop_server() -> None:
-    """At the end of a worker process."""
-    if _server is not None:
-        _server.stop()
+        trial.server = _server
+        return run_trial(trial, wanted)
 
 
 def run_all(args: argparse.Namespace, folder: Path) -> list[Outcome]:
-    """All trials, `args.jobs` at a time."""
+    """Run all trials, `args.jobs` at a time."""
     make_shards(folder)
-    wanted = {
-        world: undisturbed(world, folder / f"undisturbed{world}", folder, args.limit_s)
-        for world in sorted(set(args.worlds))
-    }
-    log.info("undisturbed runs on %s ranks are there", ", ".join(map(str, wanted)))
+    wanted = {}
+    for world in sorted(set(args.worlds)):
+        wanted[world] = undisturbed(world, folder / f"undisturbed{world}", folder, args.limit_s)
+    log.info("undisturbed runs on %s ranks are done", ", ".join(map(str, wanted)))
     outcomes = []
-    with ProcessPoolExecutor(args.jobs, get_context("fork")) as pool:
+    with ExitStack() as stack:
+        server = stack.enter_context(Server(folder / "server")) if MLFLOW in args.kinds else None
+        pool = ProcessPoolExecutor(args.jobs, get_context("fork"), begin_worker, (server,))
+        stack.enter_context(pool)
         futures = []
         for number in range(args.trials):
-            kind, world = (
-                args.kinds[number % len(args.kinds)],
-                args.worlds[(number + number // len(args.kinds)) % len(args.worlds)],
-            )
-            futures.append(
-                pool.submit(one, number, kind, world, args.seed + number, folder, args.limit_s, wanted[world])
-            )
-        for done, future in enumerate(as_completed(futures), 1):
+            kind = args.kinds[number % len(args.kinds)]
+            turn = number + number // len(args.kinds)
+            world = args.worlds[turn % len(args.worlds)]
+            job = (number, kind, world, args.seed + number, folder, args.limit_s, wanted[world])
+            futures.append(pool.submit(run_in_worker, *job))
+        for future in as_completed(futures):
             outcome = future.result()
             outcomes.append(outcome)
-            if args.json:  # at once: also what a harness found that was itself killed
-                args.json.write_text(json.dumps([dataclasses.asdict(o) for o in outcomes], indent=1))
-            log.info(
-                "%d/%d %s on %d: %s",
-                done,
-                len(futures),
-                outcome.kind,
-                outcome.world,
-                outcome.error or f"ok, {outcome.lost} lost",
-            )
-        for stopping in [pool.submit(stop_server) for _ in range(4 * args.jobs)]:  # each worker gets some
-            stopping.result()
+            if args.json:  # after every trial, so that a campaign that is killed leaves its findings
+                rows = [dataclasses.asdict(o) for o in outcomes]
+                args.json.write_text(json.dumps(rows, indent=1))
+            verdict = outcome.error or f"ok, {outcome.lost} lost"
+            done = f"{len(outcomes)}/{len(futures)}"
+            log.info("%s %s on %d: %s", done, outcome.kind, outcome.world, verdict)
     return outcomes
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """Markdown, a row per fault kind."""
+    """Return a Markdown table with a row for each fault."""
     lines = [
-        "| fault | trials | as promised | right refusals | most steps lost | promised | checkpoint in flight | median s |",
+        "| fault | trials | as promised | right refusals | most steps lost | promised "
+        "| checkpoint in flight | median s |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for kind, fault in FAULTS.items():
         own = [o for o in outcomes if o.kind == kind]
-        if own:
-            cells = [
-                len(own),
-                sum(not o.error for o in own),
-                sum(o.refusals for o in own),
-                max(o.lost for o in own),
-            ]
-            cells += [round(fault.intervals * INTERVAL), sum(o.in_flight for o in own)]
-            lines.append(
-                f"| {kind} | {' | '.join(map(str, cells))} | {statistics.median(o.seconds for o in own):.1f} |"
-            )
+        if not own:
+            continue
+        cells = [
+            kind,
+            len(own),
+            sum(not o.error for o in own),
+            sum(o.refusals for o in own),
+            max(o.lost for o in own),
+            round(fault.intervals * INTERVAL),
+            sum(o.in_flight for o in own),
+            f"{statistics.median(o.seconds for o in own):.1f}",
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
+def failure(outcome: Outcome) -> str:
+    """Return the last lines of a failing campaign: seed, trial, promise, folder, command."""
+    promise = outcome.error.partition("\n")[0]
+    again = ["--seed", str(outcome.seed), "--trials", "1"]
+    again += ["--only", outcome.kind, "--worlds", str(outcome.world)]
+    return (
+        f"BROKEN seed {outcome.seed}, {Path(outcome.folder).name}, "
+        f"{outcome.kind} on {outcome.world} ranks: {promise}\n"
+        f"  kept in {outcome.folder}\n"
+        f"  repeat: python tools/dev/chaos.py {shlex.join(again)}"
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Command line; exits with 1 where a promise was broken."""
+    """Run the command line.
+
+    Exits with 1 if a promise was broken or a process outlived the campaign.
+    """
     args = arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     folder = (args.folder or Path(tempfile.mkdtemp(prefix="chaos-"))).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    adopt_orphans()
     start = time.monotonic()
-    outcomes = run_all(args, folder)
-    failed = [o for o in outcomes if o.error]
+    try:
+        outcomes = run_all(args, folder)
+    finally:
+        survivors = end_descendants(GRACE_S)
+        if survivors:
+            print(f"BROKEN processes outlived the campaign: {', '.join(survivors)}", file=sys.stderr)
     minutes = (time.monotonic() - start) / 60
+    failed = [o for o in outcomes if o.error]
     print(table(outcomes))
-    what = f"{STEPS} steps each, train.checkpoint_interval={INTERVAL}"
-    print(f"\n{len(outcomes)} trials, {len(failed)} broke a promise; {what}; {minutes:.1f} min")
+    print(
+        f"\n{len(outcomes)} trials, {len(failed)} broke a promise; {STEPS} steps each, "
+        f"train.checkpoint_interval={INTERVAL}; {minutes:.1f} min",
+        flush=True,
+    )
     for outcome in failed:
-        print(
-            f"\n{outcome.kind} on {outcome.world} ranks, seed {outcome.seed}: {outcome.error}",
-            file=sys.stderr,
-        )
-    if failed:
+        print(f"\n{outcome.kind} on {outcome.world} ranks:\n{outcome.error}\n", file=sys.stderr)
+    for outcome in failed:
+        print(failure(outcome), file=sys.stderr)
+    if failed or survivors:
         raise SystemExit(1)
     if not args.folder:
         shutil.rmtree(folder)

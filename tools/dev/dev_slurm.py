@@ -1,8 +1,10 @@
-"""A private Slurm on this one host, for trying and testing: `python tools/dev/dev_slurm.py start|stop|status|hold [--folder DIR]`.
+"""Run a private Slurm on this host, for trying and testing.
+
+    python tools/dev/dev_slurm.py start|stop|status|hold [--folder DIR]
 
 Needs Debian's slurmctld, slurmd, slurm-client and munge (for sacct also slurmdbd,
 slurm-wlm-mysql-plugin, mariadb-server-core and mariadb-client-core).
-Everything lives in one folder and on 127.0.0.1; nothing of a real cluster is touched.
+Everything lives in one folder and on 127.0.0.1. No real cluster is touched.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from tools.dev.slurm_parts.cluster import Cluster
 
 
 def hold(cluster: Cluster) -> None:
-    """Run the cluster until standard input ends: with the process that holds its other end, however that dies."""
+    """Run the cluster until standard input ends, at the latest with the process behind it."""
     try:
         cluster.start()
         print("ready", flush=True)
@@ -30,7 +32,7 @@ def hold(cluster: Cluster) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="tools/dev/dev_slurm.py",
         description=__doc__,
@@ -39,19 +41,22 @@ def main() -> None:
     parser.add_argument(
         "action",
         choices=("start", "stop", "status", "hold"),
-        help="hold: start, and stop when standard input ends",
+        help="hold: start, then stop when standard input ends",
     )
     parser.add_argument(
         "--folder",
         type=Path,
         default=Path.home() / ".cache" / "dev_slurm",
-        help="of the cluster (default: %(default)s)",
+        help="folder of the cluster (default: %(default)s)",
     )
     parser.add_argument("--nodes", type=int, default=3)
-    parser.add_argument("--prefix", default="n", help="of the nodes' names (default: %(default)s)")
-    parser.add_argument("--cpus", type=int, default=4, help="per node, as Slurm believes")
+    parser.add_argument("--prefix", default="n", help="prefix of the nodes' names (default: %(default)s)")
+    parser.add_argument("--cpus", type=int, default=4, help="processors per node that Slurm is told of")
     parser.add_argument(
-        "--no-accounting", dest="accounting", action="store_false", help="no slurmdbd, so no sacct"
+        "--no-accounting",
+        dest="accounting",
+        action="store_false",
+        help="run no slurmdbd; sacct then does not work",
     )
     args = parser.parse_args()
     cluster = Cluster(
@@ -59,9 +64,8 @@ def main() -> None:
     )
     if args.action == "start":
         cluster.start()
-        print(
-            f"export SLURM_CONF={cluster.env['SLURM_CONF']}  # then launch.py --cluster slurm ...; `tools/dev/dev_slurm.py stop` ends it"
-        )
+        print(f"export SLURM_CONF={cluster.env['SLURM_CONF']}")
+        print("# then: python launch.py --cluster slurm ...; to end it: python tools/dev/dev_slurm.py stop")
     elif args.action == "hold":
         hold(cluster)
     elif args.action == "stop":

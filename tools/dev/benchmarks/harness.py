@@ -1,4 +1,4 @@
-"""What all benchmarks share: contenders called in turn, medians, and ratios within each round."""
+"""Shared by all benchmarks: contenders that take turns, medians, and ratios within each round."""
 
 from __future__ import annotations
 
@@ -20,22 +20,25 @@ Result = dict[str, Any]  # one benchmark: title, unit, protocol, repeats, conten
 
 @dataclass(frozen=True)
 class Bench:
-    """What every benchmark is given. Shards of `config` are there; all that is written goes below `folder`, which is temporary."""
+    """The input of every benchmark.
+
+    The shards of `config` exist; everything is written below `folder`.
+    """
 
     config: RunConfig
     celeba: Celeba  # the source, its images as files
     repeats: int
-    seconds: float  # that one repetition of a contender takes, roughly
+    seconds: float  # rough length of one repetition of a contender
     precisions: tuple[str, ...]  # of training; fp32 is always among them
 
     @property
     def folder(self) -> Path:
-        """Removed at the end."""
+        """The temporary folder of the benchmark, removed at the end."""
         return Path(self.config.runs_dir)
 
 
 def summary(values: list[float]) -> dict[str, Any]:
-    """The values of all repetitions, their median and extremes."""
+    """Return the values of all repetitions with their median and extremes."""
     return {"median": median(values), "min": min(values), "max": max(values), "values": values}
 
 
@@ -45,11 +48,17 @@ def measure(
     ratios: dict[tuple[str, str], float] | None = None,
     warm_up: bool = False,
 ) -> Result:
-    """Call the contenders in turn, `repeats` rounds: what slows the machine for a while slows all alike.
+    """Call the contenders in turn for `repeats` rounds.
 
-    `ratios`: {(contender, reference): least ratio aimed at}, computed within each round. `warm_up`: one more round first, not counted.
+    A slow phase of the machine then slows all of them alike. `ratios` is {(contender, reference):
+    target}; a ratio is computed within each round. `warm_up` adds a first round that does not
+    count.
     """
-    rounds = [{name: run() for name, run in contenders.items()} for _ in range(repeats + warm_up)][warm_up:]
+    rounds = []
+    for _ in range(repeats + warm_up):
+        rounds.append({name: run() for name, run in contenders.items()})
+    if warm_up:
+        rounds = rounds[1:]
     compared = []
     for (name, reference), target in (ratios or {}).items():
         ratio = summary([values[name] / values[reference] for values in rounds])
@@ -68,7 +77,7 @@ def measure(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """torch computes in the calling thread alone."""
+    """Let torch compute in the calling thread only."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

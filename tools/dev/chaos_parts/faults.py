@@ -1,4 +1,4 @@
-"""The faults: what is done at the chosen moment, how the ranks must end, and what is mended before the next attempt."""
+"""The faults: how each strikes, how the ranks must then end, and what is repaired."""
 
 from __future__ import annotations
 
@@ -27,44 +27,45 @@ class WrongEnd(AssertionError):
 
 @dataclass(frozen=True)
 class Fault:
-    """`strike` at the moment; the ranks then end as `expect` demands; `mend` runs before the next attempt.
+    """One fault: `strike`, then `expect` checks how the ranks ended, then `mend` and a restart.
 
-    `between`: done after the ranks were killed, before the restart. `intervals`: most checkpoint intervals that may be lost.
+    `between` acts after the ranks have ended. At most `intervals` checkpoint intervals may be lost.
     """
 
     strike: Callable[[Trial], None]
     expect: Callable[[Trial, list[int]], None]
     mend: Callable[[Trial], None] = lambda trial: None
     between: Callable[[Trial], None] | None = None
-    refused: str = ""  # the restart must be refused with this text, naming it, until `mend`
+    refused: str = ""  # until `mend`, the restart must be refused with this text
     intervals: float = 1
     overrides: tuple[str, ...] = ()
     earliest: int = 1  # first step at which it may strike
     latest_from_end: int = 1
-    mount: bool = False  # the run directory is a small file system of its own
+    mount: bool = False  # the run directory is a separate small file system
 
 
 def require(condition: bool, what: str, trial: Trial) -> None:
-    """Raise WrongEnd with the ends of the logs."""
+    """Raise WrongEnd with `what` and the end of the logs unless `condition` holds."""
     if not condition:
         raise WrongEnd(f"{what}\n{trial.group.tail()}")
 
 
 def kill_one(trial: Trial) -> None:
-    """SIGKILL to one rank."""
+    """Send SIGKILL to one rank."""
     trial.group.signal(trial.rank, signal.SIGKILL)
 
 
 def all_gone(trial: Trial, codes: list[int]) -> None:
-    """The killed rank by its signal, its peers by an error."""
+    """Require that the killed rank ended by its signal and its peers with an error."""
     require(codes[trial.rank] == -signal.SIGKILL and all(codes), f"exit codes {codes}", trial)
 
 
 def ask(number: int) -> Callable[[Trial], None]:
-    """A stop signal to one or more ranks."""
+    """Return a fault that sends a stop signal to one or more ranks."""
 
     def strike(trial: Trial) -> None:
-        chosen = trial.random.sample(range(trial.world), trial.random.randint(1, trial.world))
+        count = trial.random.randint(1, trial.world)
+        chosen = trial.random.sample(range(trial.world), count)
         for rank in chosen:
             trial.group.signal(rank, number)
 
@@ -72,12 +73,15 @@ def ask(number: int) -> Callable[[Trial], None]:
 
 
 def all_stopped(trial: Trial, codes: list[int]) -> None:
-    """Every rank stopped in order."""
+    """Require that every rank stopped in order."""
     require(codes == [128 + signal.SIGTERM] * trial.world, f"exit codes {codes}", trial)
 
 
 def fill_disk(trial: Trial) -> None:
-    """Not a byte is left on the run's file system; without the right to mount one, files of rank 0 may not grow."""
+    """Fill the run's file system to the last byte.
+
+    Without the right to mount one, limit the file size of rank 0.
+    """
     if not trial.mounted:
         resource.prlimit(trial.group.pids[0], resource.RLIMIT_FSIZE, (4096, 4096))
         return
@@ -94,7 +98,7 @@ def make_room(trial: Trial) -> None:
 
 
 def storage_error(trial: Trial, codes: list[int]) -> None:
-    """Rank 0 names the file that could not be written; its peers leave too."""
+    """Require that rank 0 names the file that it could not write, and that its peers leave too."""
     require(codes[0] == 2 and all(codes), f"exit codes {codes}", trial)
     require(
         "could not be written" in trial.group.text(),
@@ -104,28 +108,29 @@ def storage_error(trial: Trial, codes: list[int]) -> None:
 
 
 def read_only(trial: Trial) -> None:
-    """Nobody may write checkpoints any more."""
+    """Make the folder of checkpoints read-only."""
     trial.checkpoints.chmod(0o555)
 
 
 def writable(trial: Trial) -> None:
-    """They may again."""
+    """Make the folder of checkpoints writable again."""
     trial.checkpoints.chmod(0o755)
 
 
 def newest(trial: Trial) -> Path:
-    """Tensors or JSON of the newest checkpoint."""
+    """Return the tensors or the JSON of the newest checkpoint."""
     step = max(trial.durable_steps())
-    return trial.checkpoints / f"step_{step:08d}.{trial.random.choice(['safetensors', 'json'])}"
+    suffix = trial.random.choice(["safetensors", "json"])
+    return trial.checkpoints / f"step_{step:08d}.{suffix}"
 
 
 def truncate(file: Path, rng: random.Random) -> None:
-    """Cut at any byte."""
+    """Cut the file at a random byte."""
     os.truncate(file, rng.randrange(file.stat().st_size))
 
 
 def flip(file: Path, rng: random.Random) -> None:
-    """Flip any one bit."""
+    """Flip one random bit of the file."""
     at = rng.randrange(file.stat().st_size)
     with file.open("r+b") as opened:
         opened.seek(at)
@@ -135,25 +140,26 @@ def flip(file: Path, rng: random.Random) -> None:
 
 
 def damage_newest(how: Callable[[Path, random.Random], None]) -> Callable[[Trial], None]:
-    """Damage one file of the newest checkpoint."""
+    """Return a fault that damages one file of the newest checkpoint."""
     return lambda trial: how(newest(trial), trial.random)
 
 
 def shard(trial: Trial) -> Path:
-    """The shard of this trial that is hurt."""
+    """Return the shard to damage, never one of the test split: training does not read those."""
     tars = sorted(trial.shards.glob("*.tar"))
-    return random.Random(trial.seed).choice([tar for tar in tars if not tar.name.startswith("test")])
+    candidates = [tar for tar in tars if not tar.name.startswith("test")]
+    return random.Random(trial.seed).choice(candidates)
 
 
 def remove_shard(trial: Trial) -> None:
-    """Keep a copy aside and remove it."""
+    """Remove a shard and keep a copy."""
     shutil.copy2(shard(trial), trial.folder / "kept.tar")
     trial.hurt = shard(trial)
     trial.hurt.unlink()
 
 
 def flip_shard(trial: Trial) -> None:
-    """Keep a copy aside and flip a bit."""
+    """Flip a bit of a shard and keep a copy."""
     shutil.copy2(shard(trial), trial.folder / "kept.tar")
     trial.hurt = shard(trial)
     flip(trial.hurt, trial.random)
@@ -166,10 +172,13 @@ def restore_shard(trial: Trial) -> None:
 
 
 def change_times(trial: Trial) -> None:
-    """Other times on shards, configuration and checkpoints, before and after now."""
-    for file in (*trial.shards.glob("*"), *trial.checkpoints.glob("*"), trial.run_dir / "config.yaml"):
-        with suppress(FileNotFoundError):  # a checkpoint that is being forgotten
-            os.utime(file, ns=(trial.random.randrange(1 << 61), trial.random.randrange(1 << 61)))
+    """Give shards, configuration and checkpoints random times, in the past and in the future."""
+    files = [*trial.shards.glob("*"), *trial.checkpoints.glob("*"), trial.run_dir / "config.yaml"]
+    for file in files:
+        with suppress(FileNotFoundError):  # training has just deleted this checkpoint
+            accessed = trial.random.randrange(1 << 61)
+            modified = trial.random.randrange(1 << 61)
+            os.utime(file, ns=(accessed, modified))
 
 
 def times_and_kill(trial: Trial) -> None:
@@ -179,7 +188,10 @@ def times_and_kill(trial: Trial) -> None:
 
 
 def freeze(trial: Trial) -> None:
-    """SIGSTOP; where there is no peer to notice, it goes on after a while."""
+    """Send SIGSTOP to a rank.
+
+    A rank without peers continues after a second, because nobody notices it.
+    """
     trial.group.signal(trial.rank, signal.SIGSTOP)
     if trial.world == 1:
         time.sleep(FROZEN_S)
@@ -187,9 +199,10 @@ def freeze(trial: Trial) -> None:
 
 
 def named(trial: Trial, codes: list[int]) -> None:
-    """A peer says who did not answer, and nobody is left, the frozen one included."""
+    """Require that a peer named the frozen rank and that no rank is left."""
     if trial.world == 1:
-        return require(codes == [0], f"exit codes {codes}", trial)
+        require(codes == [0], f"exit codes {codes}", trial)
+        return
     require(codes[trial.rank] == -signal.SIGKILL and all(codes), f"exit codes {codes}", trial)
     require(
         f"from rank {trial.rank} (process {trial.group.pids[trial.rank]} on" in trial.group.text(),
@@ -199,14 +212,18 @@ def named(trial: Trial, codes: list[int]) -> None:
 
 
 def second_launch(trial: Trial) -> None:
-    """Another group on the same run directory must be refused, with the owner's name; the first one is held meanwhile."""
+    """Launch the same run a second time while the first one is paused.
+
+    It must be refused and name the owner.
+    """
     for rank in range(trial.world):
         trial.group.signal(rank, signal.SIGSTOP)
-    codes = trial.other_group().wait(trial.limit_s)
+    second = trial.launch_again()
+    codes = second.wait(trial.limit_s)
     for rank in range(trial.world):
         trial.group.signal(rank, signal.SIGCONT)
     require(codes == [2] * trial.world, f"exit codes of the second launch {codes}", trial)
-    text = "".join(log.read_text() for log in (trial.folder / "second").glob("*.log"))
+    text = second.text()
     require(
         f"is being trained by process {trial.group.pids[0]} on" in text,
         f"the owner is not named: {text[-500:]}",
@@ -215,12 +232,12 @@ def second_launch(trial: Trial) -> None:
 
 
 def unharmed(trial: Trial, codes: list[int]) -> None:
-    """Training has not noticed."""
+    """Require that training ended as if nothing had happened."""
     require(codes == [0] * trial.world, f"exit codes {codes}", trial)
 
 
 def stop_server(trial: Trial) -> None:
-    """SIGKILL to the MLflow server."""
+    """Send SIGKILL to the MLflow server."""
     assert trial.server is not None
     trial.server.stop()
 
@@ -255,12 +272,12 @@ FAULTS: dict[str, Fault] = {
 
 
 def can_mount() -> bool:
-    """Whether this process may mount a tmpfs."""
+    """Tell whether this process may mount a tmpfs."""
     return os.geteuid() == 0 and shutil.which("mount") is not None
 
 
 def mount(folder: Path, megabytes: int) -> bool:
-    """Mount a small tmpfs on `folder`; False where that is not allowed."""
+    """Mount a small tmpfs on `folder`. Returns False if that is not allowed."""
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0755", "tmpfs", str(folder)]
     return can_mount() and subprocess.run(command, capture_output=True, check=False).returncode == 0
 

@@ -1,4 +1,4 @@
-"""Ranks of a train stage as forked processes: torch is imported once, so a trial starts in milliseconds."""
+"""The ranks of a train stage as forked processes, which start without importing torch again."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import select
 import signal
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,35 +19,47 @@ from pipeline.runtime.ports import free_port
 from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.stages import train
 from pipeline.training.saver import Saver
+from tools.dev.chaos_parts.processes import die_with_parent
 
 CAP_DAC_OVERRIDE = 1
-LIVE_INTERVAL_S = 0.3  # the tracking thread of a training of seconds
+CAPABILITY_VERSION = 0x20080522
+LIVE_INTERVAL_S = 0.3  # a trial lasts seconds, so its tracking thread must not wait for long
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def obey_permissions() -> None:
-    """A process of root gives up the capability to write where no permission bit allows it, so that read-only means read-only."""
-    libc, version = ctypes.CDLL(None, use_errno=True), 0x20080522
-    header, data = (
-        (ctypes.c_uint32 * 2)(version, 0),
-        (ctypes.c_uint32 * 6)(),
-    )  # effective, permitted, inheritable; low words, then high
-    if libc.capget(header, data) == 0:
-        data[0] &= ~(1 << CAP_DAC_OVERRIDE)
-        libc.capset(header, data)
+    """Give up root's right to write anywhere, so that a read-only folder really is one."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; low words, then high words
+    if libc.capget(header, sets) == 0:
+        sets[0] &= ~(1 << CAP_DAC_OVERRIDE)
+        libc.capset(header, sets)
 
 
-def fork(work: object, log: Path) -> int:
-    """Run the callable `work` in a child with its output in `log`; exits with what it returns, as `pipeline.run` would."""
+def fork(work: Callable[[], int | None], log: Path) -> int:
+    """Run `work` in a child process that writes to `log`, and return its process number.
+
+    The child exits with the value of `work`, or with the code that `pipeline.run` would give. It
+    dies with its parent.
+    """
     pid = os.fork()
     if pid:
         return pid
-    code = 1
+    code: int | None = 1
     try:
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for stream in (1, 2):
             os.dup2(out, stream)
         obey_permissions()
-        code = work()  # type: ignore[operator]
+        die_with_parent()
+        code = work()
     except Stopped:
         code = 128 + signal.SIGTERM
     except UserError as error:
@@ -59,9 +72,10 @@ def fork(work: object, log: Path) -> int:
 
 
 def _rank(run_dir: Path, rank: int, world: int, port: int, events: int) -> None:
-    """One rank: reports each step that it begins with which samples (b), has done (d), and each checkpoint begun (c).
+    """Train as one rank, and report steps begun with their samples (b), steps done (d), saves (c).
 
-    Samples are told before the step: a rank killed right behind it has trained on them, and others may have saved that.
+    The samples are reported before the step. A rank that is killed right after the step has trained
+    on them, and another rank may already have saved the result.
     """
     variables = {
         "RANK": rank,
@@ -71,10 +85,12 @@ def _rank(run_dir: Path, rank: int, world: int, port: int, events: int) -> None:
         "MASTER_PORT": port,
     }
     os.environ |= {name: str(value) for name, value in variables.items()}
-    train_step, save = train.Trainer.train_step, Saver.save
+    train_step = train.Trainer.train_step
+    save = Saver.save
 
     def tell(*words: object) -> None:
-        os.write(events, (" ".join(map(str, words)) + "\n").encode())  # shorter than PIPE_BUF: never mixed
+        line = " ".join(map(str, words)) + "\n"
+        os.write(events, line.encode())  # shorter than PIPE_BUF, so lines of two ranks never mix
 
     def told_step(self, batch):
         tell("b", rank, self.step, *batch.indices.tolist())
@@ -86,7 +102,8 @@ def _rank(run_dir: Path, rank: int, world: int, port: int, events: int) -> None:
         tell("c", rank, step)
         save(self, step, tensors, meta)
 
-    train.Trainer.train_step, Saver.save = told_step, told_save  # type: ignore[method-assign, assignment]
+    train.Trainer.train_step = told_step  # type: ignore[method-assign]
+    Saver.save = told_save  # type: ignore[method-assign]
     train.LiveSync = partial(train.LiveSync, interval_s=LIVE_INTERVAL_S)  # type: ignore[misc, assignment]
     with StopFlag() as stop:
         run_stage(run_dir, "train", stop)
@@ -94,32 +111,33 @@ def _rank(run_dir: Path, rank: int, world: int, port: int, events: int) -> None:
 
 @dataclass
 class Group:
-    """The ranks of one attempt, and what they have told so far."""
+    """The ranks of one attempt, and what they have reported so far."""
 
     run_dir: Path
-    logs: Path  # folder of this attempt's output
+    logs: Path  # the folder of this attempt's output
     world: int
     pids: list[int] = field(default_factory=list)
     codes: dict[int, int] = field(default_factory=dict)
     begun: dict[int, dict[int, list[int]]] = field(default_factory=dict)  # step -> rank -> samples
-    done: set[int] = field(default_factory=set)  # steps that any rank has done
+    done: set[int] = field(default_factory=set)  # steps that any rank has finished
     saving: int = 0  # newest step whose checkpoint was begun
 
     def __post_init__(self) -> None:
         """Fork the ranks."""
         self.logs.mkdir(parents=True)
-        port, (self._events, write) = free_port(), os.pipe()
+        port = free_port()
+        self._events, write = os.pipe()
         self._rest = b""
         for rank in range(self.world):
-            self.pids.append(
-                fork(
-                    partial(_rank, self.run_dir, rank, self.world, port, write), self.logs / f"rank{rank}.log"
-                )
-            )
+            work = partial(_rank, self.run_dir, rank, self.world, port, write)
+            self.pids.append(fork(work, self.logs / f"rank{rank}.log"))
         os.close(write)
 
     def listen(self, timeout_s: float) -> bool:
-        """Take in what the ranks tell, for at most `timeout_s` until something comes; False once all have closed their ends."""
+        """Read what the ranks report.
+
+        Wait for at most `timeout_s`. Returns False once all ranks have ended.
+        """
         if not select.select([self._events], [], [], timeout_s)[0]:
             return True
         content = os.read(self._events, 1 << 16)
@@ -135,32 +153,40 @@ class Group:
         return bool(content)
 
     def wait_for_step(self, step: int, limit_s: float) -> None:
-        """Until a rank has begun `step`; RuntimeError where none does."""
+        """Wait until a rank has begun `step`.
+
+        Raises RuntimeError if the ranks end or `limit_s` passes first.
+        """
         give_up = time.monotonic() + limit_s
         while max(self.begun, default=-1) < step:
             if not self.listen(0.1) or time.monotonic() > give_up:
-                raise RuntimeError(
-                    f"step {step} was not begun (now {max(self.begun, default=-1)}): {self.tail()}"
-                )
+                newest = max(self.begun, default=-1)
+                raise RuntimeError(f"step {step} was not begun (newest: {newest}): {self.tail()}")
 
     def wait(self, limit_s: float) -> list[int]:
-        """Exit codes (negative: a signal's number) of all ranks; RuntimeError, after killing, where one is still there after `limit_s`."""
+        """Return the exit codes of all ranks; a negative code is the number of a signal.
+
+        Raises RuntimeError, after killing the ranks, if one still runs after `limit_s`.
+        """
         give_up = time.monotonic() + limit_s
         while len(self.codes) < self.world:
             self.listen(0.02)
             for rank, pid in enumerate(self.pids):
-                if rank not in self.codes and (ended := os.waitpid(pid, os.WNOHANG))[0]:
-                    self.codes[rank] = os.waitstatus_to_exitcode(ended[1])
+                if rank in self.codes:
+                    continue
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    self.codes[rank] = os.waitstatus_to_exitcode(status)
             if time.monotonic() > give_up:
                 left = [rank for rank in range(self.world) if rank not in self.codes]
                 self.kill()
-                raise RuntimeError(f"ranks {left} were still there after {limit_s:.0f} s: {self.tail()}")
+                raise RuntimeError(f"ranks {left} still ran after {limit_s:.0f} s: {self.tail()}")
         while self.listen(0.0):
             pass
         return [self.codes[rank] for rank in range(self.world)]
 
     def kill(self) -> None:
-        """SIGKILL to every rank that is still there, and wait for it."""
+        """Send SIGKILL to every rank that still runs, and wait for it. A stopped rank dies too."""
         for rank, pid in enumerate(self.pids):
             if rank not in self.codes:
                 os.kill(pid, signal.SIGKILL)
@@ -173,12 +199,12 @@ class Group:
         os.kill(self.pids[rank], number)
 
     def text(self) -> str:
-        """All that the ranks have printed."""
+        """Return everything that the ranks have printed."""
         return "\n".join(log.read_text(errors="replace") for log in sorted(self.logs.glob("*.log")))
 
     def tail(self) -> str:
-        """The end of what each rank has printed."""
-        return "\n".join(
-            f"{log.name}: {log.read_text(errors='replace')[-1500:]}"
-            for log in sorted(self.logs.glob("*.log"))
-        )
+        """Return the end of what each rank has printed."""
+        ends = []
+        for log in sorted(self.logs.glob("*.log")):
+            ends.append(f"{log.name}: {log.read_text(errors='replace')[-1500:]}")
+        return "\n".join(ends)

@@ -1,4 +1,4 @@
-"""A private Slurm: its files, its daemons, and how they end."""
+"""A private Slurm: its configuration files and its daemons."""
 
 from __future__ import annotations
 
@@ -28,55 +28,60 @@ START_LIMIT_S = 40.0
 
 
 def missing(accounting: bool = True) -> list[str]:
-    """Programs that a private cluster needs and this machine lacks."""
+    """Return the programs that a private cluster needs and this machine lacks."""
     path = os.environ["PATH"] + os.pathsep + SBIN
-    return [name for name in NEEDED + ACCOUNTING * accounting if shutil.which(name, path=path) is None]
+    needed = NEEDED + ACCOUNTING if accounting else NEEDED
+    return [name for name in needed if shutil.which(name, path=path) is None]
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster of `nodes` slurmds; `folder` holds its configuration, state, logs and pid files."""
+    """A cluster of `nodes` slurmds. `folder` holds its configuration, state, logs and pid files."""
 
     folder: Path
     nodes: int = 3
-    gpus: int = 2  # fake ones per node: character devices that nobody opens
-    cpus: int = 4  # per node, as Slurm believes
+    gpus: int = 2  # per node; they are fake: character devices that nobody opens
+    cpus: int = 4  # per node, whatever the host has
     mem_mb: int = 8000
     accounting: bool = True
     prefix: str = "n"  # of the nodes' names
 
     @property
     def env(self) -> dict[str, str]:
-        """What a process must inherit to talk to this cluster and to no other."""
+        """The variables that make a process talk to this cluster and to no other."""
+        path = os.environ["PATH"]
+        if SBIN not in path:
+            path += os.pathsep + SBIN
         return {
             "SLURM_CONF": str(self.folder / "slurm.conf"),
-            "PATH": os.environ["PATH"] + (os.pathsep + SBIN if SBIN not in os.environ["PATH"] else ""),
-            "MYSQL_UNIX_PORT": str(
-                self.folder / "mysql.sock"
-            ),  # slurmdbd's client library finds the database by it
+            "PATH": path,
+            "MYSQL_UNIX_PORT": str(self.folder / "mysql.sock"),  # read by slurmdbd's client library
         }
 
     def run(self, *command: str, check: bool = True) -> str:
-        """Standard output of a command of this cluster. Raises UserError with what it said on failure."""
+        """Run a command of this cluster and return its output.
+
+        Raises UserError with the command's message if it fails.
+        """
         done = subprocess.run(command, env={**os.environ, **self.env}, capture_output=True, text=True)
         if check and done.returncode:
-            raise UserError(
-                f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip() or done.returncode}; logs are in {self.folder}"
-            )
+            reason = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
+            raise UserError(f"{' '.join(command)}: {reason}; the logs are in {self.folder}")
         return done.stdout
 
     # ---- start
 
     def start(self) -> None:
-        """Write the configuration, start the daemons, wait until every node is idle. Raises UserError where something is missing."""
+        """Write the configuration, start the daemons, wait until every node is idle.
+
+        Raises UserError if a program is missing.
+        """
         if absent := missing(self.accounting):
-            packages = (
-                "slurmctld slurmd slurm-client munge"
-                + " slurmdbd slurm-wlm-mysql-plugin mariadb-server-core mariadb-client-core" * self.accounting
-            )
-            raise UserError(
-                f"{', '.join(absent)}: not installed; apt-get install --no-install-recommends {packages}"
-            )
+            packages = "slurmctld slurmd slurm-client munge"
+            if self.accounting:
+                packages += " slurmdbd slurm-wlm-mysql-plugin mariadb-server-core mariadb-client-core"
+            names = ", ".join(absent)
+            raise UserError(f"{names}: not installed; apt-get install --no-install-recommends {packages}")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)
         (self.folder / "state").mkdir(exist_ok=True)
@@ -84,63 +89,55 @@ class Cluster:
         self._name_nodes()
         folder = self.folder
         self.run(
-            "munged", "--force", f"--key-file={folder}/munge.key", f"--socket={folder}/munge.socket", f"--pid-file={folder}/munged.pid",
-            f"--log-file={folder}/munged.log", f"--seed-file={folder}/munge.seed",
+            "munged", "--force", f"--key-file={folder}/munge.key", f"--socket={folder}/munge.socket",
+            f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log",
+            f"--seed-file={folder}/munge.seed",
         )  # fmt: skip
         if self.accounting:
             self._start_accounting()
         self.run("slurmctld")
         for node in range(1, self.nodes + 1):
             self.start_node(f"{self.prefix}{node}")
-        self._wait(
-            lambda: (
-                len(self.run("sinfo", "-h", "-N", "-p", "gpu", "-t", "idle", "-o", "%N", check=False).split())
-                == self.nodes
-            ),
-            "idle nodes",
-        )
+        self._wait(lambda: len(self._idle_nodes()) == self.nodes, "idle nodes")
+
+    def _idle_nodes(self) -> list[str]:
+        listing = self.run("sinfo", "-h", "-N", "-p", "gpu", "-t", "idle", "-o", "%N", check=False)
+        return listing.split()
 
     def start_node(self, name: str) -> None:
-        """Start the slurmd of one node, at first or after a failure."""
+        """Start the slurmd of one node, also after a failure."""
         self.run("slurmd", "-N", name)
 
     def pid(self, daemon: str) -> int:
-        """Process number of a daemon, `slurmd.n2` say."""
+        """Return the process number of a daemon, for example of `slurmd.n2`."""
         return int((self.folder / f"{daemon}.pid").read_text())
 
     def _write_configuration(self) -> None:
-        folder, root = self.folder, os.getuid() == 0
+        folder = self.folder
+        is_root = os.getuid() == 0
+        host = socket.gethostname().split(".")[0]
+        user = getpass.getuser()
+        dbd_port = free_port()
         freezer = Path("/sys/fs/cgroup/freezer")
+        proctrack = "cgroup" if is_root and os.access(freezer, os.W_OK) else "pgid"
         names = f"{self.prefix}[1-{self.nodes}]"
+        devices = f"{self._devices(is_root)}[0-{self.gpus - 1}]"
         files = {
             "cgroup.conf": "CgroupMountpoint=/sys/fs/cgroup\nCgroupPlugin=cgroup/v1\n",
-            "gres.conf": f"NodeName={names} Name=gpu File={self._devices(root)}[0-{self.gpus - 1}] Flags=nvidia_gpu_env\n",
-            "slurmdbd.conf": DBD.format(
-                folder=folder,
-                host=socket.gethostname().split(".")[0],
-                user=getpass.getuser(),
-                port=free_port(),
-            ),
+            "gres.conf": f"NodeName={names} Name=gpu File={devices} Flags=nvidia_gpu_env\n",
+            "slurmdbd.conf": DBD.format(folder=folder, host=host, user=user, port=dbd_port),
         }
-        dbd_port = files["slurmdbd.conf"].split("DbdPort=")[1].split()[0]
         lines = [
-            CONF.format(
-                folder=folder,
-                host=socket.gethostname().split(".")[0],
-                user=getpass.getuser(),
-                port=free_port(),
-                proctrack="cgroup" if root and os.access(freezer, os.W_OK) else "pgid",
-            )
+            CONF.format(folder=folder, host=host, user=user, port=free_port(), proctrack=proctrack),
         ]
         if self.accounting:
             lines.append(ACCOUNTING_CONF.format(folder=folder, port=dbd_port))
-        host = socket.gethostname().split(".")[0]
         for node in range(1, self.nodes + 1):
             where = f"NodeName={self.prefix}{node} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()}"
             lines.append(
                 f"{where} CPUs={self.cpus} RealMemory={self.mem_mb} Gres=gpu:{self.gpus} State=UNKNOWN\n"
             )
-        lines.append(PARTITIONS.format(nodes=f"{self.prefix}[1-{self.nodes}]"))
+        lines.append(PARTITIONS.format(nodes=names))
         files["slurm.conf"] = "".join(lines)
         for name, text in files.items():
             (folder / name).write_text(text)
@@ -149,8 +146,8 @@ class Cluster:
             (folder / "munge.key").write_bytes(os.urandom(128))
             (folder / "munge.key").chmod(0o400)
 
-    def _devices(self, root: bool) -> str:
-        if not root:
+    def _devices(self, is_root: bool) -> str:
+        if not is_root:
             return "/dev/tty"
         for number in range(self.gpus):
             with suppress(FileExistsError):
@@ -158,30 +155,33 @@ class Cluster:
         return str(self.folder / "nvidia")
 
     def _name_nodes(self) -> None:
-        """The first node's name is the ranks' meeting point, so it must resolve: lines of our own in /etc/hosts."""
+        """Make the nodes' names resolve, by a line in /etc/hosts: ranks meet at the first one."""
         names = [f"{self.prefix}{node}" for node in range(1, self.nodes + 1)]
         if os.access(HOSTS, os.W_OK):
             self._edit_hosts(f"127.0.0.1 {' '.join(names)}")
         elif set(names) - set(HOSTS.read_text().split()):
             raise UserError(
-                f"{HOSTS}: does not name the nodes {', '.join(names)}; add '127.0.0.1 {' '.join(names)}' as root, once"
+                f"{HOSTS}: does not name the nodes {', '.join(names)}; "
+                f"as root, add the line '127.0.0.1 {' '.join(names)}' once"
             )
 
     def _edit_hosts(self, line: str) -> None:
-        """Replace this cluster's line, other clusters' lines stay."""
+        """Replace this cluster's line. Other clusters' lines stay."""
         mark = f"# dev_slurm {self.folder}"
-        with locked(HOSTS), open(HOSTS, "r+") as hosts:
-            kept = "".join(
-                other for other in hosts.read().splitlines(True) if not other.endswith(f"{mark}\n")
-            )
+        with open(HOSTS, "r+") as hosts:
+            fcntl.flock(hosts, fcntl.LOCK_EX)
+            kept = [other for other in hosts.read().splitlines() if not other.endswith(mark)]
+            if line:
+                kept.append(f"{line} {mark}")
             hosts.seek(0)
             hosts.truncate()
-            hosts.write(kept.rstrip("\n") + "\n" + (f"{line} {mark}\n" if line else ""))
+            hosts.write("\n".join(kept).rstrip("\n") + "\n")
 
     def _start_accounting(self) -> None:
-        folder, user = self.folder, getpass.getuser()
-        data, sock = folder / "mysql", folder / "mysql.sock"
-        base = ["--no-defaults", f"--user={user}", f"--datadir={data}"]
+        folder = self.folder
+        data = folder / "mysql"
+        sock = folder / "mysql.sock"
+        base = ["--no-defaults", f"--user={getpass.getuser()}", f"--datadir={data}"]
         if not data.exists():
             self.run(
                 "mariadb-install-db", *base, "--auth-root-authentication-method=normal", "--skip-test-db"
@@ -210,18 +210,19 @@ class Cluster:
         self._wait(
             lambda: subprocess.run([*sql, "select 1"], capture_output=True).returncode == 0, "the database"
         )
-        grant = "create user if not exists slurm@localhost identified by 'slurm'; grant all on slurm_acct_db.* to slurm@localhost;"
+        grant = (
+            "create user if not exists slurm@localhost identified by 'slurm'; "
+            "grant all on slurm_acct_db.* to slurm@localhost;"
+        )
         self.run(*sql, f"create database if not exists slurm_acct_db; {grant}")
         self.run("slurmdbd")
-        self._wait(
-            lambda: (
-                "lab" in self.run("sacctmgr", "-n", "list", "cluster", "format=cluster", check=False)
-                or self._add_cluster()
-            ),
-            "slurmdbd",
-        )
+        self._wait(self._is_registered, "slurmdbd")
 
-    def _add_cluster(self) -> bool:
+    def _is_registered(self) -> bool:
+        """Tell whether slurmdbd knows the cluster; if not, ask it to add the cluster."""
+        known = self.run("sacctmgr", "-n", "list", "cluster", "format=cluster", check=False)
+        if "lab" in known:
+            return True
         self.run("sacctmgr", "-i", "add", "cluster", "lab", check=False)
         return False
 
@@ -230,35 +231,34 @@ class Cluster:
         while not condition():
             if time.monotonic() > end:
                 raise UserError(
-                    f"{what}: not there after {START_LIMIT_S:.0f} s; the logs are in {self.folder}"
+                    f"{what}: not there after {START_LIMIT_S:.0f} s; see the logs in {self.folder}"
                 )
             time.sleep(0.05)
 
     # ---- stop
 
     def stop(self) -> None:
-        """Cancel what runs, end the daemons by pid, and take our lines out of /etc/hosts."""
+        """Cancel all jobs, end the daemons, and remove our line from /etc/hosts."""
         if (self.folder / "slurmctld.pid").exists():
             self.run("scancel", "--me", check=False)
             end = time.monotonic() + 10
-            while (
-                time.monotonic() < end
-                and self.run("squeue", "-h", "--me", "-t", "R,CG,S", check=False).strip()
-            ):
+            while self._has_active_jobs() and time.monotonic() < end:
                 time.sleep(0.1)
         for daemons in (["slurmd.*.pid", "slurmctld.pid"], ["slurmdbd.pid"], ["mariadb.pid", "munged.pid"]):
             end_processes([file for pattern in daemons for file in self.folder.glob(pattern)])
-        for group in sorted(
-            Path("/sys/fs/cgroup/freezer").glob(f"slurm_{self.prefix}[0-9]*/**/"), reverse=True
-        ):
+        groups = Path("/sys/fs/cgroup/freezer").glob(f"slurm_{self.prefix}[0-9]*/**/")
+        for group in sorted(groups, reverse=True):
             with suppress(OSError):
                 group.rmdir()
         if os.access(HOSTS, os.W_OK):
             self._edit_hosts("")
 
+    def _has_active_jobs(self) -> bool:
+        return bool(self.run("squeue", "-h", "--me", "-t", "R,CG,S", check=False).strip())
+
 
 def end_processes(pid_files: list[Path], limit_s: float = 15.0) -> None:
-    """SIGTERM to the processes in the files, SIGKILL to those that are still there after `limit_s`."""
+    """Send SIGTERM to the processes named in the files, and SIGKILL after `limit_s`."""
     pids = []
     for file in pid_files:
         with suppress(ValueError, FileNotFoundError):
@@ -277,9 +277,16 @@ def end_processes(pid_files: list[Path], limit_s: float = 15.0) -> None:
 
 def _alive(pid: int) -> bool:
     with suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)  # one of our own children would stay a zombie
+        os.waitpid(pid, os.WNOHANG)  # otherwise a child of ours would stay a zombie
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     return True
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,4 +1,7 @@
-"""Configuration files of the private cluster; what must differ between clusters is in braces."""
+"""Configuration files of the private cluster.
+
+Braces mark the values that differ between clusters.
+"""
 
 CONF = """\
 ClusterName=lab
@@ -6,7 +9,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 AuthType=auth/munge
-# cred_expire also rules how long a requeued job waits: cred_expire + 1 s
+# a requeued job waits for cred_expire + 1 s
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 SlurmUser={user}
@@ -37,7 +40,7 @@ MinJobAge=3600
 MessageTimeout=10
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
-# without it a preempted job gets SIGTERM only, which submitit ignores
+# otherwise a preempted job gets only SIGTERM, which submitit ignores
 SlurmctldParameters=preempt_send_user_signal
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -51,7 +54,8 @@ AccountingStoragePort={port}
 AccountingStoragePass={folder}/munge.socket
 """
 PARTITIONS = """\
-PartitionName=gpu Nodes={nodes} Default=YES MaxTime=7-0 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
+PartitionName=gpu Nodes={nodes} Default=YES MaxTime=7-0 State=UP \\
+ PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
 PartitionName=urgent Nodes={nodes} MaxTime=1-0 State=UP PriorityTier=10 PreemptMode=OFF
 """
 DBD = """\
