@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from pipeline.runtime.ports import free_port
+from tests.survivors import _nothing_survives  # noqa: F401  # a fixture of every session
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,4 +1,4 @@
-"""tools/dev/bench.py: tiny sizes, every benchmark once; contenders take turns, ratios are those of a round, the page is the JSON's."""
+"""tools/dev/bench.py: every benchmark once on tiny sizes, turns, ratios, and the page it writes."""
 
 from __future__ import annotations
 

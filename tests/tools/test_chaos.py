@@ -1,4 +1,4 @@
-"""The chaos harness: one trial of each fault, a broken promise is noticed, and no process outlives a campaign."""
+"""The chaos harness: trials, the report of a broken promise, and processes that must not stay."""
 
 import json
 import signal
@@ -173,10 +173,12 @@ def test_the_fixture_of_the_test_run_finds_a_daemon(tmp_path):
     """A test that leaves a daemon behind fails its run, with the daemon's command line."""
     leave = "import subprocess; subprocess.Popen(['sleep', '601'], start_new_session=True)"
     test = f"""
-import subprocess, sys
-import tests.survivors
-from tests.survivors import _nothing_survives
-tests.survivors.GRACE_S = 0.2
+import importlib.util, subprocess, sys
+spec = importlib.util.spec_from_file_location("survivors", {str(ROOT / "tests/survivors.py")!r})
+survivors = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(survivors)
+survivors.GRACE_S = 0.2
+_nothing_survives = survivors._nothing_survives
 def test_that_leaves_a_daemon():
     subprocess.run([sys.executable, "-c", {leave!r}])
 """

@@ -150,9 +150,7 @@ def stage_rate(bench: Bench, precision: str, ranks: Ranks, steps: int, determini
 
 def refusing_uri() -> str:
     """Return the address of a dead tracking server: a local port that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{s.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 def train(bench: Bench) -> dict[str, Result]:

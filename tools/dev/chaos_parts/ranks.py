@@ -26,13 +26,6 @@ CAPABILITY_VERSION = 0x20080522
 LIVE_INTERVAL_S = 0.3  # a trial lasts seconds, so its tracking thread must not wait for long
 
 
-def free_port() -> int:
-    """Return a TCP port that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def obey_permissions() -> None:
     """Give up root's right to write anywhere, so that a read-only folder really is one."""
     libc = ctypes.CDLL(None, use_errno=True)

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Self
 
 from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import read_metrics
+from pipeline.runtime.ports import free_port
 from tools.dev.chaos_parts.processes import adopt_orphans, die_with_parent, end_descendants
-from tools.dev.chaos_parts.ranks import fork, free_port
+from tools.dev.chaos_parts.ranks import fork
 
 if TYPE_CHECKING:
     from tools.dev.chaos_parts.trial import Trial
@@ -117,7 +118,7 @@ def _keep(command: list[str], port: int, log: Path, requests: Connection) -> Non
     Never returns.
     """
     try:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+        signal.signal(signal.SIGTERM, _end_keeper)
         die_with_parent(signal.SIGTERM)
         adopt_orphans()
         server = None
@@ -134,11 +135,16 @@ def _keep(command: list[str], port: int, log: Path, requests: Connection) -> Non
                     end_descendants()
                     server = None
             requests.send(failure)
-    except (EOFError, OSError, SystemExit):
+    except (EOFError, OSError):
         pass  # nobody can ask any more
     finally:
-        end_descendants()
-        os._exit(0)
+        _end_keeper()
+
+
+def _end_keeper(*_: object) -> None:
+    """End the server and the keeper. A signal may call it at any moment, also while it runs."""
+    end_descendants()
+    os._exit(0)
 
 
 def _start(command: list[str], log: Path) -> subprocess.Popen:

@@ -168,8 +168,7 @@ class Cluster:
     def _edit_hosts(self, line: str) -> None:
         """Replace this cluster's line. Other clusters' lines stay."""
         mark = f"# dev_slurm {self.folder}"
-        with open(HOSTS, "r+") as hosts:
-            fcntl.flock(hosts, fcntl.LOCK_EX)
+        with locked(HOSTS), open(HOSTS, "r+") as hosts:
             kept = [other for other in hosts.read().splitlines() if not other.endswith(mark)]
             if line:
                 kept.append(f"{line} {mark}")
@@ -283,10 +282,3 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
