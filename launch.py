@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config import load as configuration
+from pipeline.config.paths import absolute_paths
 from pipeline.config.schema import ClusterConfig, RunConfig
 from pipeline.errors import ConfigError, exit_code
-from pipeline.prepare import absolute_paths, prepare, recorded, require_continuable
+from pipeline.prepare import prepare, recorded, require_continuable
 from pipeline.rundir.layout import shared_dir
 from slurm.chain import Chain, Run, parse_stages, plan
 from slurm.sweep import read_sweep

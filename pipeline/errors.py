@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 from collections.abc import Callable
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class UserError(Exception):
@@ -24,8 +27,11 @@ class CheckpointError(UserError):
     """A checkpoint that is damaged, missing, or of another configuration."""
 
 
-class StorageError(UserError):
-    """The disk refused a write: full, over its quota, read-only."""
+class StorageError(UserError, OSError):
+    """The disk refused a write: it is full, over its quota, or read-only.
+
+    It is an OSError too, so that code that can do without the file treats it like any other.
+    """
 
 
 class OwnedError(UserError):
@@ -33,17 +39,25 @@ class OwnedError(UserError):
 
 
 def exit_code(main: Callable[[], object]) -> int:
-    """Run `main`; return 0, or 2 after printing a UserError's message to stderr (other errors keep their traceback).
+    """Run `main` and return the exit code of this program.
 
-    141, as for a program that SIGPIPE ended, where its output was piped into one that has ended (`| head`).
+    0: done. 2: a UserError or a full disk; its message goes to stderr. Other errors keep their traceback.
+    141 (as after SIGPIPE): the reader of a pipe, such as `| head`, has ended.
     """
     try:
         main()
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         return 128 + signal.SIGPIPE
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        file = error.filename or "a file"
+        reason = f"{file} could not be written ({error.strerror})"
+        print(f"error: {reason}; make room, then the same command continues", file=sys.stderr)
         return 2
     return 0

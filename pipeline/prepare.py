@@ -1,11 +1,9 @@
-"""A run directory from the launcher's side: may this configuration continue it, and what changed since last time."""
+"""Prepare a run directory: check that a configuration may continue it, and record what changed."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,63 +12,49 @@ from pipeline.config import load as configuration
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.rundir import layout
-from pipeline.rundir.files import write_text
+from pipeline.rundir.files import append_line, write_text
 from pipeline.rundir.redact import redact
 from pipeline.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]  # of the code
-WEIGHTS_VARIABLE = "CVAE_INCEPTION_WEIGHTS"  # where eval.inception_weights comes from when it is empty
-
-
-def absolute_paths(config: RunConfig) -> RunConfig:
-    """The configuration with every path absolute, so that a job may start anywhere."""
-
-    def full(path: str) -> str:
-        return str(Path(path).expanduser().absolute()) if path else ""
-
-    return replace(
-        config,
-        runs_dir=full(config.runs_dir),
-        shard=replace(config.shard, source=full(config.shard.source)),
-        train=replace(config.train, init_from=full(config.train.init_from)),
-        eval=replace(
-            config.eval,
-            inception_weights=full(config.eval.inception_weights or os.environ.get(WEIGHTS_VARIABLE, "")),
-            network=full(config.eval.network),
-        ),
-    )
 
 
 def recorded(run_dir: Path) -> RunConfig | None:
-    """The configuration that the run was last launched with."""
+    """Return the configuration that the run was last launched with, or None for a new run."""
     file = run_dir / "config.yaml"
     return configuration.load([file]) if file.exists() else None
 
 
 def changes(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """{'train.images': (old, new), ...} of every key that differs; None stands for a key that is not there."""
-    before, after = configuration.flatten(old), configuration.flatten(new)
-    keys = [*after, *(key for key in before if key not in after)]
-    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+    """Return {'train.images': (old, new), ...} of every key that differs; None stands for a missing key."""
+    before = configuration.flatten(old)
+    after = configuration.flatten(new)
+    missing = [key for key in before if key not in after]
+    differing = {}
+    for key in [*after, *missing]:
+        pair = (before.get(key), after.get(key))
+        if pair[0] != pair[1]:
+            differing[key] = pair
+    return differing
 
 
 def require_continuable(run_dir: Path, config: RunConfig) -> None:
-    """Raise ConfigError that names the keys where `config` cannot continue the checkpoints in `run_dir`."""
+    """Raise ConfigError that names the keys that keep `config` from continuing `run_dir`."""
     old = recorded(run_dir)
     if old is None or not _newest_step(run_dir, config):
         return
     fixed = configuration.leaves(layout.trained_sections(config))
-    differing = {key: values for key, values in changes(old, config).items() if key in fixed}
+    differing = {key: pair for key, pair in changes(old, config).items() if key in fixed}
     if differing:
         listed = "; ".join(f"{key}: {then!r} -> {now!r}" for key, (then, now) in differing.items())
         raise ConfigError(
             f"{run_dir}: its checkpoints were trained with other settings ({listed}); "
-            f"use another name=... or --run-dir, or train.init_from={run_dir} to start a new run from its weights"
+            f"use another name=... or --run-dir, or start anew from its weights: train.init_from={run_dir}"
         )
 
 
 def prepare(run_dir: Path, config: RunConfig, stages: list[str]) -> None:
-    """Write config.yaml and append to config_history.jsonl what this launch changes."""
+    """Write config.yaml, and append to config_history.jsonl what this launch changes."""
     old = recorded(run_dir)
     line = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -80,8 +64,7 @@ def prepare(run_dir: Path, config: RunConfig, stages: list[str]) -> None:
         "changed": changes(old, config) if old else {},
     }
     write_text(run_dir / "config.yaml", configuration.dump(config))
-    with open(run_dir / "config_history.jsonl", "a", encoding="utf-8") as history:
-        history.write(redact(json.dumps(line)) + "\n")
+    append_line(run_dir / "config_history.jsonl", redact(json.dumps(line)))
 
 
 def _newest_step(run_dir: Path, config: RunConfig) -> int:
@@ -89,12 +72,10 @@ def _newest_step(run_dir: Path, config: RunConfig) -> int:
 
 
 def commit() -> str | None:
-    """Commit of the code, with `-dirty` where files differ from it; None outside a git checkout."""
+    """Return the commit of the code, with `-dirty` if files differ from it; None outside a git checkout."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return (
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-            or None
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
+    return done.stdout.strip() or None

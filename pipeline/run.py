@@ -1,4 +1,4 @@
-"""Enter one stage in one process: `torchrun -m pipeline.run RUN_DIR STAGE` (or `python -m pipeline.run`)."""
+"""Run one stage in one process: `torchrun -m pipeline.run RUN_DIR STAGE` (or `python -m pipeline.run`)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import signal
 import sys
 from pathlib import Path
 
-from pipeline.config import load as configuration
+from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError, exit_code
+from pipeline.rundir.record import run_config
 from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.stages import STAGES
 
@@ -24,27 +25,40 @@ def run_stage(
     """Run `stage` of the run in `run_dir` on this rank (all ranks call it).
 
     Reads run_dir/config.yaml and the variables RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
-    `stop`: a flag that listens already, for a caller that wants to know afterwards which signals came.
-    `part`: (k, n), only the k-th of n parts of a stage that can be split; the whole stage afterwards completes it.
+    `stop`: a flag that already listens, for a caller that asks afterwards which signals came.
+    `part`: (k, n) runs only part k of n of a stage that can be split; the whole stage later completes it.
     `job`: the scheduler's name of this job, for messages.
-    Raises ConfigError where the run or the stage is unknown, Stopped after a stop signal was honoured.
+    Raises ConfigError if the run or the stage is unknown, Stopped after a stop signal.
     """
     if stop is None:
-        with StopFlag() as stop:  # before torch is imported, which takes seconds
+        with StopFlag() as stop:  # it listens before torch is imported, which takes seconds
             return run_stage(run_dir, stage, stop, part, job)
+    _require_stage(stage, part)
+    config = run_config(run_dir)
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
+    _run(config, run_dir, stage, stop, part, job)
+
+
+def _require_stage(stage: str, part: tuple[int, int] | None) -> None:
     if stage not in STAGES:
         raise ConfigError(f"unknown stage {stage!r}, expected one of {', '.join(STAGES)}")
-    if part and not (STAGES[stage].splits and 0 <= part[0] < part[1]):
-        raise ConfigError(f"part {part[0]} of {part[1]}: expected a stage that can be split and 0 <= k < n")
-    file = run_dir / "config.yaml"
-    if not file.exists():
-        raise ConfigError(
-            f"{run_dir}: no config.yaml in it, so it is not a run directory; `launch.py` makes one"
-        )
-    config = configuration.load([file])
-    if config.train.deterministic:  # read by cuBLAS when CUDA starts
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if part is None:
+        return
+    k, n = part
+    if not STAGES[stage].splits or not 0 <= k < n:
+        raise ConfigError(f"part {k} of {n}: expected a stage that can be split and 0 <= k < n")
 
+
+def _run(
+    config: RunConfig,
+    run_dir: Path,
+    stage: str,
+    stop: StopFlag,
+    part: tuple[int, int] | None,
+    job: str,
+) -> None:
+    """Join the process group, open the log, and run the stage (all ranks)."""
     from pipeline.runtime.context import Context
     from pipeline.runtime.distributed import process_group
     from pipeline.runtime.logs import stage_log
@@ -57,12 +71,12 @@ def run_stage(
         try:
             STAGES[stage].run(config, context)
         except Stopped as reason:
-            context.log.info("stopped: %s", reason)
+            log.info("stopped: %s", reason)
             raise
 
 
 def parse_part(text: str | None) -> tuple[int, int] | None:
-    """'2/8' -> (2, 8); raises ConfigError."""
+    """Parse '2/8' to (2, 8), and None to None; raises ConfigError."""
     if text is None:
         return None
     k, slash, n = text.partition("/")
@@ -72,12 +86,12 @@ def parse_part(text: str | None) -> tuple[int, int] | None:
 
 
 def main() -> None:
-    """Command line of one rank."""
+    """Run the command line of one rank."""
     parser = argparse.ArgumentParser(prog="pipeline.run", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="run directory that holds config.yaml")
     parser.add_argument("stage", help=f"one of {', '.join(STAGES)}")
     parser.add_argument(
-        "--part", metavar="K/N", help="the K-th of N parts (from 0) of a stage that can be split: shard"
+        "--part", metavar="K/N", help="part K (from 0) of N parts of a stage that can be split: shard"
     )
     args = parser.parse_args()
     try:

@@ -1,15 +1,18 @@
 """Configuration: defaults < YAML < overrides; every mistake names the key and what to do."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import load as configuration
-from pipeline.config import schema
-from pipeline.config.load import flatten, load
+from pipeline.config import renamed, schema
+from pipeline.config.load import flatten, load, with_values
+from pipeline.config.paths import absolute_paths
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.training.checkpoint import require_same
 
 CONFIGS = Path("configs")
 
@@ -103,6 +106,110 @@ def test_nothing_changes_a_configuration_after_loading():
         RunConfig().seed = 3
 
 
-def test_every_choice_and_bound_names_a_real_key():
-    keys = flatten(RunConfig())
-    assert set(schema.CHOICES) <= keys.keys() and set(schema.AT_LEAST_ONE) <= keys.keys()
+def test_every_choice_bound_and_path_names_a_real_key():
+    keys = flatten(RunConfig()).keys()
+    assert {*schema.CHOICES, *schema.AT_LEAST_ONE, *schema.PATH_KEYS, *renamed.RENAMED.values()} <= keys
+    assert not renamed.RENAMED.keys() & keys
+
+
+def section_classes():
+    found = inspect.getmembers(schema, dataclasses.is_dataclass)
+    return [kind for name, kind in found if kind.__module__ == schema.__name__]
+
+
+@pytest.mark.parametrize("section", section_classes(), ids=lambda kind: kind.__name__)
+def test_every_key_has_one_comment_that_gives_its_choices(section):
+    lines = inspect.getsource(section).splitlines()
+    names = {kind: name for name, kind in section_names().items()}
+    for field in dataclasses.fields(section):
+        (line,) = [line for line in lines if line.startswith(f"    {field.name}: ")]
+        comment = line.partition("  # ")[2]
+        assert comment, f"{section.__name__}.{field.name} has no comment"
+        choices = schema.CHOICES.get(f"{names.get(section, '')}.{field.name}", ())
+        assert all(choice in comment for choice in choices), field.name
+
+
+def section_names():
+    """{'train': TrainConfig, ...}"""
+    config = RunConfig()
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {name: type(value) for name, value in values.items() if dataclasses.is_dataclass(value)}
+
+
+# ---- old names of keys
+
+
+@pytest.fixture
+def nothing_told(monkeypatch):
+    monkeypatch.setattr(renamed, "_told", set())
+
+
+def test_old_names_load_with_one_message(tmp_path, caplog, nothing_told):
+    (tmp_path / "old.yaml").write_text("train: {checkpoint_interval: 7, images: 50}\n")
+    assert load([tmp_path / "old.yaml"]).train.max_lost_steps == 7
+    config = load([tmp_path / "old.yaml"], ["train.checkpoint_interval=9"])
+    assert (config.train.max_lost_steps, config.train.images) == (9, 50)
+    (record,) = caplog.records
+    assert "'train.checkpoint_interval' is now called 'train.max_lost_steps'" in record.message
+    assert "old.yaml" in record.message
+
+
+def test_both_names_of_a_key_are_refused(tmp_path):
+    (tmp_path / "x.yaml").write_text("train: {checkpoint_interval: 7, max_lost_steps: 8}\n")
+    with pytest.raises(ConfigError, match="'train.checkpoint_interval' is the old name.*remove one"):
+        load([tmp_path / "x.yaml"])
+
+
+def test_sections_of_old_checkpoints_compare_under_the_new_names(monkeypatch, tmp_path):
+    monkeypatch.setitem(renamed.RENAMED, "optim.rate", "optim.lr")
+    require_same({"optim": {"rate": 0.1}}, {"optim": {"lr": 0.1}}, tmp_path)
+
+
+# ---- paths
+
+
+def test_paths_are_expanded_and_absolute(monkeypatch, tmp_path):
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for key in schema.PATH_KEYS:
+        for written, meant in (
+            ("$SCRATCH/a", "scratch/a"),
+            ("${SCRATCH}_2/a", "scratch_2/a"),
+            ("~/a", "home/a"),
+            ("a", "a"),
+        ):
+            config = absolute_paths(load([], [f"{key}={written}"]))
+            assert flatten(config)[key] == str(tmp_path / meant), (key, written)
+            (tmp_path / "x.yaml").write_text(configuration.dump(config))
+            assert absolute_paths(load([tmp_path / "x.yaml"])) == config
+
+
+@pytest.mark.parametrize("key", schema.PATH_KEYS)
+@pytest.mark.parametrize(
+    "written,said",
+    [
+        ("$NOWHERE/a", r"\$NOWHERE is not set"),
+        ("/a/${NOWHERE}", r"\$NOWHERE is not set"),
+        ("~nobody-is-called-so/a", "unknown user"),
+        ("/a/$API_TOKEN", "looks like a secret"),
+    ],
+)
+def test_unknown_variables_are_refused_with_the_key(key, written, said, monkeypatch):
+    monkeypatch.setenv("API_TOKEN", "hush")
+    with pytest.raises(ConfigError, match=f"key '{key}'.*{said}"):
+        absolute_paths(load([], [f"{key}={written}"]))
+
+
+def test_a_folder_with_a_dollar_in_its_name_is_taken_as_it_is(tmp_path):
+    folder = tmp_path / "a$b"
+    folder.mkdir()
+    assert absolute_paths(load([], [f"runs_dir={folder}"])).runs_dir == str(folder)
+
+
+def test_variables_of_the_node_and_of_the_shell_stay_for_the_job(tmp_path):
+    config = load([], ["data.stage_to=${SLURM_TMPDIR}/x", "cluster.setup=['export A=${B}']"])
+    assert config.data.stage_to == "${SLURM_TMPDIR}/x" and config.cluster.setup == ["export A=${B}"]
+    (tmp_path / "x.yaml").write_text(configuration.dump(absolute_paths(config)))
+    assert load([tmp_path / "x.yaml"]).data == config.data
+    assert with_values(config, {"train.images": 9}).cluster == config.cluster

@@ -14,15 +14,16 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from pipeline.config.renamed import with_new_names
 from pipeline.config.schema import AT_LEAST_ONE, CHOICES, ClusterConfig, RunConfig, StageResources
 from pipeline.config.suggest import suggest
 from pipeline.errors import ConfigError
 
 MAX_DEPTH = 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-OmegaConf.clear_resolver(
-    "oc.env"
-)  # a configuration from others must not read the environment, where secrets are
+_RUN_NAME = re.compile(r"[\w-][\w.-]*")
+# Secrets are in the environment, so a configuration from others must not read it.
+OmegaConf.clear_resolver("oc.env")
 
 
 def load(files: list[Path], overrides: list[str] | None = None, base: RunConfig | None = None) -> RunConfig:
@@ -30,20 +31,35 @@ def load(files: list[Path], overrides: list[str] | None = None, base: RunConfig 
 
     Raises ConfigError that names the file or override, the key, and the nearest valid key or the wanted type.
     """
-    config = OmegaConf.structured(base or RunConfig)
+    config = _structured(base or RunConfig())
     for file in files:
         for origin, delta in _with_bases(file):
             config = _merge(config, delta, str(origin))
     for override in overrides or []:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"override {override!r}: expected key=value, e.g. train.batch_size=256")
-        _refuse_tricks(override.partition("=")[2], f"override {override[:80]!r}")
-        try:
-            delta = OmegaConf.from_dotlist([override])
-        except Exception as error:  # yaml errors of the value
-            raise ConfigError(f"override {override!r}: {_first_line(error)}") from None
-        config = _merge(config, delta, f"override {override!r}")
+        config = _merge(config, _read_override(override), f"override {override!r}")
+    return _checked(config)
+
+
+def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+    """Return a copy of `config` with the values {'a.b': value}. Raises ConfigError."""
+    changed = _structured(config)
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        delta: dict[str, Any] = {name: value}
+        for part in reversed(section.split(".") if section else []):
+            delta = {part: delta}
+        changed = _merge(changed, OmegaConf.create(_as_written(delta)), f"key '{key}'")
+    return _checked(changed)
+
+
+def _structured(config: RunConfig) -> DictConfig:
+    typed = OmegaConf.structured(RunConfig)
+    merged = OmegaConf.merge(typed, _as_written(to_dict(config)))
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _checked(config: DictConfig) -> RunConfig:
     try:
         resolved: RunConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
@@ -52,8 +68,23 @@ def load(files: list[Path], overrides: list[str] | None = None, base: RunConfig 
     return resolved
 
 
+def _read_override(override: str) -> DictConfig:
+    """Parse one `a.b=value`; raises ConfigError."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: expected key=value, e.g. train.batch_size=256")
+    _refuse_tricks(value, f"override {override[:80]!r}")
+    try:
+        return OmegaConf.from_dotlist([override])
+    except Exception as error:  # the value is not valid YAML
+        raise ConfigError(f"override {override!r}: {_first_line(error)}") from None
+
+
 def _with_bases(file: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, DictConfig]]:
-    """A file after those that its `base: NAME` names (NAME.yaml beside it), each with its content."""
+    """Return the contents of `file` and, before it, of the files that its `base: NAME` leads to.
+
+    NAME stands for NAME.yaml in the same folder.
+    """
     delta = _read_yaml(file)
     base = delta.pop("base", None)
     if base is None:
@@ -86,39 +117,54 @@ def _read_yaml(file: Path) -> DictConfig:
 
 
 def _refuse_tricks(text: str, origin: str) -> None:
-    """Raise ConfigError for what YAML allows and no configuration needs: aliases (a few lines of them fill the memory) and deep nesting."""
+    """Raise ConfigError for YAML that no configuration needs: aliases and deep nesting.
+
+    A few lines of aliases can fill the memory.
+    """
     depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
             if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
                 raise ConfigError(
-                    f"{origin}: YAML aliases (*name) and more than {MAX_DEPTH} levels are not accepted; write the value out"
+                    f"{origin}: YAML aliases (*name) and more than {MAX_DEPTH} levels are not accepted; "
+                    "write the value out"
                 )
     except yaml.YAMLError:
-        return  # said better where it is loaded
+        return  # the loader that follows reports it with a better message
 
 
 def _merge(config: DictConfig, delta: DictConfig, origin: str) -> DictConfig:
     try:
-        merged = OmegaConf.merge(config, delta)
+        tree = with_new_names(OmegaConf.to_container(delta), origin)  # type: ignore[arg-type]
+        merged = OmegaConf.merge(config, _as_written(tree))
     except (ConfigKeyError, ConfigAttributeError) as error:
-        raise ConfigError(
-            f"{origin}: unknown key '{error.full_key}'{_nearest_key(str(error.full_key))}"
-        ) from None
-    except (
-        OmegaConfBaseException,
-        TypeError,
-    ) as error:  # TypeError: a section where a value is expected, or the reverse
-        key = getattr(error, "full_key", None)
+        key = str(error.full_key)
+        raise ConfigError(f"{origin}: unknown key '{key}'{_nearest_key(key)}") from None
+    except (OmegaConfBaseException, TypeError) as error:
+        # A TypeError means a section in place of a value, or the reverse.
+        key = getattr(error, "full_key", None) or ""
         where = f"key '{key}': " if key else ""
         raise ConfigError(f"{origin}: {where}{_first_line(error)}") from None
     assert isinstance(merged, DictConfig)
     return merged
 
 
+def _as_written(value: Any) -> Any:
+    """Return `value` with every "${" in it escaped: it is a shell variable here, not another key's value."""
+    if isinstance(value, dict):
+        return {key: _as_written(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_as_written(each) for each in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
+
+
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _nearest_file(file: Path) -> str:
@@ -143,11 +189,12 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
-    """Every leaf of the configuration as {'train.batch_size': 128, ...}."""
-    return {k: v for k, v in leaves(to_dict(config)).items() if not isinstance(v, dict)}
+    """Return every value of the configuration as {'train.batch_size': 128, ...}."""
+    return {key: value for key, value in leaves(to_dict(config)).items() if not isinstance(value, dict)}
 
 
 def _check(config: RunConfig) -> None:
+    """Raise ConfigError that names the first key whose value is out of range."""
     values = flatten(config)
     for key, choices in CHOICES.items():
         if values[key] not in choices:
@@ -156,32 +203,31 @@ def _check(config: RunConfig) -> None:
     for key in AT_LEAST_ONE:
         if values[key] < 1:
             raise ConfigError(f"key '{key}': got {values[key]}, expected at least 1")
-    if (
-        not config.name
-        or not all(c.isalnum() or c in "._-" for c in config.name)
-        or config.name.startswith(".")
-    ):
+    if not _RUN_NAME.fullmatch(config.name):
         raise ConfigError(f"key 'name': got {config.name!r}, expected letters, digits, '.', '_' and '-'")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain dictionaries, lists and scalars."""
+    """Return a dataclass as plain dictionaries, lists and scalars."""
     return dataclasses.asdict(config)
 
 
 def dump(config: RunConfig) -> str:
-    """The resolved configuration as YAML, readable by `load`."""
+    """Return the resolved configuration as YAML, readable by `load`."""
     return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
 
 
 def digest(parts: Any) -> str:
-    """First 12 hex digits of the sha256 of `parts` (dictionaries, lists, scalars) as canonical JSON."""
+    """Return the first 12 hex digits of the sha256 of `parts` as canonical JSON.
+
+    `parts` are dictionaries, lists and scalars.
+    """
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def resources(cluster: ClusterConfig, stage: str) -> ClusterConfig:
-    """The cluster's settings as they hold for one stage."""
+    """Return the settings of `cluster` that hold for one stage."""
     own = cluster.stages.get(stage, StageResources())
-    given = {k: v for k, v in dataclasses.asdict(own).items() if v is not None}
+    given = {name: value for name, value in dataclasses.asdict(own).items() if value is not None}
     return dataclasses.replace(cluster, **given)

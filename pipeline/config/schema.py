@@ -1,4 +1,9 @@
-"""The keys of a configuration and their defaults, as frozen dataclasses; `pipeline.config` loads them. Imports no torch."""
+"""The keys of a configuration, their defaults, and what each one means.
+
+Every field has one comment behind it: the meaning, the unit, the choices, and what an empty or zero
+value does.
+`pipeline.config.load` reads configurations. This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -10,188 +15,186 @@ from cvae.config import ModelConfig
 
 @dataclass(frozen=True)
 class ToyConfig:
-    """Faces drawn by the project itself, used where `shard.source` is empty."""
+    """Faces that the project draws itself; used if `shard.source` is empty."""
 
-    n: int = 4000
-    seed: int = 0
+    n: int = 4000  # number of images
+    seed: int = 0  # of the drawn faces
 
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """CelebA files -> WebDataset tars."""
+    """From CelebA's files to shards (WebDataset tars)."""
 
     source: str = ""  # folder in CelebA's official layout; empty: toy faces
     crop: int = 148  # side of the centred square cut from the 178x218 image, pixels
     size: int = 64  # side of the stored image, pixels
-    samples_per_shard: int = 2048
-    seed: int = 0  # of the permutation that assigns samples to shards
-    allow_subset: bool = False  # accept annotations of images that are not there (counted in the manifest)
-    skip_damaged: bool = False  # leave out images that cannot be read (counted in the manifest)
+    samples_per_shard: int = 2048  # images in one tar
+    seed: int = 0  # of the permutation that assigns images to shards
+    allow_subset: bool = False  # accept annotations of images that are missing; the manifest counts them
+    skip_damaged: bool = False  # leave out images that cannot be read; the manifest counts them
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Shards -> batches."""
+    """From shards to batches."""
 
-    attributes: list[str] = field(default_factory=list)  # read by the model; empty: all of the manifest
-    flip: bool = True  # random horizontal flip
-    rotation_degrees: float = 0.0  # random rotation within +- this angle
-    shards_at_once: int = 8  # shards that are mixed with one another at a time
-    verify: str = "once"  # sha256 of shards: once (per node and file) | always
-    damaged: str = "stop"  # a damaged shard: stop, or exclude its samples (counted in the log and in MLflow)
-    stage_to: str = ""  # node-local folder that shards are copied to for training, e.g. $SLURM_TMPDIR; empty: read in place
+    attributes: list[str] = field(default_factory=list)  # names that the model reads; empty: all attributes
+    flip: bool = True  # flip each image horizontally with probability 1/2
+    rotation_degrees: float = 0.0  # rotate each image by a random angle up to this one, degrees
+    shards_at_once: int = 8  # number of shards whose images are mixed with one another
+    verify: str = "once"  # when the shards' sha256 are checked: once (per node and file) | always
+    damaged: str = "stop"  # a damaged shard: stop (with an error) | exclude (leave its images out)
+    stage_to: str = ""  # node-local folder to copy shards to, e.g. $SLURM_TMPDIR; empty: read them in place
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam with a cosine schedule after a linear warm-up."""
+    """Adam; the learning rate rises linearly, then falls along a cosine."""
 
-    lr: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
-    weight_decay: float = 0.0
-    warmup_images: int = 5_000
-    final_lr_fraction: float = 0.02  # of `lr`, at the end of the cosine; 1: constant
-    clip_norm: float = 1.0  # of the gradient of nats per dimension; 0: off
+    lr: float = 1e-3  # highest learning rate
+    beta1: float = 0.9  # decay of the gradient's running mean
+    beta2: float = 0.999  # decay of the squared gradient's running mean
+    weight_decay: float = 0.0  # decoupled weight decay; 0: none
+    warmup_images: int = 5_000  # images over which the learning rate rises from 0
+    final_lr_fraction: float = 0.02  # of `lr`, reached at the end; 1: constant after the warm-up
+    clip_norm: float = 1.0  # largest norm of the gradient (of nats per dimension); 0: no clipping
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Length and habits of training; nothing here depends on the number of ranks."""
+    """How long and how the model is trained; nothing here depends on the number of ranks."""
 
-    images: int = 150_000  # images seen in all
+    images: int = 150_000  # images to train on in all, repeats included
     batch_size: int = 64  # GLOBAL batch, split over the ranks
-    micro_batch: int = (
-        0  # most images per rank in one forward pass (gradient accumulation); 0: the rank's whole share
-    )
-    kl_warmup_images: int = 15_000  # beta rises linearly from 0 to 1 over this many images
-    ema_decay: float = 0.999
-    precision: str = "auto"  # auto | fp32 | bf16 | fp16 | fp64
-    channels_last: bool = True
-    deterministic: bool = False  # deterministic kernels on a GPU
-    log_interval: int = 20  # steps
-    val_interval: int = 300  # steps
-    checkpoint_interval: int = 300  # steps that a crash costs at most; one is written every half of it
-    keep_checkpoints: int = 2  # newest ones kept, besides the best
-    keep_every: int = 0  # steps; checkpoints at multiples of this are kept too; 0: none
-    max_bad_steps: int = 5  # non-finite losses in a row before the run stops
-    profile: int = 0  # steps to trace with torch.profiler
-    threads: int = 0  # CPU threads per rank; 0: cores / ranks on this node
-    timeout_s: int = 600  # of the process group while training starts
-    stall_s: int = (
-        180  # a step that takes longer ends the job with the names of the ranks that did not answer; 0: off
-    )
-    init_from: str = ""  # run directory whose best weights training starts from
+    micro_batch: int = 0  # most images of a rank in one pass (gradient accumulation); 0: its whole share
+    kl_warmup_images: int = 15_000  # images over which the KL term's weight rises from 0 to 1
+    ema_decay: float = 0.999  # decay of the averaged weights, per step
+    precision: str = "auto"  # auto (the GPU's best of bf16 and fp16, else fp32) | fp32 | bf16 | fp16 | fp64
+    channels_last: bool = True  # keep images as N x H x W x C in memory
+    deterministic: bool = False  # use deterministic kernels on a GPU
+    log_interval: int = 20  # steps between two records of the training loss
+    val_interval: int = 300  # steps between two validations
+    max_lost_steps: int = 300  # most steps that a crash may cost; a checkpoint is written every half of it
+    keep_checkpoints: int = 2  # newest checkpoints to keep, besides the best one
+    keep_every: int = 0  # keep the checkpoints at multiples of this too, steps; 0: none
+    max_bad_steps: int = 5  # non-finite losses in a row after which the run stops
+    profile: int = 0  # steps to trace with torch.profiler; 0: none
+    threads: int = 0  # CPU threads of a rank; 0: the node's cores shared by its ranks
+    timeout_s: int = 600  # longest wait of one rank for another while training starts, seconds
+    stall_s: int = 180  # a rank that stays silent this long ends the job, which names it, seconds; 0: never
+    init_from: str = ""  # run directory whose best weights training starts from; empty: random weights
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Attribute classifier: ResNet-18 with GroupNorm, shared by every run on the same shards."""
+    """The attribute classifier (ResNet-18 with GroupNorm); all runs on the same shards share it."""
 
-    epochs: int = 5
-    batch_size: int = 64  # GLOBAL batch
-    lr: float = 1e-3
-    weight_decay: float = 1e-2
-    precision: str = "auto"
-    seed: int = 0
+    epochs: int = 5  # passes over the training split
+    batch_size: int = 64  # GLOBAL batch, split over the ranks
+    lr: float = 1e-3  # highest learning rate
+    weight_decay: float = 1e-2  # decoupled weight decay
+    precision: str = "auto"  # auto | fp32 | bf16 | fp16
+    seed: int = 0  # of its weights and its order of images
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What is measured, and on how much of the test split."""
+    """What the evaluation measures, and on how many images."""
 
-    split: str = "test"
-    n: int = 3000  # samples and reconstructions; at most the size of the split
-    block: int = 100  # images per forward pass; fixed, so that the result does not depend on the ranks
+    split: str = "test"  # images to compare with: val | test
+    n: int = 3000  # number of samples and of reconstructions; at most the size of the split
+    block: int = 100  # images per forward pass; results do not depend on the number of ranks
     checkpoint: str = "best"  # best | latest | a step | all (each kept one, the best last)
-    weights: str = "ema"  # ema | raw
-    metrics: list[str] = field(default_factory=list)  # names in METRICS; empty: all
-    iw_images: int = 500
-    iw_samples: int = 50  # K of the importance-weighted bound
-    rare_samples: int = 500  # per rare combination
-    neighbour_images: int = 20_000  # training images among which a sample's nearest one is looked for
-    kid_subsets: int = 100  # of kid_subset_size images each; torch-fidelity's defaults
-    kid_subset_size: int = 1000  # at most the number of images
-    inception_weights: str = ""  # torch-fidelity's weights-inception-2015-12-05-6726825d.pth; empty: $CVAE_INCEPTION_WEIGHTS, if set
-    network: str = ""  # a further network of features: .safetensors of the torchvision architecture `network_name`, or TorchScript
-    network_name: str = ""  # e.g. resnet50; empty: `network` is TorchScript
-    network_sha256: str = ""  # of the file; needed for TorchScript, which is a program
-    network_size: int = 224  # images are resized to this side, pixels
-    projection: str = "tsne"  # of latent vectors to a drawing: tsne | umap (needs the extra `umap`)
-    seed: int = 0
+    weights: str = "ema"  # ema (averaged) | raw
+    metrics: list[str] = field(default_factory=list)  # names of metrics; empty: all of them
+    iw_images: int = 500  # images for the importance-weighted bound
+    iw_samples: int = 50  # latent samples per image for that bound (K)
+    rare_samples: int = 500  # samples per rare combination of attributes
+    neighbour_images: int = 20_000  # training images to search for the nearest one to a sample
+    kid_subsets: int = 100  # subsets over which KID is averaged (torch-fidelity's default)
+    kid_subset_size: int = 1000  # images in one of them; at most the number of images
+    inception_weights: str = ""  # file of torch-fidelity's Inception weights; empty: $CVAE_INCEPTION_WEIGHTS
+    network: str = ""  # one more feature network: weights (.safetensors) or TorchScript file; empty: none
+    network_name: str = ""  # torchvision's name for `network`, e.g. resnet50; empty: `network` is TorchScript
+    network_sha256: str = ""  # of the file `network`; required for TorchScript, which is a program
+    network_size: int = 224  # side to which `network` gets images resized, pixels
+    projection: str = "tsne"  # drawing of latent vectors: tsne | umap (needs the extra `umap`)
+    seed: int = 0  # of the samples
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """MLflow; metrics.jsonl in the run directory is complete without it."""
+    """Where numbers are sent to; metrics.jsonl in the run directory is complete without it."""
 
-    enabled: bool = True
-    uri: str = ""  # empty: sqlite under runs_dir
-    experiment: str = "cvae"
+    enabled: bool = True  # false: nothing is sent anywhere
+    name: str = "mlflow"  # tracker: mlflow
+    uri: str = ""  # the tracker's store; empty: $MLFLOW_TRACKING_URI, else mlflow.db in `runs_dir`
+    experiment: str = ""  # group of runs in the store; empty: $MLFLOW_EXPERIMENT_NAME, else cvae
 
 
 @dataclass(frozen=True)
 class StageResources:
-    """Overrides of ClusterConfig for one stage; a field left out keeps the cluster's value."""
+    """The cluster's settings for one stage; a field that is left out keeps the value of `cluster`."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    nodes: int | None = None
-    tasks_per_node: int | None = None
-    gpus_per_node: int | None = None
-    cpus_per_task: int | None = None
-    mem_gb: int | None = None
-    timeout_min: int | None = None
-    jobs: int | None = None
+    partition: str | None = None  # Slurm partition
+    account: str | None = None  # Slurm account
+    qos: str | None = None  # Slurm quality of service
+    constraint: str | None = None  # Slurm node features
+    nodes: int | None = None  # number of nodes
+    tasks_per_node: int | None = None  # ranks per node
+    gpus_per_node: int | None = None  # GPUs per node
+    cpus_per_task: int | None = None  # CPU cores per rank
+    mem_gb: int | None = None  # memory per node, GB
+    timeout_min: int | None = None  # time limit, minutes
+    jobs: int | None = None  # jobs that the stage is split into
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Where jobs run; a cluster is one YAML file in configs/cluster/."""
+    """Where jobs run; each cluster is one YAML file in configs/cluster/."""
 
     executor: str = "local"  # local (processes on this machine) | debug (in this process) | slurm
-    nodes: int = 1
+    nodes: int = 1  # number of nodes
     tasks_per_node: int = 2  # ranks per node; on GPU nodes the number of GPUs
-    gpus_per_node: int = 0
-    cpus_per_task: int = 1
-    mem_gb: int | None = None  # per node
-    timeout_min: int = 60 * 24
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    signal_delay_s: int = 120  # seconds of warning before the time limit
-    jobs: int = 1  # jobs that a stage is split into where it can be (shard), as one array
-    max_timeouts: int = 20  # requeues after a time-out
+    gpus_per_node: int = 0  # GPUs per node
+    cpus_per_task: int = 1  # CPU cores per rank
+    mem_gb: int | None = None  # memory per node, GB; null: the cluster's default
+    timeout_min: int = 60 * 24  # time limit of a job, minutes
+    partition: str | None = None  # Slurm partition; null: the cluster's default
+    account: str | None = None  # Slurm account; null: the user's default
+    qos: str | None = None  # Slurm quality of service; null: the user's default
+    constraint: str | None = None  # Slurm node features; null: any node
+    signal_delay_s: int = 120  # warning before the time limit, seconds
+    jobs: int = 1  # jobs of one array that a stage is split into, if it can be (shard)
+    max_timeouts: int = 20  # how often a job that timed out is requeued
     max_crashes: int = 3  # crashes in a row without progress after which a job is not restarted
     max_restarts: int = 20  # restarts after crashes, in all
-    python: str | None = None  # command that starts python, e.g. behind a container; a raw shell command
-    setup: list[str] = field(default_factory=list)  # shell lines before the job: modules, conda
-    extra_sbatch: dict[str, str] = field(default_factory=dict)
-    stages: dict[str, StageResources] = field(default_factory=dict)
+    python: str | None = None  # shell command that starts Python, e.g. in a container; null: this Python
+    setup: list[str] = field(default_factory=list)  # shell lines before the job, e.g. module load
+    extra_sbatch: dict[str, str] = field(default_factory=dict)  # more #SBATCH options: name and value
+    stages: dict[str, StageResources] = field(default_factory=dict)  # other settings for single stages
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """One run: a configuration and a seed."""
 
-    name: str = "sigma_cvae_nf"
-    seed: int = 0
-    runs_dir: str = "runs"
-    toy: ToyConfig = field(default_factory=ToyConfig)
-    shard: ShardConfig = field(default_factory=ShardConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    name: str = "sigma_cvae_nf"  # of the run and its directory: letters, digits, '.', '_' and '-'
+    seed: int = 0  # of weights, order of images, flips and noise
+    runs_dir: str = "runs"  # folder of all runs and of what they share
+    toy: ToyConfig = field(default_factory=ToyConfig)  # the faces drawn here
+    shard: ShardConfig = field(default_factory=ShardConfig)  # stage shard
+    data: DataConfig = field(default_factory=DataConfig)  # shards to batches
+    model: ModelConfig = field(default_factory=ModelConfig)  # the conditional VAE
+    optim: OptimConfig = field(default_factory=OptimConfig)  # stage train: the optimizer
+    train: TrainConfig = field(default_factory=TrainConfig)  # stage train: length, logging, checkpoints
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)  # stage classifier
+    eval: EvalConfig = field(default_factory=EvalConfig)  # stage eval
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)  # MLflow
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)  # jobs
 
 
+# The words that a key accepts. A test compares the names of components with their registries.
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.conditioner.name": cvae_config.CONDITIONER_NAMES,
     "model.prior.name": cvae_config.PRIOR_NAMES,
@@ -206,12 +209,45 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "eval.split": ("val", "test"),
     "eval.weights": ("ema", "raw"),
     "eval.projection": ("tsne", "umap"),
+    "tracking.name": ("mlflow",),
     "cluster.executor": ("local", "debug", "slurm"),
 }
+
+# Keys whose value must be at least 1.
 AT_LEAST_ONE = (
-    "shard.crop", "shard.size", "shard.samples_per_shard", "train.batch_size", "train.images", "train.log_interval",
-    "train.val_interval", "train.checkpoint_interval", "train.keep_checkpoints", "classifier.batch_size",
-    "classifier.epochs", "eval.n", "eval.block", "eval.iw_samples", "eval.kid_subsets", "eval.kid_subset_size", "eval.network_size",
-    "eval.neighbour_images", "cluster.nodes", "cluster.tasks_per_node",
-    "model.z_dim", "data.shards_at_once", "toy.n", "cluster.jobs", "cluster.signal_delay_s",
-)  # fmt: skip
+    "toy.n",
+    "shard.crop",
+    "shard.size",
+    "shard.samples_per_shard",
+    "data.shards_at_once",
+    "model.z_dim",
+    "train.images",
+    "train.batch_size",
+    "train.log_interval",
+    "train.val_interval",
+    "train.max_lost_steps",
+    "train.keep_checkpoints",
+    "classifier.epochs",
+    "classifier.batch_size",
+    "eval.n",
+    "eval.block",
+    "eval.iw_samples",
+    "eval.neighbour_images",
+    "eval.kid_subsets",
+    "eval.kid_subset_size",
+    "eval.network_size",
+    "cluster.nodes",
+    "cluster.tasks_per_node",
+    "cluster.jobs",
+    "cluster.signal_delay_s",
+)
+
+# Keys that name a file or folder. A launch expands `~` and `$VARIABLES` in them and makes them absolute.
+# `data.stage_to` is not among them: it names a folder of the node where the job runs.
+PATH_KEYS = (
+    "runs_dir",
+    "shard.source",
+    "train.init_from",
+    "eval.inception_weights",
+    "eval.network",
+)

@@ -1,38 +1,61 @@
-"""Durable small files: written under a temporary name, fsynced, renamed."""
+"""Durable small files: written under a temporary name, brought to the disk, then renamed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import StorageError
+
 
 def sha256(file: Path) -> str:
-    """Hex digest of a file's content."""
+    """Return the hex digest of a file's content."""
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def write_bytes(file: Path, content: bytes) -> None:
-    """Write `content` so that under the final name there is the old content or the new one, never half of it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Replace `file`, so that a reader finds the old content or the new one, never half of it.
+
+    Raises StorageError if the disk refuses; the old content then stays.
+    """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as opened:
             opened.write(content)
             opened.flush()
             os.fsync(opened.fileno())
         os.replace(temporary, file)
+        sync_folder(file.parent)
+    except OSError as error:
+        discard(temporary)  # a full disk gets its bytes back
+        raise refused(file, error) from error
+
+
+def discard(file: Path) -> None:
+    """Delete `file` if it is there and may be deleted."""
+    try:
+        file.unlink(missing_ok=True)
     except OSError:
-        temporary.unlink(missing_ok=True)  # a full disk gets its bytes back
-        raise
-    sync_folder(file.parent)
+        pass  # the folder has become read-only
+
+
+def refused(file: Path, error: OSError) -> StorageError:
+    """Return the StorageError for a failed write of `file`."""
+    reason = error.strerror or str(error)
+    return StorageError(
+        f"{file}: could not be written ({reason}); make room or get the right to write there, "
+        "then the same command continues"
+    )
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in `folder` to the disk: without it a renamed file may be gone after a power cut."""
+    """Bring the names in `folder` to the disk; without this a power cut may undo a rename."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -41,25 +64,68 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """`write_bytes` of UTF-8."""
+    """Replace `file` by UTF-8 text, as `write_bytes` does."""
     write_bytes(file, text.encode())
 
 
 def write_json(file: Path, content: Any) -> None:
-    """`write_text` of indented JSON."""
+    """Replace `file` by indented JSON, as `write_bytes` does."""
     write_text(file, json.dumps(content, indent=1) + "\n")
 
 
+def append_line(file: Path, line: str) -> None:
+    """Append one line to `file` and bring it to the disk. Raises StorageError if the disk refuses.
+
+    If a process died in the middle of the last line, the new line begins behind it all the same.
+    """
+    try:
+        with open(file, "ab+") as opened:
+            torn = opened.tell() > 0 and os.pread(opened.fileno(), 1, opened.tell() - 1) != b"\n"
+            start = b"\n" if torn else b""
+            opened.write(start + line.encode() + b"\n")
+            opened.flush()
+            os.fsync(opened.fileno())
+    except OSError as error:
+        raise refused(file, error) from error
+
+
+def read_json_lines(file: Path) -> list[Any]:
+    """Return the values of a file with one JSON value a line; none if there is no file.
+
+    A line that a dying process left unfinished is skipped.
+    """
+    if not file.exists():
+        return []
+    values = []
+    for line in file.read_bytes().splitlines():
+        try:
+            values.append(json.loads(line))
+        except (ValueError, RecursionError):
+            continue
+    return values
+
+
+def give_usual_mode(file: Path) -> None:
+    """Give `file` the mode that the umask (or the folder's default ACL) gives a new file.
+
+    Some libraries create files that only their owner, or not their group, may use.
+    """
+    probe = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
+    with open(probe, "xb") as opened:
+        mode = os.fstat(opened.fileno()).st_mode
+    probe.unlink()
+    os.chmod(file, mode & 0o777)
+
+
 def seal(content: dict[str, Any]) -> dict[str, Any]:
-    """`content` with the key "digest", a sha256 of the rest: a changed bit of a JSON file is found by `intact`."""
+    """Return `content` with the key "digest", a sha256 of the rest, so that `intact` finds a changed bit."""
     return {**content, "digest": _digest(content)}
 
 
 def intact(content: dict[str, Any]) -> bool:
-    """Whether the digest that `seal` added still fits; so does content that was never sealed."""
-    return "digest" not in content or content["digest"] == _digest(
-        {k: v for k, v in content.items() if k != "digest"}
-    )
+    """Return whether the digest that `seal` added still fits; true for content that was never sealed."""
+    sealed = {key: value for key, value in content.items() if key != "digest"}
+    return "digest" not in content or content["digest"] == _digest(sealed)
 
 
 def _digest(content: dict[str, Any]) -> str:

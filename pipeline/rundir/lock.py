@@ -46,8 +46,8 @@ def locked(
 ) -> Iterator[None]:
     """Hold the lock `file` inside the `with` block; the file is created and stays.
 
-    `keep_waiting` is called before each try that follows a failed one. It may raise, to give up with an error,
-    or return False, to go on without the lock.
+    `keep_waiting` is called after each failed try. It may raise, to give up with an error, or return False,
+    to go on without the lock.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     wait_s = FIRST_WAIT_S

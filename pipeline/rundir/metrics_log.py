@@ -1,4 +1,4 @@
-"""metrics.jsonl: the truth about a training run, one line per record, complete without any server."""
+"""metrics.jsonl: the truth about a training run, one record a line, complete without any server."""
 
 from __future__ import annotations
 
@@ -9,48 +9,50 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.errors import DataError, StorageError
-from pipeline.rundir.files import write_text
+from pipeline.errors import DataError
+from pipeline.rundir.files import refused, write_text
 
 
 class MetricsLog:
-    """Appends {"step", "time", "values"} lines to metrics.jsonl; rank 0 alone holds one."""
+    """Appends {"step", "time", "values"} lines to metrics.jsonl; only rank 0 holds one."""
 
     def __init__(self, path: Path, resume_step: int | None) -> None:
-        """Open `path` to continue after `resume_step`: later records, and a half-written one, are cut off first.
+        """Open `path` to continue after `resume_step`; later records and a torn one are cut off first.
 
-        None starts afresh: a training that died before its first checkpoint leaves records that will be made again.
+        None cuts off all records: a training that died before its first checkpoint makes them again.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            kept = (
-                []
-                if resume_step is None
-                else [record for record in _raw_records(path) if record["step"] <= resume_step]
-            )
+            kept = []
+            if resume_step is not None:
+                kept = [record for record in _raw_records(path) if record["step"] <= resume_step]
             write_text(path, "".join(_line(record) for record in kept))
-        self._file: TextIO = open(path, "a", buffering=1, encoding="utf-8")
+        self._path = path
+        self._file: TextIO = open(path, "a", buffering=1, encoding="utf-8")  # line-buffered
 
     def append(self, step: int, values: dict[str, float]) -> None:
-        """Write one record at once; JSON has no NaN, so non-finite values become the strings "nan", "inf" and "-inf"."""
-        numbers = {name: float(value) for name, value in values.items()}
-        written = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
+        """Write one record at once.
+
+        JSON has no NaN, so non-finite values become the strings "nan", "inf" and "-inf".
+        """
+        written: dict[str, float | str] = {}
+        for name, value in values.items():
+            number = float(value)
+            written[name] = number if math.isfinite(number) else str(number)
         try:
             self._file.write(_line({"step": int(step), "time": round(time.time(), 3), "values": written}))
         except OSError as error:
-            raise self._refused(error) from None
+            raise refused(self._path, error) from None
 
     def sync(self) -> None:
-        """Bring every record to the disk (any thread); done before a checkpoint's JSON is written, which then vouches for them."""
-        try:
-            os.fsync(self._file.fileno())  # the file is line-buffered: nothing waits in this process
-        except OSError as error:
-            raise self._refused(error) from None
+        """Bring every record to the disk (any thread).
 
-    def _refused(self, error: OSError) -> StorageError:
-        return StorageError(
-            f"{self._file.name}: could not be written ({error.strerror}); make room, then the same command continues"
-        )
+        This happens before a checkpoint's JSON is written, because the checkpoint vouches for the records.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise refused(self._path, error) from None
 
     def close(self) -> None:
         """Bring every record to the disk and close the file."""
@@ -59,9 +61,10 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Records {"step": int, "time": unix seconds, "values": {name: float, also nan and inf}}; none where there is no file.
+    """Return the records {"step": int, "time": unix seconds, "values": {name: float}}, in order.
 
-    A half-written last line is left out. Raises DataError that names the line where an earlier one is damaged.
+    There are none if there is no file. Values may be nan and inf. A half-written last line is left out.
+    Raises DataError that names the line if an earlier one is damaged.
     """
     if not path.exists():
         return []
@@ -77,25 +80,26 @@ def _line(record: dict[str, Any]) -> str:
 
 def _raw_records(path: Path) -> list[dict[str, Any]]:
     records = []
-    lines = path.read_bytes().split(b"\n")
+    # The last piece has no newline behind it: its writer died, or is writing it now. It does not count, even
+    # if it parses, because a number may be cut off.
+    *lines, _ = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-            known = {"step": int, "time": (int, float), "values": dict}
-            if not all(isinstance(record[key], kind) for key, kind in known.items()):  # type: ignore[arg-type]
-                raise TypeError
-            for value in record["values"].values():
-                float(value)  # "nan" and "inf" too
+            records.append(_parsed(line))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-            if number == len(lines):  # no newline behind it: the writer died, or is at it just now
-                break
             raise DataError(
                 f"{path}, line {number}: not a metrics record; remove the line and start again"
             ) from None
-        if number < len(
-            lines
-        ):  # the last piece counts only with its newline: a cut-off number would still parse
-            records.append(record)
     return records
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """Parse and check one record; raises one of many errors if it is damaged."""
+    record = json.loads(line)
+    if not isinstance(record["step"], int) or not isinstance(record["time"], (int, float)):
+        raise TypeError
+    for value in record["values"].values():
+        float(value)  # "nan" and "inf" too
+    return record

@@ -1,4 +1,4 @@
-"""What a run directory says about its run: read by the MLflow feeder, the report and the comparison."""
+"""Read a run directory: its configuration, evaluations, jobs and state."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from pipeline.config.load import load
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.rundir import layout
+from pipeline.rundir.files import read_json_lines
 from pipeline.rundir.metrics_log import read_metrics
 
-OF_THE_RUN = {
-    "step",
-    "images",
-    "checkpoint",
-    "checkpoint_digest",
-    "device",
-    "left_out",
-}  # what may differ between comparable numbers
+# Parts of the protocol that may differ between comparable numbers.
+OF_THE_RUN = {"step", "images", "checkpoint", "checkpoint_digest", "device", "left_out"}
+
+# States of a train job that no requeue follows, and what the run's state then is.
+ENDED_BADLY = {"CANCELLED": "KILLED", "FAILED": "FAILED", "OUT_OF_MEMORY": "FAILED", "BOOT_FAIL": "FAILED"}
+OPEN_STATES = ("PENDING", "RUNNING", "REQUEUED", "CONFIGURING", "SUSPENDED", "SUBMITTED")
 
 
 @dataclass(frozen=True)
@@ -41,27 +40,27 @@ class Evaluation:
 
     @property
     def complete(self) -> bool:
-        """Whether every metric was measured, not just some that were asked for."""
+        """Return whether every metric was measured, not only some that were asked for."""
         return not self.protocol.get("left_out")
 
     @property
     def comparable(self) -> dict[str, Any]:
-        """The part of the protocol that must be equal for two runs' numbers to share a table."""
+        """Return the part of the protocol that two runs must share for their numbers to share a table."""
         return {key: value for key, value in self.protocol.items() if key not in OF_THE_RUN}
 
     @property
     def plots(self) -> list[Path]:
-        """plots/*.svg in the order of their names."""
+        """Return plots/*.svg in the order of their names."""
         return sorted((self.folder / "plots").glob("*.svg"))
 
     @property
     def pictures(self) -> list[Path]:
-        """samples/*.png in the order of their names."""
+        """Return samples/*.png in the order of their names."""
         return sorted((self.folder / "samples").glob("*.png"))
 
 
 def read_json(path: Path, default: Any = None) -> Any:
-    """The JSON in `path`, or `default` where there is no such file; raises DataError where it is damaged."""
+    """Return the JSON in `path`, or `default` if there is no such file. Raises DataError if it is damaged."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -71,7 +70,7 @@ def read_json(path: Path, default: Any = None) -> Any:
 
 
 def run_config(run_dir: Path) -> RunConfig:
-    """The resolved configuration of a run; raises ConfigError where `run_dir` is not a run directory."""
+    """Return the resolved configuration of a run. Raises ConfigError if `run_dir` is not a run directory."""
     file = run_dir / "config.yaml"
     if not file.exists():
         raise ConfigError(
@@ -81,86 +80,93 @@ def run_config(run_dir: Path) -> RunConfig:
 
 
 def evaluations(run_dir: Path) -> list[Evaluation]:
-    """Finished evaluations, oldest first; metrics.json is written last, so a folder without it is left out."""
+    """Return the finished evaluations, oldest first.
+
+    metrics.json is written last, so a folder without it is not finished.
+    """
     found = []
     for folder in layout.eval_dirs(run_dir):
         tree = read_json(folder / "metrics.json")
         if tree is not None:
-            parts = {
-                part.name: tree.get(part.name, [] if part.name in ("rare", "units") else {})
-                for part in fields(Evaluation)[2:]
-            }
-            found.append(Evaluation(int(folder.name), folder, **parts))
+            found.append(_evaluation(folder, tree))
     return found
 
 
+def _evaluation(folder: Path, tree: dict[str, Any]) -> Evaluation:
+    parts = {}
+    for part in fields(Evaluation):
+        if part.name not in ("number", "folder"):
+            empty: Any = [] if part.name in ("rare", "units") else {}
+            parts[part.name] = tree.get(part.name, empty)
+    return Evaluation(int(folder.name), folder, **parts)
+
+
 def headline(found: list[Evaluation]) -> Evaluation | None:
-    """The evaluation that stands for its run: the newest complete one; where all left metrics out, the newest of these."""
-    return next((e for e in reversed(found) if e.complete), found[-1] if found else None)
+    """Return the evaluation that stands for its run: the newest complete one, else the newest."""
+    for evaluation in reversed(found):
+        if evaluation.complete:
+            return evaluation
+    return found[-1] if found else None
 
 
 def history(run_dir: Path) -> list[dict[str, Any]]:
-    """Lines of config_history.jsonl: what changed at which step, and with which code."""
-    file = run_dir / "config_history.jsonl"
-    return (
-        [json.loads(line) for line in file.read_text().splitlines() if line.strip()] if file.exists() else []
-    )
+    """Return the lines of config_history.jsonl: what changed at which step, and with which code."""
+    return read_json_lines(run_dir / "config_history.jsonl")
 
 
 def commit(run_dir: Path) -> str:
-    """The git commit that the run was last started with, or ""."""
-    found = [line.get("commit") for line in history(run_dir)]
-    return str(next((c for c in reversed(found) if c), ""))
+    """Return the git commit that the run was last started with, or ""."""
+    for line in reversed(history(run_dir)):
+        if line.get("commit"):
+            return str(line["commit"])
+    return ""
 
 
 def jobs(run_dir: Path) -> list[dict[str, Any]]:
-    """Submitted jobs and attempts, oldest first: stage, id, state, hosts, times."""
+    """Return the submitted jobs and their attempts, oldest first: stage, id, state, hosts, times."""
     tree = read_json(run_dir / "jobs.json", [])
     return list(tree["jobs"] if isinstance(tree, dict) else tree)
 
 
 def trained(run_dir: Path, config: RunConfig) -> dict[str, Any] | None:
-    """train/done.json, where training reached the configured length."""
+    """Return train/done.json if training has reached the configured length, else None."""
     done = read_json(layout.train_dir(run_dir) / "done.json")
     return done if done and done.get("images", 0) >= config.train.images else None
 
 
-ENDED_BADLY = {
-    "CANCELLED": "KILLED",
-    "FAILED": "FAILED",
-    "OUT_OF_MEMORY": "FAILED",
-    "BOOT_FAIL": "FAILED",
-}  # no requeue follows
-OPEN_STATES = ("PENDING", "RUNNING", "REQUEUED", "CONFIGURING", "SUSPENDED", "SUBMITTED")
-
-
 def status(run_dir: Path, config: RunConfig) -> str:
-    """RUNNING, FINISHED, FAILED or KILLED: the state of training, and of the evaluation while its job is still to come."""
+    """Return the run's state: RUNNING, FINISHED, FAILED or KILLED.
+
+    It is the state of training; a complete training whose evaluation is still to come counts as RUNNING.
+    """
     last = {job.get("stage", ""): str(job.get("state", "")).split(" ")[0] for job in jobs(run_dir)}
     if trained(run_dir, config) is None:
         if _later(run_dir / "logs/train/error.json", layout.train_dir(run_dir) / "metrics.jsonl"):
             return "FAILED"
         return ENDED_BADLY.get(last.get("train", ""), "RUNNING")
-    evaluated = any(
-        _later(e.folder / "metrics.json", layout.train_dir(run_dir) / "done.json")
-        for e in evaluations(run_dir)
-    )
-    return "RUNNING" if not evaluated and last.get("eval") in OPEN_STATES else "FINISHED"
+    done = layout.train_dir(run_dir) / "done.json"
+    evaluated = any(_later(e.folder / "metrics.json", done) for e in evaluations(run_dir))
+    waiting = last.get("eval") in OPEN_STATES
+    return "RUNNING" if waiting and not evaluated else "FINISHED"
 
 
 def _later(file: Path, other: Path) -> bool:
-    """`file` is there and was written after `other`: an error that a later attempt outlived no longer counts."""
-    return file.exists() and (not other.exists() or file.stat().st_mtime_ns >= other.stat().st_mtime_ns)
+    """Return whether `file` is there and is newer than `other`; an error that is older counts no more."""
+    if not file.exists():
+        return False
+    return not other.exists() or file.stat().st_mtime_ns >= other.stat().st_mtime_ns
 
 
 def started(run_dir: Path) -> float:
-    """Unix seconds of the first metrics record, else of the configuration."""
+    """Return the time of the first metrics record, else of the configuration, in unix seconds."""
     records = read_metrics(layout.train_dir(run_dir) / "metrics.jsonl")
-    return float(records[0]["time"]) if records else (run_dir / "config.yaml").stat().st_mtime
+    if records:
+        return float(records[0]["time"])
+    return (run_dir / "config.yaml").stat().st_mtime
 
 
 def ended(run_dir: Path) -> float:
-    """Unix seconds of the last thing that the run wrote for others to read."""
+    """Return the time of the last file that the run wrote for others to read, in unix seconds."""
     files = [
         layout.train_dir(run_dir) / "done.json",
         run_dir / "logs/train/error.json",

@@ -6,5 +6,5 @@ import re
 
 
 def redact(text: str) -> str:
-    """`text` with the user name and password of every URI in it blotted out."""
+    """Return `text` with the user name and password of every URI in it replaced by `***`."""
     return re.sub(r"://[^/\s]*@", "://***@", text)

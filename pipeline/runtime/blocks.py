@@ -1,4 +1,4 @@
-"""Work on many images, cut so that no result depends on the number of ranks."""
+"""Work on many images in fixed blocks, so that no result depends on the number of ranks."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ def map_blocks(
     ranks: Ranks,
     clock: dict[str, float] | None = None,
 ) -> dict[str, np.ndarray]:
-    """`function` on the indices 0 .. n - 1, `block` at a time: its named rows [b, ...] put together to [n, ...], on every rank.
+    """Call `function` on the indices 0 .. n - 1, `block` at a time; return its rows [n, ...] by name.
 
-    All ranks take part; each does an even share of the blocks. A block never depends on its rank, so neither do the rows.
-    `clock`: its "gathering" grows by the seconds that this took.
+    Every rank gets all rows. All ranks take part, and each does an even share of the blocks. A block never
+    depends on its rank, so neither do the rows. `clock`: its entry "gathering" grows by the seconds that the
+    exchange took.
     """
     mine = list(share(ceil_div(n, block), ranks.rank, ranks.world_size))
     results = [function(np.arange(i * block, min(n, (i + 1) * block))) for i in mine or [0]]
     rows = {name: torch.cat([result[name] for result in results]) for name in results[0]}
-    if not mine:  # a rank without a block did the first one, to know the shapes, and contributes nothing
+    if not mine:  # this rank did the first block, to learn the shapes, and contributes nothing
         rows = {name: x[:0] for name, x in rows.items()}
     start = time.monotonic()
     gathered = {name: ranks.gather_rows(x).cpu().numpy() for name, x in rows.items()}

@@ -1,4 +1,4 @@
-"""What a stage is given beside its configuration."""
+"""What a stage gets besides its configuration."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipeline.runtime.preempt import StopFlag
 
 @dataclass(frozen=True)
 class Context:
-    """One rank of one stage: where it writes, who its peers are, and whether it was asked to stop."""
+    """One rank of one stage: where it writes, its peers, and whether it was asked to stop."""
 
     run_dir: Path
     ranks: Ranks
     stop: StopFlag
-    log: logging.Logger  # ranks other than 0 only pass warnings
-    part: tuple[int, int] | None = None  # (k, n): only the k-th of n parts of a stage that can be split
+    log: logging.Logger  # ranks other than 0 log warnings only
+    part: tuple[int, int] | None = None  # (k, n): only part k of n of a stage that can be split
     job: str = ""  # the scheduler's name of this job, for people to read

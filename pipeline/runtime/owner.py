@@ -1,11 +1,13 @@
-"""One owner of a run directory: a second process that would write there is refused; a dead owner's place is taken at once.
+"""One owner of a run directory: a second writer is refused, and a dead owner's place is taken.
 
-Two proofs that an owner lives, and a refusal only upon a proof:
-- the kernel holds its flock (on this host always; across hosts where the file system passes locks on: NFS, GPFS, Lustre with -o flock);
-- its heartbeat moves while we watch, for file systems that keep locks to one host. No clock is compared with another host's.
-The kernel frees the lock of a killed process. A lock that outlives its owner (a node that died under NFS) is broken after STALE_S
-without a heartbeat, at once where the same job of a scheduler is started anew; an owner that lived through that finds another name
-in the file, and leaves before it writes again.
+A second process is refused only if one of two proofs says that the owner lives:
+- The kernel holds the owner's lock. This works on one host always, and across hosts if the file system
+  passes locks on (NFS, GPFS, Lustre with -o flock).
+- The owner's heartbeat moves while we watch. This works on every file system. No clock is compared with
+  another host's clock.
+The kernel frees the lock of a killed process. A lock can outlive its owner, for example on a node that died
+under NFS. Such a lock is broken after STALE_S without a heartbeat, or at once if the scheduler starts the
+same job again. An owner that lived through this finds another name in the file and ends before it writes.
 """
 
 from __future__ import annotations
@@ -29,13 +31,17 @@ if TYPE_CHECKING:
     from pipeline.runtime.distributed import Ranks
 
 BEAT_S = 5.0
-STALE_S = 60.0  # a lock whose heartbeat stands still for this long is broken
+STALE_S = 60.0  # a lock is broken after this long without a heartbeat
 FILE = "owner.json"
+MODE = 0o666  # less what the umask takes away
 log = logging.getLogger("cvae.owner")
 
 
 def start_ticks(pid: int) -> int | None:
-    """When a process of this host started, in the kernel's ticks: with the pid it names one process for ever. None: no such process."""
+    """Return when a process of this host started, in the kernel's ticks; None if there is no such process.
+
+    A process id is used again after a while. Together with the start it names one process for ever.
+    """
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, IndexError, ValueError):
@@ -43,10 +49,13 @@ def start_ticks(pid: int) -> int | None:
 
 
 class Ownership:
-    """A held run directory; the heartbeat is written every BEAT_S seconds by a thread until `release`."""
+    """A run directory that this process owns; until `release` a thread writes a heartbeat every BEAT_S."""
 
     def __init__(self, file: Path, handle: int, who: dict[str, Any], lost: Callable[[], None]) -> None:
-        self._file, self._handle, self._who, self._lost = file, handle, who, lost
+        self._file = file
+        self._handle = handle
+        self._who = who
+        self._lost = lost
         self._stop = threading.Event()
         self._beat(0)
         self._thread = threading.Thread(target=self._keep, name="owner", daemon=True)
@@ -69,15 +78,16 @@ class Ownership:
                 log.debug("heartbeat: %s", error)
 
     def check(self) -> None:
-        """Raise OwnedError where another process took the place, because this one stood still for STALE_S."""
+        """Raise OwnedError if another process took the place, because this one stood still for STALE_S."""
         now = _read(self._file)
         if now and now.get("token") != self._who["token"]:
             raise OwnedError(
-                f"{self._file.parent}: was taken over by {describe(now)} while this process stood still; it leaves"
+                f"{self._file.parent}: was taken over by {describe(now)} while this process stood still; "
+                "this process ends"
             )
 
     def release(self) -> None:
-        """Give the place free; the file stays, empty."""
+        """Give the directory up; the file stays, empty."""
         self._stop.set()
         self._thread.join(BEAT_S)
         try:
@@ -88,32 +98,29 @@ class Ownership:
 
 
 def acquire(folder: Path, job: str = "", lost: Callable[[], None] = lambda: os._exit(1)) -> Ownership:
-    """Own `folder`. Raises OwnedError with the owner's job and host where it is alive; `lost` is called if the place is taken later."""
+    """Own `folder`; `job` is the scheduler's name of this job, `lost` is called if the place is taken later.
+
+    Raises OwnedError with the owner's job and host if it is alive, StorageError if it cannot write `folder`.
+    """
     file = folder / FILE
-    who = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": start_ticks(os.getpid()),
-        "job": job,
-        "since": round(time.time()),
-    }
-    who["token"] = uuid.uuid4().hex
+    who = _this_process(job)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        before, free = _read(file), try_lock(handle, file)
-        # A scheduler that starts a job again has given its last attempt up, also one that lives on, on a node that was taken for dead.
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, MODE)
+        before = _read(file)
+        # The scheduler has given the last attempt of a job up when it starts that job again. The attempt may
+        # still live on a node that was taken for dead.
         given_up = bool(job) and before.get("job") == job
-        if not free:
+        if not try_lock(handle, file):
             if not given_up:
                 _require_dead(file, STALE_S)
             handle = _replace(file, handle)
-        elif (
-            before and before.get("host") != who["host"] and not given_up
-        ):  # a lock kept to one host proves nothing about another
+        elif before and before.get("host") != who["host"] and not given_up:
+            # A lock that stays on one host proves nothing about another.
             _require_dead(file, 3 * BEAT_S - _silent_s(file))
-        if before := _read(file):
-            log.warning("%s: its owner, %s, is gone; going on in its place", folder, describe(before))
+        gone = _read(file)
+        if gone:
+            log.warning("%s: its owner, %s, is gone; going on in its place", folder, describe(gone))
         return Ownership(file, handle, who, lost)
     except OSError as error:
         raise StorageError(
@@ -121,18 +128,32 @@ def acquire(folder: Path, job: str = "", lost: Callable[[], None] = lambda: os._
         ) from None
 
 
+def _this_process(job: str) -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": start_ticks(os.getpid()),
+        "job": job,
+        "since": round(time.time()),
+        "token": uuid.uuid4().hex,
+    }
+
+
 def _replace(file: Path, old: int) -> int:
-    """A fresh file under the name of one whose lock outlived its owner."""
+    """Put a new file in the place of one whose lock outlived its owner; return its handle."""
     os.close(old)
     fresh = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
-    handle = os.open(fresh, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(fresh, os.O_RDWR | os.O_CREAT, MODE)
     try_lock(handle, file)
     os.replace(fresh, file)
     return handle
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Who the file names; {} for nobody. Opened anew each time: that is when a network file system looks at the server."""
+    """Return the owner that the file names, {} for none.
+
+    The file is opened anew each time, because a network file system asks its server only then.
+    """
     try:
         found = json.loads(file.read_bytes() or b"{}")
     except (OSError, ValueError, RecursionError):
@@ -141,43 +162,55 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _require_dead(file: Path, seconds: float) -> None:
-    """Watch the heartbeat for `seconds`; raise OwnedError as soon as it moves or its process is seen alive on this host."""
-    first, give_up = _read(file), time.monotonic() + seconds
+    """Watch the heartbeat for `seconds`; raise OwnedError once it moves or its process is found here."""
+    first = _read(file)
+    give_up = time.monotonic() + seconds
     if first.get("host") == socket.gethostname() and first.get("started") is not None:
         if start_ticks(first.get("pid", 0)) == first["started"]:
             raise OwnedError(_refusal(file, first))
     while time.monotonic() < give_up:
         now = _read(file)
-        if now != first and now:
+        if now and now != first:
             raise OwnedError(_refusal(file, now))
         time.sleep(0.5)
 
 
 def _silent_s(file: Path) -> float:
-    """Seconds since the last heartbeat, by the file system's own clock: a fresh file's time against the heartbeat's."""
-    fresh = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
-    times = []
-    for each, flags in ((fresh, os.O_RDWR | os.O_CREAT), (file, os.O_RDONLY)):
-        handle = os.open(each, flags, 0o644)  # opened: a network file system then asks its server
-        times.append(os.fstat(handle).st_mtime)
+    """Return the seconds since the last heartbeat, by the file system's own clock.
+
+    That clock is read from the time of a new file.
+    """
+    probe = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
+    now = _modified(probe, os.O_RDWR | os.O_CREAT)
+    probe.unlink()
+    return now - _modified(file, os.O_RDONLY)
+
+
+def _modified(file: Path, flags: int) -> float:
+    handle = os.open(file, flags, MODE)  # a network file system asks its server when a file is opened
+    try:
+        return os.fstat(handle).st_mtime
+    finally:
         os.close(handle)
-    fresh.unlink()
-    return times[0] - times[1]
 
 
 def _refusal(file: Path, who: dict[str, Any]) -> str:
-    return f"{file.parent.parent}: is being trained by {describe(who)}; wait for it, cancel it, or use another name="
+    run_dir = file.parent.parent
+    return f"{run_dir}: is being trained by {describe(who)}; wait for it, cancel it, or use another name="
 
 
 def describe(who: dict[str, Any]) -> str:
-    """The owner in words."""
+    """Describe an owner in words."""
     job = f"job {who['job']}, " if who.get("job") else ""
     return f"{job}process {who.get('pid', '?')} on {who.get('host', 'an unknown host')}"
 
 
 @contextmanager
 def owned(folder: Path, ranks: Ranks, job: str = "") -> Iterator[Ownership | None]:
-    """Rank 0 owns `folder` inside; None on the others. Raises rank 0's OwnedError or StorageError on every rank (all ranks take part)."""
+    """Own `folder` inside the `with` block on rank 0; the other ranks get None (all ranks take part).
+
+    Raises rank 0's OwnedError or StorageError on every rank.
+    """
     own: Ownership | None = None
     refused: OwnedError | StorageError | None = None
     if ranks.is_main:

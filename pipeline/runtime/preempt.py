@@ -1,4 +1,4 @@
-"""Stop requests from the scheduler: a signal sets a flag, the stage decides at a step boundary."""
+"""Stop requests from the scheduler: a signal sets a flag, and the stage acts on it at a step boundary."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 
 class Stopped(Exception):
-    """Raised by a stage on every rank after it saved its state because it was asked to stop."""
+    """Raised by a stage on every rank after it was asked to stop and has saved its state."""
 
 
 class StopFlag:
-    """`requested` turns true once a stop signal arrived on this rank; other ranks may not know yet.
+    """`requested` turns true when a stop signal arrives on this rank; other ranks may not know yet.
 
-    Listens between `install` and `uninstall`, or inside a `with`; `received` remembers the signals afterwards.
+    The flag listens between `install` and `uninstall`, or inside a `with`. `received` keeps the signals.
     """
 
     def __init__(self) -> None:
-        """A flag that does not listen yet."""
+        """Make a flag that does not listen yet."""
         self.requested = False
         self.received: set[int] = set()
-        self.previous: dict[int, Any] = {}  # handlers that were there before, e.g. submitit's
+        self.previous: dict[int, Any] = {}  # the handlers that were there before, e.g. submitit's
 
     def install(self, signals: tuple[signal.Signals, ...] = (signal.SIGUSR2, signal.SIGTERM)) -> StopFlag:
-        """Listen to `signals`; main thread only."""
+        """Listen to `signals` (main thread only)."""
         for number in signals:
             self.previous[number] = signal.signal(number, self._handle)
         return self

@@ -1,4 +1,4 @@
-"""The stages of the chain. A new stage is a file beside this one and its line in STAGES; nothing here imports torch."""
+"""The stages of the chain. A new stage is a file in this folder and its line in STAGES. Imports no torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _train_complete(config: RunConfig, run_dir: Path) -> bool:
 
 
 def _train_step(config: RunConfig, run_dir: Path) -> int:
-    steps = [p.stem.removeprefix("step_") for p in layout.checkpoints_dir(run_dir).glob("step_*.json")]
+    steps = [file.stem.removeprefix("step_") for file in layout.checkpoints_dir(run_dir).glob("step_*.json")]
     return max((int(step) for step in steps if step.isdigit()), default=0)
 
 
@@ -39,25 +39,26 @@ def _classifier_complete(config: RunConfig, run_dir: Path) -> bool:
 
 
 def _never_complete(config: RunConfig, run_dir: Path) -> bool:
-    return False  # an evaluation is asked for by name or by a chain; a rerun gets a new number
+    return False  # each evaluation gets a new number
 
 
 def _no_progress(config: RunConfig, run_dir: Path) -> int:
-    return 0  # starts again after an interruption
+    return 0  # an interrupted stage starts again from nothing
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One job of the chain: `run(config, context)` of `module`, on every rank, after the stages named in `after`."""
+    """One job of the chain: `run(config, context)` of `module` on every rank, after the stages `after`."""
 
     name: str
     module: str
     after: tuple[str, ...]
-    complete: Callable[[RunConfig, Path], bool]  # outputs are there and belong to this configuration
-    progress: Callable[[RunConfig, Path], int] = (
-        _no_progress  # what a restart would keep; grows as work is saved
-    )
-    splits: bool = False  # may be done in parts by several jobs at once, before the whole stage completes it
+    # Whether the stage's outputs are there and belong to this configuration.
+    complete: Callable[[RunConfig, Path], bool]
+    # A number that grows as work is saved, so that a restart would not start from nothing.
+    progress: Callable[[RunConfig, Path], int] = _no_progress
+    # Whether several jobs may do parts of it at once, before the whole stage completes it.
+    splits: bool = False
 
     def run(self, config: RunConfig, context: Context) -> None:
         """Run the stage in this process (all ranks call it)."""

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from cvae.model import CVAE
 from pipeline.config import load as configuration
+from pipeline.config.renamed import with_new_names
 from pipeline.errors import CheckpointError, ConfigError, StorageError
 from pipeline.rundir import layout
-from pipeline.rundir.files import intact, seal, sha256, sync_folder, write_json
+from pipeline.rundir.files import give_usual_mode, intact, seal, sha256, sync_folder, write_json
 
 FORMAT = 2
 READABLE = (1, 2)  # 1: the JSON had no digest of its own
@@ -86,6 +87,7 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary)
+            give_usual_mode(temporary)
             with open(temporary, "rb") as written:
                 os.fsync(written.fileno())
             digest = sha256(temporary)
@@ -239,7 +241,8 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module, prefix: str) -> None:
 
 def require_same(then: dict[str, Any], now: dict[str, Any], where: Path) -> None:
     """Raise CheckpointError that names every key by which two sets of trained sections differ."""
-    old, new = configuration.leaves(then), configuration.leaves(now)
+    old = configuration.leaves(with_new_names(then, str(where)))
+    new = configuration.leaves(now)
     keys = [
         k
         for k in sorted(old.keys() | new.keys())

@@ -117,7 +117,7 @@ class Trainer:
     @property
     def save_interval(self) -> int:
         """Steps between two checkpoints: half of what a crash may cost, since the newest may still be on its way to the disk then."""
-        return max(1, self.config.train.checkpoint_interval // 2)
+        return max(1, self.config.train.max_lost_steps // 2)
 
     @property
     def seconds(self) -> float:
@@ -296,7 +296,7 @@ class Trainer:
             "torch": torch.__version__,
         }
         saver.save(self.step, state_tensors(self.model, self.ema.model, self.optimizer), meta)
-        if self.config.train.checkpoint_interval == 1:  # no step may be made while one is on its way
+        if self.config.train.max_lost_steps == 1:  # no step may be made while one is on its way
             saver.wait()
 
     def summary(self) -> dict[str, Any]:

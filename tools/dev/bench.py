@@ -27,7 +27,8 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.sources.celeba import read_celeba
 from pipeline.data.sources.toy.dataset import make_toy_celeba
 from pipeline.errors import ConfigError, exit_code
-from pipeline.prepare import ROOT, absolute_paths, commit
+from pipeline.config.paths import absolute_paths
+from pipeline.prepare import ROOT, commit
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_json, write_text
 from pipeline.runtime.distributed import Ranks, tune_process

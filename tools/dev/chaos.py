@@ -224,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     print(table(outcomes))
     print(
         f"\n{len(outcomes)} trials, {len(failed)} broke a promise; {STEPS} steps each, "
-        f"train.checkpoint_interval={INTERVAL}; {minutes:.1f} min",
+        f"train.max_lost_steps={INTERVAL}; {minutes:.1f} min",
         flush=True,
     )
     for outcome in failed:

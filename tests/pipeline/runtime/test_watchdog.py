@@ -78,10 +78,10 @@ def test_a_job_that_was_suspended_as_a_whole_goes_on(tmp_path):
         processes = start(folder, world, "brief")
         try:
             wait_for((folder / "step10").exists)
-            for number, pause in ((signal.SIGSTOP, 5.0), (signal.SIGCONT, 0.0)):
+            for number, pause in ((signal.SIGSTOP, 3.0), (signal.SIGCONT, 0.0)):
                 for process in processes:
                     process.send_signal(number)
-                time.sleep(pause)  # more than twice the limit
+                time.sleep(pause)  # longer than the limit, shorter than a collective's own timeout
             codes = [process.wait(timeout=90) for process in processes]
         finally:
             for process in processes:

@@ -31,7 +31,7 @@ SHORT = [
     "train.images=192",
     "train.log_interval=1",
     "train.val_interval=12",
-    "train.checkpoint_interval=6",
+    "train.max_lost_steps=6",
 ]  # 24 steps of 8
 CLOCKS = ("images_per_s", "data_wait_share")
 
@@ -153,7 +153,7 @@ def test_a_crash_costs_one_interval_at_most_however_slow_the_disk(
         *tiny_overrides,
         "train.images=192",
         "train.val_interval=12",
-        f"train.checkpoint_interval={interval}",
+        f"train.max_lost_steps={interval}",
     ]
     run_stage_here(configuration.load([], overrides), tmp_path / "run", "train")
     assert max(exposed) == max(1, interval // 2 * 2)

@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 WORKER = ROOT / "tests" / "workers" / "train_until.py"
-SHORT = ["train.images=192", "train.log_interval=1", "train.val_interval=12", "train.checkpoint_interval=6"]
+SHORT = ["train.images=192", "train.log_interval=1", "train.val_interval=12", "train.max_lost_steps=6"]
 
 
 @pytest.mark.parametrize("precision", ["auto", "bf16", "fp16", "fp32"])

@@ -98,7 +98,7 @@ def training(config: RunConfig, precision: str, steps: int, deterministic: bool 
         images=images,
         micro_batch=0,
         val_interval=NEVER,
-        checkpoint_interval=NEVER,
+        max_lost_steps=NEVER,
         deterministic=deterministic,
     )
     return replace(config, train=train, tracking=replace(config.tracking, enabled=False))
@@ -216,7 +216,7 @@ def pauses(bench: Bench, trainer: train_stage.Trainer, what: str) -> Result:
         f"Checkpoint: {megabytes:.0f} MB (weights, their average, Adam's moments) copied, then written, "
         f"synced and hashed. Validation: raw and averaged weights on {len(trainer.held_out.indices)} "
         f"held-out and {len(trainer.calibration.indices)} calibration images. By default the stage writes "
-        f"a checkpoint every {bench.config.train.checkpoint_interval // 2} steps and validates every "
+        f"a checkpoint every {bench.config.train.max_lost_steps // 2} steps and validates every "
         f"{bench.config.train.val_interval}."
     )
     return {"title": "Pauses of the train stage", "unit": "s", "protocol": protocol, **measured}

@@ -24,7 +24,7 @@ from tools.dev.chaos_parts.ranks import Group
 from tools.dev.chaos_parts.server import Server
 
 STEPS = 24
-INTERVAL = 4  # train.checkpoint_interval, steps
+INTERVAL = 4  # train.max_lost_steps, steps
 BATCH = 8
 CLOCKS = ("images_per_s", "data_wait_share")  # metrics that measure time and so differ from run to run
 DISK_MB = 4
@@ -35,7 +35,7 @@ TINY = [
     "model.prior.hidden=16", "model.prior.flow.layers=2", "model.prior.flow.hidden=16",
     f"train.batch_size={BATCH}", f"train.images={STEPS * BATCH}", "train.threads=1",
     "train.timeout_s=60", "train.stall_s=30", "train.log_interval=1", "train.val_interval=8",
-    f"train.checkpoint_interval={INTERVAL}", "train.keep_checkpoints=3",
+    f"train.max_lost_steps={INTERVAL}", "train.keep_checkpoints=3",
     "optim.warmup_images=16", "train.kl_warmup_images=64", "tracking.enabled=false",
 ]  # fmt: skip
 

@@ -1,0 +1,50 @@
+"""Path keys of a configuration: `~` and `$VARIABLES` expanded, absolute, so that a job may start anywhere."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from pipeline.config.load import flatten, with_values
+from pipeline.config.schema import PATH_KEYS, RunConfig
+from pipeline.errors import ConfigError
+
+WEIGHTS_VARIABLE = "CVAE_INCEPTION_WEIGHTS"  # gives eval.inception_weights if that key is empty
+_VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
+_SECRET = re.compile(r"token|secret|passw|credential|key", re.IGNORECASE)
+
+
+def absolute_paths(config: RunConfig) -> RunConfig:
+    """Return the configuration with every key of PATH_KEYS as an absolute path; empty ones stay empty.
+
+    Raises ConfigError that names the key if a variable or a user's home is unknown.
+    """
+    values = flatten(config)
+    paths = {key: values[key] for key in PATH_KEYS}
+    paths["eval.inception_weights"] = paths["eval.inception_weights"] or os.environ.get(WEIGHTS_VARIABLE, "")
+    absolute = {key: absolute_path(key, path) for key, path in paths.items()}
+    return with_values(config, absolute)
+
+
+def absolute_path(key: str, path: str) -> str:
+    """Return the value `path` of `key` with `~` and `$VARIABLES` expanded, absolute; raises ConfigError."""
+    if not path:
+        return ""
+    if os.path.isabs(path) and os.path.exists(path):
+        return path  # a folder may have a $ in its name
+    expanded = _VARIABLE.sub(lambda found: _variable(key, path, found[1].strip("{}")), path)
+    try:
+        return str(Path(expanded).expanduser().absolute())
+    except RuntimeError:
+        raise ConfigError(f"key '{key}': {path!r} names the home of an unknown user; write it out") from None
+
+
+def _variable(key: str, path: str, name: str) -> str:
+    if _SECRET.search(name):  # a configuration from others must not bring a secret into a file name
+        raise ConfigError(f"key '{key}': {path!r}: ${name} looks like a secret, so it is not expanded")
+    if name not in os.environ:
+        raise ConfigError(
+            f"key '{key}': {path!r}: the variable ${name} is not set; set it, or write the path out"
+        )
+    return os.environ[name]
