@@ -1,4 +1,4 @@
-"""Attributes that hardly ever meet: whether a model can put together what it saw apart."""
+"""Rare combinations of attributes: can a model put together what it saw apart?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.runtime.keyed import generator
 
-MIN_TRAIN, MIN_HELD_OUT = 50, 20  # images that a combination needs: else it is rather a labelling error
+MIN_TRAIN, MIN_HELD_OUT = 50, 20  # images that a combination needs; with fewer, a labelling error is likely
 MOST = 10  # pairs, and triples
 EXCLUSIVE = (
     {"Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair"},
@@ -22,12 +22,10 @@ class Combination(NamedTuple):
     """Two or three attributes and how often they occur together."""
 
     attributes: tuple[str, ...]
-    annotated_count: (
-        int  # in the annotations of the whole training partition, whether or not the image is there
-    )
+    annotated_count: int  # in the annotations of the whole training partition, even if an image is missing
     train_count: int
     held_out_count: int
-    lift: float  # p(a, b, ...) / (p(a) p(b) ...) in these annotations; below 1: they avoid each other
+    lift: float  # p(a, b, ...) / (p(a) p(b) ...) in these annotations; below 1 they avoid each other
 
 
 class Counts:
@@ -37,29 +35,28 @@ class Counts:
         self, annotated: np.ndarray, train: np.ndarray, held_out: np.ndarray, names: list[str]
     ) -> None:
         self.names, self.n = names, len(annotated)
-        # Bits along images: a combination is counted by an AND and a popcount, 9,880 triples in a second.
+        # Bits run along images. An AND and a popcount count a combination: 9,880 triples take a
+        # second.
         self.packed = [np.packbits(labels.astype(bool).T, axis=1) for labels in (annotated, train, held_out)]
         self.alone = annotated.mean(0, dtype=np.float64)
 
     def of(self, chosen: tuple[int, ...]) -> Combination:
-        """The counts of one combination, given by columns."""
-        counts = [
-            int(np.bitwise_count(np.bitwise_and.reduce(bits[list(chosen)])).sum()) for bits in self.packed
-        ]
+        """Count one combination, given by its columns."""
+        annotated, train, held_out = (_count(bits, chosen) for bits in self.packed)
         expected = self.n * float(np.prod(self.alone[list(chosen)]))
-        annotated, train, held_out = counts
         return Combination(
-            tuple(self.names[i] for i in chosen),
-            annotated,
-            train,
-            held_out,
-            annotated / expected if expected else 0.0,
+            attributes=tuple(self.names[i] for i in chosen),
+            annotated_count=annotated,
+            train_count=train,
+            held_out_count=held_out,
+            lift=annotated / expected if expected else 0.0,
         )
 
     def rare(self, size: int, most: int = MOST) -> list[tuple[int, ...]]:
-        """Combinations of `size` attributes with the lowest lift below 1, as columns; lowest first.
+        """Return the combinations of `size` attributes with the lowest lift below 1, lowest first,
+        as columns.
 
-        Only those that at least 50 training and 20 held-out images carry, and that do not contradict themselves.
+        At least 50 training and 20 held-out images carry each of them, and none contradicts itself.
         """
         names = self.names
         pairs = {
@@ -67,32 +64,37 @@ class Counts:
             for a, b in combinations(range(len(names)), 2)
             if names[b] not in rivals(names[a]) and self._enough((a, b))
         }
-        able = [
-            c
-            for c in combinations(range(len(names)), size)
-            if all(pair in pairs for pair in combinations(c, 2))
-        ]
-        found = [(self.of(chosen), chosen) for chosen in able if self._enough(chosen)]
+        found = []
+        for chosen in combinations(range(len(names)), size):
+            if all(pair in pairs for pair in combinations(chosen, 2)) and self._enough(chosen):
+                found.append((self.of(chosen), chosen))
         ordered = sorted((c.lift, c.attributes, chosen) for c, chosen in found if c.lift < 1)
         return [chosen for _, _, chosen in ordered[:most]]
 
     def _enough(self, chosen: tuple[int, ...]) -> bool:
-        counts = [
-            int(np.bitwise_count(np.bitwise_and.reduce(bits[list(chosen)])).sum()) for bits in self.packed[1:]
-        ]
-        return counts[0] >= MIN_TRAIN and counts[1] >= MIN_HELD_OUT
+        train, held_out = (_count(bits, chosen) for bits in self.packed[1:])
+        return train >= MIN_TRAIN and held_out >= MIN_HELD_OUT
+
+
+def _count(bits: np.ndarray, chosen: tuple[int, ...]) -> int:
+    """Number of images with all chosen attributes, from bits [A, N / 8]."""
+    together = np.bitwise_and.reduce(bits[list(chosen)])
+    return int(np.bitwise_count(together).sum())
 
 
 def rivals(name: str) -> set[str]:
-    """Attributes that contradict `name`."""
+    """Return the attributes that contradict `name`."""
     return set().union(*(group - {name} for group in EXCLUSIVE if name in group))
 
 
 def requests(
     labels: np.ndarray, names: list[str], attributes: tuple[str, ...], n: int, seed: int
 ) -> np.ndarray:
-    """Attributes [n, A] to ask for: rows drawn from `labels` [N, A], with the `attributes` set and what contradicts them unset."""
-    drawn = labels[generator(seed, "rare/" + "+".join(attributes), 0).integers(len(labels), size=n)].copy()
+    """Draw `n` rows from `labels` [N, A], set `attributes` in them and unset what contradicts these
+    -> uint8 [n, A].
+    """
+    rng = generator(seed, "rare/" + "+".join(attributes), 0)
+    drawn = labels[rng.integers(len(labels), size=n)].copy()
     drawn[:, [names.index(name) for name in attributes]] = 1
     against = set().union(*(rivals(name) for name in attributes))
     drawn[:, [i for i, name in enumerate(names) if name in against]] = 0

@@ -1,4 +1,4 @@
-"""Features of real images, computed once and kept: every run is measured against the same ones."""
+"""Cached features of real images, so that every run is measured against the same ones."""
 
 from __future__ import annotations
 
@@ -25,30 +25,26 @@ from pipeline.runtime.blocks import map_blocks
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.split import spread
 
-WAIT_S = 300.0  # below the time-out of a process group: the other ranks wait in a collective meanwhile
+WAIT_S = 300.0  # shorter than the time-out of a process group, whose other ranks wait in a collective
+LIBRARIES = ("torch", "torchvision", "torch-fidelity", "numpy")
 
 
 def library_versions() -> dict[str, str]:
-    """The libraries on whose version a feature or a distance may depend."""
-    return {
-        name: importlib.metadata.version(name) for name in ("torch", "torchvision", "torch-fidelity", "numpy")
-    }
+    """Versions of the libraries that may change a feature or a distance."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
 def reference_key(
     shards: Shards, split: str, n: int, block: int, extractor: Features, crop: int
 ) -> dict[str, Any]:
     """Everything that the features of `n` real images of a split depend on."""
-    images = {
+    return {
         "shards": shards.content_digest,
         "split": split,
         "n": n,
         "crop": crop,
         "size": shards.size,
         "block": block,
-    }
-    return {
-        **images,
         "features": extractor.metric,
         "features_digest": extractor.digest,
         "versions": library_versions(),
@@ -63,18 +59,23 @@ def reference_features(
     ranks: Ranks,
     clock: dict[str, float] | None = None,
 ) -> np.ndarray:
-    """Features [n, F] of the images that `key` describes, from the cache where it holds them (all ranks take part).
+    """Return features [n, F] of the images that `key` describes, from the cache if it holds them
+    (all ranks take part).
 
-    On a hit only rank 0 has rows, because only rank 0 computes numbers. Of several jobs that miss at a time one computes, the others
-    wait for it, at most WAIT_S: then they compute the same rows too, and whoever is last replaces the file by an equal one.
-    Raises DataError where the cached file is damaged.
+    On a hit only rank 0 has rows, because only rank 0 computes numbers. If several jobs miss at the
+    same time, one computes and the others wait for it, at most WAIT_S. After that they compute the
+    same rows too, and the last one replaces the file by an equal one. Raises DataError if the
+    cached file is damaged.
     """
     file = folder / digest(key) / "features.safetensors"
     with _turn(file) if ranks.is_main else nullcontext():
-        found = ranks.reduce_sum(torch.tensor([float(ranks.is_main and file.exists())], device=ranks.device))
-        if found.item():
-            return _read(file) if ranks.is_main else np.zeros((0, 0), np.float32)
-        return _compute(file, shards, key, extractor, ranks, clock)
+        there = float(ranks.is_main and file.exists())
+        found = ranks.reduce_sum(torch.tensor([there], device=ranks.device))
+        if not found.item():
+            return _compute(file, shards, key, extractor, ranks, clock)
+        if not ranks.is_main:
+            return np.zeros((0, 0), np.float32)
+        return _read(file)
 
 
 def _compute(
@@ -85,24 +86,25 @@ def _compute(
     ranks: Ranks,
     clock: dict[str, float] | None,
 ) -> np.ndarray:
-
     positions = spread(key["n"], len(shards))
 
     def rows(indices: np.ndarray) -> dict[str, Tensor]:
-        return {"features": extractor(torch.from_numpy(shards.gather(positions[indices])[0]))}
+        images, _ = shards.gather(positions[indices])
+        return {"features": extractor(torch.from_numpy(images))}
 
     features = map_blocks(rows, key["n"], key["block"], ranks, clock)["features"]
     if ranks.is_main:
-        write_bytes(
-            file,
-            safetensors.numpy.save({"features": features}, {name: str(value) for name, value in key.items()}),
-        )
+        metadata = {name: str(value) for name, value in key.items()}
+        write_bytes(file, safetensors.numpy.save({"features": features}, metadata))
     return features
 
 
 @contextmanager
 def _turn(file: Path) -> Iterator[None]:
-    """Hold the lock beside `file`, or stop waiting for it once the file is there or WAIT_S are over."""
+    """Hold the lock beside `file`.
+
+    Stop waiting for it once the file is there or WAIT_S are over.
+    """
     give_up = time.monotonic() + WAIT_S
 
     def keep_waiting() -> bool:
@@ -116,4 +118,6 @@ def _read(file: Path) -> np.ndarray:
     try:
         return safetensors.numpy.load_file(file)["features"]
     except (safetensors.SafetensorError, KeyError) as error:
-        raise DataError(f"{file}: damaged ({error}); delete it, and it is computed again") from None
+        raise DataError(
+            f"{file}: damaged ({error}); delete it, and the next evaluation computes it again"
+        ) from None

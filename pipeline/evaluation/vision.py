@@ -1,4 +1,4 @@
-"""The one import of torchvision and torch-fidelity, which also works where torch has no GPU."""
+"""The only import of torchvision and torch-fidelity. It also works with a CPU-only torch."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from torch import nn
 from pipeline.config.suggest import suggest
 from pipeline.errors import ConfigError, DataError
 
+SLOW_TO_INITIALISE = ("inception_v3", "googlenet")  # their random weights take seconds and are replaced
 
-@functools.cache  # also keeps the library: its definitions would die with it
+
+@functools.cache  # keeps the library alive, and with it the definitions
 def _torchvision() -> torch.library.Library | None:
-    """Import torchvision, or raise its own error.
+    """Import torchvision, or raise its error.
 
-    PyPI's torchvision is compiled for CUDA. A CPU-only torch cannot load its binary part, and torchvision then fails on the
-    missing operators `nms` and `qnms`, which nothing here uses. Declaring their signatures lets all that is written in
-    Python (models, transforms) work; calling the two would still fail, and so would torchvision.io.
-    A torchvision built for this torch imports at once, and nothing is declared.
+    PyPI's torchvision is compiled for CUDA. A CPU-only torch cannot load its binary part, and
+    torchvision fails on the missing operators `nms` and `qnms`, which nothing here uses. Once their
+    signatures are declared, everything written in Python works (models, transforms). The two
+    operators and torchvision.io still fail. A torchvision built for this torch imports at once, and
+    nothing is declared.
     """
     try:
         import torchvision
@@ -33,8 +36,9 @@ def _torchvision() -> torch.library.Library | None:
     except RuntimeError as error:
         if torch.version.cuda is not None or "torchvision::nms" not in str(error):
             raise
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]  # left half-imported by the failure
+        half_imported = [name for name in sys.modules if name.split(".")[0] == "torchvision"]
+        for name in half_imported:
+            del sys.modules[name]
         operators = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -44,7 +48,7 @@ def _torchvision() -> torch.library.Library | None:
 
 
 def transforms() -> Any:
-    """The module torchvision.transforms."""
+    """Return the module torchvision.transforms."""
     _torchvision()
     from torchvision import transforms
 
@@ -52,7 +56,9 @@ def transforms() -> Any:
 
 
 def resnet18(norm_layer: Callable[[int], nn.Module]) -> Any:
-    """torchvision's ResNet-18, untrained, with `norm_layer` for its normalisations and no last layer: images -> [B, 512]."""
+    """Make torchvision's ResNet-18 with random weights, `norm_layer` and no last layer: images ->
+    [B, 512].
+    """
     _torchvision()
     from torchvision.models import resnet18 as build
 
@@ -62,7 +68,9 @@ def resnet18(norm_layer: Callable[[int], nn.Module]) -> Any:
 
 
 def inception(weights: Any) -> Any:
-    """The Inception network of 2015 from torch-fidelity, with `weights` (a file object): uint8 [B, 3, H, W] -> ([B, 2048],)."""
+    """Make torch-fidelity's Inception network of 2015 from a weights file: uint8 [B, 3, H, W] ->
+    ([B, 2048],).
+    """
     _torchvision()
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -72,9 +80,10 @@ def inception(weights: Any) -> Any:
 
 
 def network(name: str, weights: bytes) -> nn.Module:
-    """torchvision's architecture `name` with safetensors `weights` and without its last layer: images -> features.
+    """Make torchvision's architecture `name` from safetensors `weights`, without its last layer:
+    images -> features.
 
-    Raises ConfigError for an unknown name, DataError where the weights are not of this architecture.
+    Raises ConfigError for an unknown name, DataError if the weights are not of this architecture.
     """
     _torchvision()
     from torchvision import models
@@ -85,9 +94,8 @@ def network(name: str, weights: bytes) -> nn.Module:
         raise ConfigError(f"key 'eval.network_name': torchvision has no architecture {name!r}{hint}")
     try:
         state = safetensors.torch.load(weights)
-        net = models.get_model(
-            name, weights=None, **({"init_weights": False} if name in ("inception_v3", "googlenet") else {})
-        )
+        options = {"init_weights": False} if name in SLOW_TO_INITIALISE else {}
+        net = models.get_model(name, weights=None, **options)
         last = next(part for part in ("fc", "classifier", "heads", "head") if hasattr(net, part))
         state = {key: value for key, value in state.items() if not key.startswith(f"{last}.")}
         setattr(net, last, nn.Identity())
@@ -100,16 +108,20 @@ def network(name: str, weights: bytes) -> nn.Module:
 
 
 def imagenet_input(images: torch.Tensor, size: int) -> torch.Tensor:
-    """uint8 images [B, S, S, 3] -> float [B, 3, size, size], resized with antialiasing, with ImageNet's mean and deviation removed."""
+    """Resize uint8 images [B, S, S, 3] and normalise them as for ImageNet -> float [B, 3, size,
+    size].
+    """
     x = images.permute(0, 3, 1, 2).float() / 255
     x = nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
-    return (x - x.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / x.new_tensor([0.229, 0.224, 0.225]).view(
-        3, 1, 1
-    )
+    mean = x.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    deviation = x.new_tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    return (x - mean) / deviation
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray, subsets: int, subset_size: int) -> tuple[float, float]:
-    """torch-fidelity's KID of float32 features [N, F] and [M, F]: mean and deviation over subsets, with its own seed."""
+    """Return torch-fidelity's KID of float32 features [N, F] and [M, F]: mean and deviation over
+    subsets.
+    """
     _torchvision()
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 

@@ -1,68 +1,103 @@
-"""What a metric is, and how what it yields becomes the sections of metrics.json."""
+"""The interface of a metric, and the sections of metrics.json that its values become."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from pipeline.evaluation.evidence import Evidence
+from pipeline.evaluation.metrics.statistics import finite
+
+Direction = Literal["lower", "higher", "none"]
+Interval = tuple[float, float]
+Z_95 = 1.959964  # the normal 97.5 % quantile
 
 
-class Value(NamedTuple):
-    """A number and what it is to be read against."""
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """A number and everything a reader needs to understand it."""
 
     value: float
-    interval: tuple[float, float] | None = None  # 95 %
-    ceiling: float | None = None  # what a perfect model would reach
-    floor: float | None = None  # what knowing nothing reaches
+    direction: Direction  # which way is better
+    meaning: str  # one line
+    unit: str = ""  # empty for a ratio or share
+    n: int  # how many images or samples were measured
+    interval: Interval | None = None  # 95 %; None if there is no estimate
+    ceiling: float | None = None  # what real images or a perfect model reach
+    floor: float | None = None  # what a model without knowledge reaches
+    headline: bool = True  # False keeps it out of tables, because it stands beside another value
+    over_read_attributes: bool = (
+        False  # measured over the model's own attributes: models that read others differ
+    )
 
 
 class Metric:
-    """One metric; `needs` are attributes of Evidence."""
+    """One metric. `needs` names the parts of the evidence that it reads."""
 
     needs: tuple[str, ...] = ()
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Any]]:
-        """Yield (name, Value or table); rank 0 alone calls it."""
+        """Yield (name, Value) or (name, table).
+
+        Only rank 0 calls it, after all ranks computed `needs`.
+        """
         raise NotImplementedError
 
 
 def collect(found: dict[str, Any]) -> dict[str, Any]:
-    """{name: Value or table} -> the sections metrics, intervals, ceilings and floors, and every table under its own name.
+    """Sort {name: Value or table} into the sections of metrics.json.
 
-    What is not finite becomes null: JSON knows no NaN.
+    metrics, intervals, ceilings, floors and about (direction, meaning, unit, n) are keyed by
+    metric. Every table becomes a section of its own. A value that is not finite becomes null, and
+    such a bound is left out: JSON knows no NaN.
     """
     values = {name: value for name, value in found.items() if isinstance(value, Value)}
-    sections: dict[str, Any] = {
-        "metrics": {name: finite(v.value) for name, v in values.items()},
-        "intervals": {
-            name: [finite(end) for end in v.interval] for name, v in values.items() if v.interval is not None
-        },
-        "ceilings": {name: finite(v.ceiling) for name, v in values.items() if v.ceiling is not None},
-        "floors": {name: finite(v.floor) for name, v in values.items() if v.floor is not None},
+    sections: dict[str, Any] = {"metrics": {}, "intervals": {}, "ceilings": {}, "floors": {}, "about": {}}
+    for name, value in values.items():
+        sections["metrics"][name] = finite(value.value)
+        sections["about"][name] = about(value)
+        if value.interval is not None and all(math.isfinite(end) for end in value.interval):
+            sections["intervals"][name] = [float(end) for end in value.interval]
+        if value.ceiling is not None and math.isfinite(value.ceiling):
+            sections["ceilings"][name] = float(value.ceiling)
+        if value.floor is not None and math.isfinite(value.floor):
+            sections["floors"][name] = float(value.floor)
+    tables = {name: table for name, table in found.items() if name not in values}
+    return sections | tables
+
+
+def about(value: Value) -> dict[str, Any]:
+    """Everything about a value except its numbers, for the section "about"."""
+    return {
+        "direction": value.direction,
+        "meaning": value.meaning,
+        "unit": value.unit,
+        "n": int(value.n),
+        "headline": value.headline,
+        "over_read_attributes": value.over_read_attributes,
     }
-    return sections | {name: table for name, table in found.items() if name not in values}
-
-
-def finite(x: float) -> float | None:
-    """`x`, or None for what JSON does not know."""
-    return float(x) if math.isfinite(x) else None
 
 
 def standard_error(x: np.ndarray) -> float:
-    """Of the mean of rows [N]."""
-    return float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
+    """Return the standard error of the mean of `x` [N]; nan for fewer than two rows."""
+    if len(x) < 2:
+        return math.nan
+    return float(x.std(ddof=1) / math.sqrt(len(x)))
 
 
-def normal_interval(x: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean of rows [N]."""
-    half = 1.959964 * standard_error(x)
-    return float(x.mean() - half), float(x.mean() + half)
+def around(value: float, error: float) -> Interval | None:
+    """Return the normal 95 % interval of a value with this standard error, or None if the error is
+    not finite.
+    """
+    if not math.isfinite(error):
+        return None
+    return float(value - Z_95 * error), float(value + Z_95 * error)
 
 
-def around(value: float, error: float) -> tuple[float, float] | None:
-    """95 % interval of a value with this standard error; None where it is not known."""
-    return (value - 1.959964 * error, value + 1.959964 * error) if math.isfinite(error) else None
+def normal_interval(x: np.ndarray) -> Interval | None:
+    """Return the normal 95 % interval of the mean of `x` [N], or None for fewer than two rows."""
+    return around(float(x.mean()), standard_error(x))

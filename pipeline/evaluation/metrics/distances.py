@@ -1,7 +1,8 @@
-"""Metrics of sets of images: how far samples and reconstructions are from real images, in features or in pixels."""
+"""Metrics of sets of images: how far samples and reconstructions are from real images."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from pipeline.evaluation import vision
 from pipeline.evaluation.evidence import Evidence
-from pipeline.evaluation.metrics.base import Metric, Value, around, normal_interval
+from pipeline.evaluation.metrics.base import Direction, Metric, Value, around, normal_interval
 from pipeline.evaluation.metrics.neighbours import manifold, nearest
 from pipeline.evaluation.metrics.statistics import (
     frechet_distance,
@@ -21,123 +22,249 @@ from pipeline.evaluation.metrics.statistics import (
 
 SHOWN_NEIGHBOURS = 8
 K_DENSITY = 5  # neighbours
+HALF = 2  # images that each half of the real ones needs for a spread
+MEMORISED_QUANTILE = 0.01  # of the held-out images' own distances
 
 
 class FrechetDistance(Metric):
-    """Distance of reconstructions and of samples to the real images, for each kind of features; interval by the jackknife.
+    """Fréchet distance of reconstructions and samples to real images, for every kind of features.
 
-    Ceiling: one half of the real images against the other, so N/2 each; floor: the mean training image over and over.
-    Training images have a distance of their own: a classifier's features know them, and they may come from other sources.
-    <features>_samples_infinite: of samples, extrapolated to infinitely many images, which takes the bias of a finite N away.
+    The interval comes from the jackknife. The ceiling compares one half of the real images with the
+    other, N/2 each. The floor is the mean training image, repeated. `<features>_samples_infinite`
+    extrapolates to infinitely many samples, which removes the bias of a finite N.
+    `<features>_train` is a reference, not the model's merit: the training images have a distance of
+    their own.
     """
 
     needs = ("real", "train", "mean_image", "reconstructions", "samples")
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
         """Yield <features>_recon, _samples, _samples_infinite and _train."""
-        for name, real in evidence.real.items():
-            halves = frechet_distance(moments(real[::2]), moments(real[1::2]))
-            floor = frechet_distance(moments(evidence.mean_image[name]), moments(real))
-            for what, others in (("recon", evidence.reconstructions), ("samples", evidence.samples)):
-                value, error = frechet_jackknife(others[name], real)
-                yield f"{name}_{what}", Value(value, around(value, error), halves, floor)
-            ceiling = frechet_extrapolated(real[::2], real[1::2])
+        for name, real in evidence["real"].items():
+            there, n = moments(real), len(real)
+            halves = infinite_halves = None
+            if n >= 2 * HALF:
+                halves = frechet_distance(moments(real[::2]), moments(real[1::2]))
+                infinite_halves = frechet_extrapolated(real[::2], real[1::2])
+            floor = frechet_distance(moments(evidence["mean_image"][name]), there)
+
+            for what, part in (("recon", "reconstructions"), ("samples", "samples")):
+                value, error = frechet_jackknife(evidence[part][name], real)
+                yield (
+                    f"{name}_{what}",
+                    Value(
+                        value=value,
+                        direction="lower",
+                        meaning=f"Fréchet distance of {part} to real images",
+                        n=n,
+                        interval=around(value, error),
+                        ceiling=halves,
+                        floor=floor,
+                    ),
+                )
             yield (
                 f"{name}_samples_infinite",
-                Value(frechet_extrapolated(evidence.samples[name], real), None, ceiling, floor),
+                Value(
+                    value=frechet_extrapolated(evidence["samples"][name], real),
+                    direction="lower",
+                    meaning="Fréchet distance of samples to real images, extrapolated to infinitely many images",
+                    n=n,
+                    ceiling=infinite_halves,
+                    floor=floor,
+                ),
             )
             yield (
                 f"{name}_train",
-                Value(frechet_distance(moments(evidence.train[name]), moments(real)), None, halves, floor),
+                Value(
+                    value=frechet_distance(moments(evidence["train"][name]), there),
+                    direction="none",
+                    meaning="Fréchet distance of training images to real images, a reference for the model's",
+                    n=n,
+                    ceiling=halves,
+                    floor=floor,
+                ),
             )
 
 
 class KernelDistance(Metric):
-    """torch-fidelity's KID (arXiv 1801.01401) of samples and reconstructions; unbiased, so it may fall below 0.
+    """torch-fidelity's KID (arXiv 1801.01401) of samples and reconstructions.
 
-    Ceiling: one half of the real images against the other. The interval is that of the mean over subsets, scaled to N.
+    It is unbiased, so it may be negative.
+
+    The value is the mean over random subsets of the images. The ceiling compares one half of the
+    real images with the other. There is no interval unless N exceeds the subset size: otherwise
+    every subset is the whole set and the subsets do not vary.
     """
 
     needs = ("real", "reconstructions", "samples")
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
-        """Yield kid_<features>_samples and _recon."""
+        """Yield kid_<features>_samples and _recon; nothing for fewer than two images."""
         settings = evidence.settings
-        for metric, real in evidence.real.items():
-            name = metric.removeprefix("fd_").removeprefix("fid_")
-            size = min(settings.kid_subset_size, len(real) // 2)
-            ceiling, _ = vision.kernel_distance(
-                real[::2], real[1::2], max(1, settings.kid_subsets // 5), size
-            )
-            for what, others in (("samples", evidence.samples), ("recon", evidence.reconstructions)):
-                subsets = settings.kid_subsets if what == "samples" else max(1, settings.kid_subsets // 5)
-                mean, deviation = vision.kernel_distance(
-                    others[metric], real, subsets, settings.kid_subset_size
+        few = max(1, settings.kid_subsets // 5)
+        for metric, real in evidence["real"].items():
+            n = len(real)
+            if n < 2:
+                continue
+            size = min(settings.kid_subset_size, n)
+            ceiling = None
+            if n >= 2 * HALF:
+                ceiling, _ = vision.kernel_distance(real[::2], real[1::2], few, min(size, n // 2))
+
+            for what, part, subsets in (
+                ("samples", "samples", settings.kid_subsets),
+                ("recon", "reconstructions", few),
+            ):
+                mean, deviation = vision.kernel_distance(evidence[part][metric], real, subsets, size)
+                error = kernel_error(deviation, subsets, size, n)
+                meaning = (
+                    f"squared kernel distance (KID) of {part} to real images, mean over subsets of {size}"
                 )
-                error = deviation * (min(settings.kid_subset_size, len(real)) / len(real)) ** 0.5
-                yield f"kid_{name}_{what}", Value(mean, around(mean, error), ceiling)
+                if size == n:
+                    meaning += "; no interval: every subset is the whole set"
+                yield (
+                    f"kid_{short_name(metric)}_{what}",
+                    Value(
+                        value=mean,
+                        direction="lower",
+                        meaning=meaning,
+                        n=n,
+                        interval=around(mean, error),
+                        ceiling=ceiling,
+                    ),
+                )
+
+
+def kernel_error(deviation: float, subsets: int, size: int, n: int) -> float:
+    """Standard error of the KID of `n` images, from its deviation over subsets of `size`; nan if
+    they do not vary.
+
+    Subsets are drawn without replacement, so their variance is s^2 (1/size - 1/n); all n images
+    have s^2 / n.
+    """
+    if subsets < 2 or size >= n:
+        return math.nan
+    return deviation * math.sqrt(size / (n - size))
 
 
 class PrecisionRecall(Metric):
-    """Precision and recall (k = 3), density and coverage (k = 5) of samples; ceiling: one half of the real images as the other's samples.
+    """Precision and recall (k = 3), density and coverage (k = 5) of samples.
 
-    The ceiling has N/2 images in each set: compare precision and density with it, recall and coverage grow with N.
+    The ceiling takes one half of the real images as samples of the other. It has N/2 images in each
+    set: compare precision and density with it, but recall and coverage grow with N.
     """
 
     needs = ("real", "samples")
+    about: dict[str, str] = {
+        "precision": "share of samples within reach of real images (k = 3)",
+        "recall": "share of real images within reach of samples (k = 3)",
+        "density": f"how many real neighbourhoods a sample falls into, 1 as for real images (k = {K_DENSITY})",
+        "coverage": f"share of real images with a sample in their neighbourhood (k = {K_DENSITY})",
+    }
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
-        """Yield precision_, recall_, density_ and coverage_<features>; nothing for fewer images than have neighbours in each half."""
-        for metric, real in evidence.real.items():
+        """Yield precision_, recall_, density_ and coverage_<features>; nothing if a half has too
+        few neighbours.
+        """
+        for metric, real in evidence["real"].items():
             if len(real) // 2 <= K_DENSITY:
                 continue
-            name = metric.removeprefix("fd_").removeprefix("fid_")
-            found, halves = (
-                manifold(evidence.samples[metric], real, k_density=K_DENSITY),
-                manifold(real[::2], real[1::2], k_density=K_DENSITY),
-            )
+            found = manifold(evidence["samples"][metric], real, k_density=K_DENSITY)
+            halves = manifold(real[::2], real[1::2], k_density=K_DENSITY)
             for what, value in found._asdict().items():
-                interval = None if what == "density" else wilson(round(value * len(real)), len(real))
-                yield f"{what}_{name}", Value(value, interval, getattr(halves, what))
+                interval = None
+                if what != "density":  # not a share
+                    interval = wilson(round(value * len(real)), len(real))
+                yield (
+                    f"{what}_{short_name(metric)}",
+                    Value(
+                        value=value,
+                        direction="higher",
+                        meaning=self.about[what],
+                        n=len(real),
+                        interval=interval,
+                        ceiling=getattr(halves, what),
+                    ),
+                )
 
 
 class Memorisation(Metric):
-    """Share of samples closer to a training image than 99 % of real held-out images are to theirs, on the first extractor's features.
+    """Share of samples that are closer to a training image than 99 % of real held-out images are.
 
-    A model that learnt no image by heart stays near 0.01 or below; real images are at 0.01 by construction (the ceiling).
+    Distances are between the first extractor's features. A model that memorised nothing stays near
+    0.01 or below. Real images are at 0.01 by construction, which is the ceiling.
     """
 
     needs = ("real", "samples", "memory")
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Any]]:
-        """Yield memorised, neighbour_distance_ratio (medians, samples over real) and the table neighbours of the closest samples."""
-        ((metric, memory),) = evidence.memory.items()
-        distance, image = (x[:, 0] for x in nearest(evidence.samples[metric], memory, 1))
-        real = nearest(evidence.real[metric], memory, 1)[0][:, 0]
-        close = distance < np.quantile(real, 0.01)
-        yield "memorised", Value(close.mean(), wilson(int(close.sum()), len(close)), 0.01)
-        yield "neighbour_distance_ratio", Value(float(np.median(distance) / np.median(real)), None, 1.0)
-        shown = np.argsort(distance, kind="stable")[:SHOWN_NEIGHBOURS]
-        columns = {"sample": shown, "training_image": image[shown], "distance": distance[shown]}
+        """Yield memorised, neighbour_distance_ratio and the table neighbours of the closest
+        samples.
+        """
+        ((metric, memory),) = evidence["memory"].items()
+        distances, indices = nearest(evidence["samples"][metric], memory, 1)
+        distance, image = distances[:, 0], indices[:, 0]
+        real = nearest(evidence["real"][metric], memory, 1)[0][:, 0]
+
+        close = distance < np.quantile(real, MEMORISED_QUANTILE)
         yield (
-            "neighbours",
-            [
-                dict(zip(columns, (int(s), int(t), float(d)), strict=True))
-                for s, t, d in zip(*columns.values(), strict=True)
-            ],
+            "memorised",
+            Value(
+                value=float(close.mean()),
+                direction="lower",
+                meaning="share of samples closer to a training image than 99 % of held-out images are",
+                n=len(close),
+                interval=wilson(int(close.sum()), len(close)),
+                ceiling=MEMORISED_QUANTILE,
+            ),
         )
+        typical = float(np.median(real))
+        yield (
+            "neighbour_distance_ratio",
+            Value(
+                value=float(np.median(distance)) / typical if typical else math.nan,
+                direction="none",
+                meaning="median distance to the nearest training image, samples over held-out images",
+                n=len(distance),
+                ceiling=1.0,
+            ),
+        )
+        closest = np.argsort(distance, kind="stable")[:SHOWN_NEIGHBOURS]
+        table = [
+            {"sample": int(i), "training_image": int(image[i]), "distance": float(distance[i])}
+            for i in closest
+        ]
+        yield "neighbours", table
 
 
 class Sharpness(Metric):
-    """Mean squared Laplacian of grey images over that of the real ones: below 1 is blurred, above 1 is noise or harder edges."""
+    """Mean squared Laplacian of grey images over that of the real ones: blur is below 1, noise
+    above.
+    """
 
     needs = ("reconstructions", "samples")
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
         """Yield sharpness_recon and sharpness_samples."""
-        real = evidence.reconstructions["real_edges"].mean()
-        for what, rows in (
-            ("recon", evidence.reconstructions["edges"]),
-            ("samples", evidence.samples["edges"]),
-        ):
-            yield f"sharpness_{what}", Value(rows.mean() / real, normal_interval(rows / real), 1.0, 0.0)
+        real = evidence["reconstructions"]["real_edges"].mean()
+        direction: Direction = "none"  # too sharp is as wrong as too blurred
+        for what, part in (("recon", "reconstructions"), ("samples", "samples")):
+            edges = evidence[part]["edges"]
+            ratio = edges / real if real else np.full(len(edges), math.nan)
+            yield (
+                f"sharpness_{what}",
+                Value(
+                    value=float(ratio.mean()),
+                    direction=direction,
+                    meaning=f"edge energy of {part} over that of real images",
+                    n=len(edges),
+                    interval=normal_interval(ratio),
+                    ceiling=1.0,
+                    floor=0.0,
+                ),
+            )
+
+
+def short_name(metric: str) -> str:
+    """Name of the features without the distance: fd_classifier -> classifier."""
+    return metric.removeprefix("fd_").removeprefix("fid_")

@@ -1,4 +1,4 @@
-"""Metrics of the model as a density: reconstruction, likelihood, and what its latent space is made of."""
+"""Metrics of the model as a density: reconstruction, likelihood and the latent space."""
 
 from __future__ import annotations
 
@@ -8,87 +8,162 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cvae.distributions import DiagonalGaussian, gaussian_kl
 from cvae.losses import active_units, bits_per_dim
 from pipeline.evaluation.evidence import Evidence
-from pipeline.evaluation.metrics.base import Metric, Value, finite, normal_interval, standard_error
+from pipeline.evaluation.metrics.base import Metric, Value, normal_interval, standard_error
 from pipeline.evaluation.metrics.neighbours import mmd
-from pipeline.evaluation.metrics.structure import label_accuracy
+from pipeline.evaluation.metrics.statistics import finite
+from pipeline.evaluation.metrics.structure import label_accuracy, unexplained_deviation
+from pipeline.runtime.split import spread
 
-MMD_IMAGES = 1500
+MMD_IMAGES = 1500  # at most; its cost grows with the square
+VARIANCES = {"iw": "the model's own variance", "iw_fitted": "the variance that fits training images best"}
 
 
 class Reconstruction(Metric):
-    """Squared error of reconstructions on the [0, 1] scale; floor: the mean training image."""
+    """Squared error of reconstructions; the floor is that of the mean training image."""
 
     needs = ("mean_image", "reconstructions")
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
-        """Yield mse and sigma, the decoder's standard deviation on the [-1, 1] scale."""
-        mse = evidence.reconstructions["mse"]
-        yield "mse", Value(mse.mean(), normal_interval(mse), None, evidence.mean_image["mse"].mean())
-        yield "sigma", Value(math.sqrt(evidence.info.s2))
+        """Yield mse on the [0, 1] scale and sigma on the [-1, 1] scale."""
+        mse = evidence["reconstructions"]["mse"]
+        yield (
+            "mse",
+            Value(
+                value=float(mse.mean()),
+                direction="lower",
+                meaning="squared error of reconstructions, pixels in [0, 1]",
+                n=len(mse),
+                interval=normal_interval(mse),
+                floor=float(evidence["mean_image"]["mse"].mean()),
+            ),
+        )
+        yield (
+            "sigma",
+            Value(
+                value=math.sqrt(evidence.info.s2),
+                direction="none",
+                meaning="decoder standard deviation, pixels in [-1, 1]",
+                n=len(mse),
+            ),
+        )
 
 
 class Likelihood(Metric):
-    """Importance-weighted bound on log p(x|y) with K samples per image."""
+    """Importance-weighted bound on log p(x|y) with K samples per image (arXiv 1509.00519)."""
 
     needs = ("log_likelihood",)
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
-        """Yield the bound in nats per image, its standard error, and in bits per dimension (lower is better)."""
-        for name, rows in evidence.log_likelihood.items():
-            nats = rows.astype(np.float64)
-            if not len(nats):
+        """Yield the bound in nats per image, its standard error, and the bound in bits per
+        dimension.
+        """
+        pixels, k = evidence.model.pixels, evidence.settings.iw_samples
+        for name, rows in evidence["log_likelihood"].items():
+            nats, n = rows.astype(np.float64), len(rows)
+            if n == 0:
                 continue
-            interval = normal_interval(nats)
-            low, high = (bits_per_dim(-end, evidence.model.pixels) for end in reversed(interval))
-            yield f"{name}_log_likelihood_nats", Value(nats.mean(), interval)
-            yield f"{name}_log_likelihood_standard_error", Value(standard_error(nats))
+            bound = f"importance-weighted bound (K = {k}) on log p(x|y) with {VARIANCES[name]}"
+            interval = bits = normal_interval(nats)
+            if interval is not None:
+                bits = bits_per_dim(-interval[1], pixels), bits_per_dim(-interval[0], pixels)
+            yield (
+                f"{name}_log_likelihood_nats",
+                Value(
+                    value=float(nats.mean()),
+                    direction="higher",
+                    meaning=bound,
+                    unit="nats per image",
+                    n=n,
+                    interval=interval,
+                ),
+            )
+            yield (
+                f"{name}_log_likelihood_standard_error",
+                Value(
+                    value=standard_error(nats),
+                    direction="none",
+                    meaning="standard error of the bound",
+                    unit="nats per image",
+                    n=n,
+                    headline=False,
+                ),
+            )
             yield (
                 f"{name}_bits_per_dim",
-                Value(bits_per_dim(-nats.mean(), evidence.model.pixels), (low, high)),
+                Value(
+                    value=bits_per_dim(-float(nats.mean()), pixels),
+                    direction="lower",
+                    meaning=bound,
+                    unit="bits per pixel value",
+                    n=n,
+                    interval=bits,
+                ),
             )
 
 
 class Units(Metric):
-    """Each latent unit: the KL from q to the prior in it, what it tells about the image, and whether its posterior mean moves at all.
+    """Every latent unit: its KL to the prior, what it tells about the image, and whether its
+    posterior mean moves.
 
-    `information`: mean KL(q(z_d|x,y) || N(m_d, v_d)) to the Gaussian with the moments of all q together, defined for every prior.
-    `kl`: KL(q || p(z|y)) in this unit; null under a flow, whose KL is not a sum over units.
+    `information` is the mean KL(q(z_d|x,y) || N(m_d, v_d)) to the Gaussian with the moments of all
+    q together, which every prior has. `kl` is KL(q || p(z|y)) in this unit. It is null under a
+    flow, whose KL is no sum over units.
     """
 
     needs = ("reconstructions",)
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Any]]:
-        """Yield active_units (at most z_dim), unit_information_nats (the sum over units) and the table units."""
-        mean, variance = (
-            torch.from_numpy(evidence.reconstructions[name]).double() for name in ("mean", "variance")
+        """Yield active_units (at most z_dim), unit_information_nats (the sum over units) and the
+        table units.
+        """
+        rows = evidence["reconstructions"]
+        mean = torch.from_numpy(rows["mean"]).double()
+        variance = torch.from_numpy(rows["variance"]).double()
+        n = len(mean)
+        yield (
+            "active_units",
+            Value(
+                value=active_units(n, mean.sum(0), mean.square().sum(0), variance.sum(0)),
+                direction="none",
+                meaning="latent units that carry information about the image",
+                unit="units",
+                n=n,
+                ceiling=evidence.model.z_dim,
+            ),
         )
-        active = active_units(len(mean), mean.sum(0), mean.square().sum(0), variance.sum(0))
         total = variance.mean(0) + mean.var(0, unbiased=False)
         information = 0.5 * (total.log() - variance.log().mean(0))
-        yield "active_units", Value(active, None, evidence.model.z_dim)
-        yield "unit_information_nats", Value(float(information.sum()))
+        yield (
+            "unit_information_nats",
+            Value(
+                value=float(information.sum()),
+                direction="none",
+                meaning="what the latent units tell about the image, summed over units",
+                unit="nats",
+                n=n,
+            ),
+        )
         kl = self._kl(evidence, mean, variance)
-        table = [
-            {"information": finite(float(i)), "kl": None if kl is None else finite(float(kl[d]))}
-            for d, i in enumerate(information)
-        ]
-        yield "units", table
+        nats = [None] * len(information) if kl is None else [finite(x) for x in kl.tolist()]
+        informed = [finite(x) for x in information.tolist()]
+        yield "units", [{"information": i, "kl": k} for i, k in zip(informed, nats, strict=True)]
 
     @staticmethod
     @torch.no_grad()
-    def _kl(evidence: Evidence, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor | None:
+    def _kl(evidence: Evidence, mean: Tensor, variance: Tensor) -> Tensor | None:
+        """Mean KL of every unit [D], or None under a flow."""
         total = torch.zeros(mean.shape[1], dtype=torch.float64)
         for start in range(0, len(mean), evidence.settings.block):
             part = slice(start, start + evidence.settings.block)
-            prior = evidence.model.prior(
-                torch.from_numpy(evidence.requested[part]).to(evidence.ranks.device, torch.float32)
-            )
+            prior = evidence.model.prior(evidence.condition(evidence.requested[part]))
             if not isinstance(prior, DiagonalGaussian):
                 return None
+            # A trailing axis of one makes every unit a distribution of its own.
             q = DiagonalGaussian(mean[part, :, None], 0.5 * variance[part, :, None].log())
             p = DiagonalGaussian(*(t.cpu().double()[..., None] for t in prior))
             total += gaussian_kl(q, p).sum(0)
@@ -96,36 +171,68 @@ class Units(Metric):
 
 
 class PriorMatch(Metric):
-    """Whether what the encoder produces is what the prior expects: is the average of q(z|x,y) over images p(z|y)?
+    """Is the average of q(z|x,y) over images the prior p(z|y)?
 
-    prior_density_gap: mean log p(z|y) of z drawn from p(z|y) minus that of encoded z; 0 where they match, large where the decoder is
-    sampled in places that it never saw. prior_mmd: squared maximum mean discrepancy between both, with a permutation test.
+    prior_density_gap is the mean log p(z|y) of drawn z minus that of encoded z. It is 0 if they
+    match, and large if the decoder is sampled in places that it never saw. prior_mmd is the squared
+    maximum mean discrepancy of both, with the p-value of a permutation test.
     """
 
     needs = ("latents",)
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
-        """Yield prior_density_drawn, prior_density_encoded, prior_density_gap, prior_mmd and prior_mmd_p_value."""
-        rows = {name: x.astype(np.float64) for name, x in evidence.latents.items()}
-        for who in ("drawn", "encoded"):
-            yield (
-                f"prior_density_{who}",
-                Value(rows[f"log_p_{who}"].mean(), normal_interval(rows[f"log_p_{who}"])),
-            )
+        """Yield prior_density_drawn, _encoded and _gap, prior_mmd and prior_mmd_p_value."""
+        rows = {name: x.astype(np.float64) for name, x in evidence["latents"].items()}
         gap = rows["log_p_drawn"] - rows["log_p_encoded"]
-        yield "prior_density_gap", Value(gap.mean(), normal_interval(gap), 0.0)
-        some = np.arange(min(MMD_IMAGES, len(gap))) * len(gap) // min(MMD_IMAGES, len(gap))
+        for what, nats, meaning in (
+            ("drawn", rows["log_p_drawn"], "mean log p(z|y) of z drawn from the prior"),
+            ("encoded", rows["log_p_encoded"], "mean log p(z|y) of encoded z"),
+            ("gap", gap, "mean log p(z|y) of drawn minus encoded z; 0 if the prior fits"),
+        ):
+            yield (
+                f"prior_density_{what}",
+                Value(
+                    value=float(nats.mean()),
+                    direction="none",
+                    meaning=meaning,
+                    unit="nats",
+                    n=len(nats),
+                    interval=normal_interval(nats),
+                    ceiling=0.0 if what == "gap" else None,
+                ),
+            )
+        some = spread(min(MMD_IMAGES, len(gap)), len(gap))
+        if len(some) < 2:
+            return
         value, p = mmd(rows["encoded"][some], rows["drawn"][some], evidence.settings.seed)
-        yield "prior_mmd", Value(value, None, 0.0)
-        yield "prior_mmd_p_value", Value(p)
+        yield (
+            "prior_mmd",
+            Value(
+                value=value,
+                direction="lower",
+                meaning="squared maximum mean discrepancy between encoded and drawn z",
+                n=len(some),
+                ceiling=0.0,
+            ),
+        )
+        yield (
+            "prior_mmd_p_value",
+            Value(
+                value=p,
+                direction="none",
+                meaning="p-value of prior_mmd: small if encoded and drawn z differ",
+                n=len(some),
+            ),
+        )
 
 
 class LatentStructure(Metric):
-    """Whether p(z|y) depends on the labels, and is more than a Gaussian moved and rescaled: the digest's check of the learned prior.
+    """Does p(z|y) depend on the labels, and is it more than a moved and rescaled Gaussian?
 
-    label_structure_prior and _encoded: balanced accuracy with which an attribute is read from z by a linear rule fitted on half of the
-    images and measured on the other, mean over attributes; 0.5 knows nothing. flow_curvature_nats: standard deviation of
-    log|det df/dz| over z drawn from the prior, the effect of y removed by a linear fit; 0 for every affine map of a Gaussian.
+    label_structure_prior and _encoded are the balanced accuracy with which a linear rule reads an
+    attribute from z, fitted on half of the images and measured on the other, mean over attributes;
+    0.5 knows nothing. flow_curvature_nats is the standard deviation of log|det df/dz| over drawn z
+    after a linear fit to y. It is 0 for every affine map of a Gaussian.
     """
 
     needs = ("latents",)
@@ -133,10 +240,28 @@ class LatentStructure(Metric):
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
         """Yield label_structure_prior, label_structure_encoded and flow_curvature_nats."""
         labels = evidence.requested.astype(bool)
-        for name, who in (("prior", "drawn"), ("encoded", "encoded")):
-            value, interval = label_accuracy(evidence.latents[who], labels)
-            yield f"label_structure_{name}", Value(value, interval, 1.0, 0.5)
-        y = np.column_stack([np.ones(len(labels)), labels])
-        log_det = evidence.latents["log_det"].astype(np.float64)
-        rest = log_det - y @ np.linalg.lstsq(y, log_det, rcond=None)[0]
-        yield "flow_curvature_nats", Value(float(rest.std()))
+        for name, which in (("prior", "drawn"), ("encoded", "encoded")):
+            value, interval = label_accuracy(evidence["latents"][which], labels)
+            yield (
+                f"label_structure_{name}",
+                Value(
+                    value=value,
+                    direction="none",
+                    meaning=f"balanced accuracy of reading attributes from {which} z by a linear rule",
+                    n=len(labels) // 2,
+                    interval=interval,
+                    ceiling=1.0,
+                    floor=0.5,
+                ),
+            )
+        log_det = evidence["latents"]["log_det"].astype(np.float64)
+        yield (
+            "flow_curvature_nats",
+            Value(
+                value=unexplained_deviation(log_det, labels),
+                direction="none",
+                meaning="deviation of the flow's log-determinant that no affine map explains",
+                unit="nats",
+                n=len(log_det),
+            ),
+        )

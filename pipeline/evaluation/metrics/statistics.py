@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.runtime.split import ceil_div
+RESAMPLED_AT_ONCE = 100
+SUMMED_AT_ONCE = 1024  # rows
+EXTRAPOLATED_FROM = 8  # images: the smallest of the subsets is a quarter of them and needs a spread
 
 
 class Moments(NamedTuple):
@@ -18,46 +21,54 @@ class Moments(NamedTuple):
     covariance: np.ndarray
 
 
-class Sums(NamedTuple):
-    """Streaming sums of features about a `shift`, in float64: what is added up can be added to others, or taken away again."""
+class FeatureSums(NamedTuple):
+    """Sums of features about a `shift`, in float64. Sums of a subset can be subtracted again."""
 
     n: int
     total: np.ndarray  # [F]
     outer: np.ndarray  # [F, F]
-    shift: np.ndarray  # [F]; near the mean, so that squares do not swallow the spread
+    shift: np.ndarray  # [F]; near the mean, so that the squares keep the spread
 
-    def minus(self, part: Sums) -> Sums:
-        """These features without those of `part`, which were summed about the same shift."""
-        return Sums(self.n - part.n, self.total - part.total, self.outer - part.outer, self.shift)
+    def minus(self, part: FeatureSums) -> FeatureSums:
+        """Return the sums without those of `part`, which must have the same shift."""
+        return FeatureSums(self.n - part.n, self.total - part.total, self.outer - part.outer, self.shift)
 
     @property
     def moments(self) -> Moments:
-        """Mean and unbiased covariance; one row stands for N copies of itself and has no spread."""
+        """Mean and unbiased covariance. One row stands for N copies of itself and has no spread."""
         mean = self.total / self.n
-        return Moments(mean + self.shift, (self.outer - self.n * np.outer(mean, mean)) / max(1, self.n - 1))
+        covariance = (self.outer - self.n * np.outer(mean, mean)) / max(1, self.n - 1)
+        return Moments(mean + self.shift, covariance)
 
 
-def sums(features: np.ndarray, shift: np.ndarray | None = None, chunk: int = 1024) -> Sums:
-    """Of features [N, F], a chunk at a time: never a second copy of them all in float64."""
-    shift = features[:chunk].mean(0, dtype=np.float64) if shift is None else shift
+def feature_sums(
+    features: np.ndarray, shift: np.ndarray | None = None, chunk: int = SUMMED_AT_ONCE
+) -> FeatureSums:
+    """Sum features [N, F] a chunk at a time, which avoids a second copy of all of them in float64."""
+    if shift is None:
+        shift = features[:chunk].mean(0, dtype=np.float64)
     width = features.shape[1]
     total, outer = np.zeros(width), np.zeros((width, width))
     for start in range(0, len(features), chunk):
         part = features[start : start + chunk].astype(np.float64) - shift
         total += part.sum(0)
         outer += part.T @ part
-    return Sums(len(features), total, outer, shift)
+    return FeatureSums(len(features), total, outer, shift)
 
 
 def moments(features: np.ndarray) -> Moments:
-    """Of features [N, F]; one row stands for N copies of itself and has no spread."""
-    return sums(features).moments
+    """Return mean and covariance of features [N, F].
+
+    One row stands for N copies of itself and has no spread.
+    """
+    return feature_sums(features).moments
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mu_a - mu_b|^2 + tr(C_a) + tr(C_b) - 2 tr((C_a C_b)^(1/2)), the FID's formula (arXiv 1706.08500).
+    """|mu_a - mu_b|^2 + tr(C_a) + tr(C_b) - 2 tr((C_a C_b)^(1/2)), the formula of the FID (arXiv 1706.08500).
 
-    With C_a = L L^T the eigenvalues of C_a C_b are those of the symmetric L^T C_b L: no matrix root is needed.
+    With C_a = L L^T the eigenvalues of C_a C_b are those of the symmetric L^T C_b L, so no matrix
+    root is needed.
     """
     try:
         root = np.linalg.cholesky(a.covariance)
@@ -65,70 +76,82 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         values, vectors = np.linalg.eigh(a.covariance)
         root = vectors * np.sqrt(values.clip(0))
     cross = np.sqrt(np.linalg.eigvalsh(root.T @ b.covariance @ root).clip(0)).sum()
-    return float(
-        np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
-    )
+    means = np.square(a.mean - b.mean).sum()
+    return float(means + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
 
 
 def frechet_jackknife(a: np.ndarray, b: np.ndarray, groups: int = 10) -> tuple[float, float]:
-    """Frechet distance of features [N, F] and [M, F] and its standard error, by leaving out every `groups`-th image in turn.
+    """Return the Fréchet distance of features [N, F] and [M, F] and its standard error.
 
-    Row i of `a` and of `b` leave together: a sample was asked for the attributes of its image.
+    The jackknife leaves out every `groups`-th image in turn. Row i of `a` and row i of `b` leave
+    together, because a sample is drawn for the attributes of its image. The error is nan for fewer
+    than two images per group.
     """
-    whole = [sums(rows) for rows in (a, b)]
-    value = frechet_distance(whole[0].moments, whole[1].moments)
+    whole_a, whole_b = feature_sums(a), feature_sums(b)
+    value = frechet_distance(whole_a.moments, whole_b.moments)
     if min(len(a), len(b)) < 2 * groups:
         return value, math.nan
     left = []
-    for g in range(groups):
-        rest = [
-            part.minus(sums(rows[g::groups], part.shift)).moments
-            for part, rows in zip(whole, (a, b), strict=True)
-        ]
-        left.append(frechet_distance(*rest))
+    for group in range(groups):
+        rest_a = whole_a.minus(feature_sums(a[group::groups], whole_a.shift))
+        rest_b = whole_b.minus(feature_sums(b[group::groups], whole_b.shift))
+        left.append(frechet_distance(rest_a.moments, rest_b.moments))
     return value, math.sqrt((groups - 1) * np.var(left))
 
 
 def frechet_extrapolated(a: np.ndarray, b: np.ndarray, sizes: int = 6) -> float:
-    """Frechet distance for N to infinity: the intercept of a line in 1/N through distances at N/4 ... N (arXiv 1911.07023).
+    """Return the Fréchet distance for N to infinity (arXiv 1911.07023), or nan for fewer than 8
+    images.
 
-    Both sets shrink together, so the bias of both is taken away. Subsets are evenly spread over the rows.
+    It is the intercept of a line in 1/N through the distances at N/4 ... N. Both sets shrink
+    together, which removes the bias of both. Subsets are evenly spread over the rows.
     """
     n = min(len(a), len(b))
-    counts = np.unique(np.linspace(max(2, n // 4), n, sizes).astype(int))
-    rows = [np.arange(count) * n // count for count in counts]
-    distances = [frechet_distance(moments(a[chosen]), moments(b[chosen])) for chosen in rows]
-    return float(np.polyfit(1 / counts, distances, 1)[1]) if len(counts) > 1 else math.nan
+    if n < EXTRAPOLATED_FROM:
+        return math.nan
+    counts = np.unique(np.linspace(n // 4, n, sizes).astype(int))
+    distances = []
+    for count in counts:
+        rows = np.arange(count) * n // count
+        distances.append(frechet_distance(moments(a[rows]), moments(b[rows])))
+    _, intercept = np.polyfit(1 / counts, distances, 1)
+    return float(intercept)
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Sum over distinct thresholds of (recall gained) * precision, scores and labels [N]; nan without a positive."""
+    """Sum of (recall gained) * precision over distinct thresholds, for scores and labels [N]; nan
+    without a positive.
+    """
     order = np.argsort(-scores, kind="stable")
     scores, hits = scores[order], np.cumsum(labels[order].astype(bool))
     last = np.flatnonzero(np.append(np.diff(scores) != 0, True))  # the end of each run of equal scores
     if hits[-1] == 0:
         return math.nan
-    return float((np.diff(hits[last], prepend=0) * hits[last] / (last + 1)).sum() / hits[-1])
+    gained = np.diff(hits[last], prepend=0)
+    return float((gained * hits[last] / (last + 1)).sum() / hits[-1])
 
 
 def weighted_average_precision(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`average_precision` of scores and labels [N] for each of R reweightings [R, N] of the rows -> [R]; nan without a positive."""
+    """`average_precision` of scores and labels [N] for R reweightings [R, N] of the rows -> [R];
+    nan without a positive.
+    """
     order = np.argsort(-scores, kind="stable")
     last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     weights = weights[:, order]
     hits = np.cumsum(weights * labels[order].astype(np.float64), 1)[:, last]
     seen = np.cumsum(weights, 1, dtype=np.float64)[:, last]
     with np.errstate(invalid="ignore", divide="ignore"):
-        gained = np.diff(hits, axis=1, prepend=0) * np.where(seen > 0, hits / seen, 0)
-        return gained.sum(1) / hits[:, -1]
+        precision = np.where(seen > 0, hits / seen, 0)
+        return (np.diff(hits, axis=1, prepend=0) * precision).sum(1) / hits[:, -1]
 
 
 def balanced_accuracy(
     decided: np.ndarray, wanted: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Mean of the two classes' recalls for every column of bool [N, A] -> [A]; nan where a class is absent.
+    """Mean recall of the two classes for every column of bool [N, A] -> [A]; nan if a class is
+    absent.
 
-    With `weights` [R, N], one result for each of R reweightings of the rows -> [R, A].
+    With `weights` [R, N] it returns one result for each of R reweightings of the rows -> [R, A].
     """
     weights = np.ones(len(wanted)) if weights is None else weights
     decided, wanted = decided.astype(np.float64), wanted.astype(np.float64)
@@ -139,7 +162,11 @@ def balanced_accuracy(
 
 
 def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The threshold on scores [N] with the highest balanced accuracy, midway between two scores; 0 where a class is absent."""
+    """Return the threshold on scores [N] with the highest balanced accuracy, midway between two
+    scores.
+
+    It is 0 if a class is absent or all scores are equal.
+    """
     order = np.argsort(-scores, kind="stable")
     scores, labels = scores[order], labels[order].astype(bool)
     if labels.all() or not labels.any():
@@ -153,34 +180,45 @@ def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion; (0, 1) for n = 0."""
+    """Return Wilson's 95 % interval of a proportion; (0, 1) for n = 0."""
     if n == 0:
         return 0.0, 1.0
     p, shrink = successes / n, 1 + z * z / n
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    middle = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, (middle - half) / shrink), min(1.0, (middle + half) / shrink)
 
 
 def resample(
     statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int, resamples: int = 1000
 ) -> np.ndarray:
-    """`statistic` of resampled images, [resamples, ...]; it is given weights [R, n]: how often each image was drawn."""
+    """Evaluate `statistic` on resampled images (bootstrap) -> [resamples, ...].
+
+    `statistic` maps weights [R, n], how often each image was drawn, to [R, ...].
+    """
     rng = np.random.default_rng(seed)
-    chunks = ceil_div(resamples, 100)
-    parts = [statistic(rng.multinomial(n, np.full(n, 1 / n), size=100)) for _ in range(chunks)]
+    parts = []
+    for _ in range(0, resamples, RESAMPLED_AT_ONCE):
+        weights = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLED_AT_ONCE)
+        parts.append(statistic(weights))
     return np.concatenate(parts)[:resamples]
 
 
-def percentiles(resampled: np.ndarray) -> tuple[float, float]:
-    """The 95 % percentile interval of [R] resampled values."""
-    low, high = (
-        np.nanquantile(resampled, [0.025, 0.975]) if np.isfinite(resampled).any() else (math.nan, math.nan)
-    )
+def percentiles(resampled: np.ndarray) -> tuple[float, float] | None:
+    """Return the 95 % percentile interval of [R] resampled values, or None if none is finite."""
+    if not np.isfinite(resampled).any():
+        return None
+    low, high = np.nanquantile(resampled, [0.025, 0.975])
     return float(low), float(high)
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], np.ndarray], n: int, seed: int, resamples: int = 1000
-) -> tuple[float, float]:
-    """95 % percentile interval over resampled images. `statistic`: weights [R, n], how often each image was drawn -> [R]."""
-    return percentiles(resample(statistic, n, seed, resamples))
+def nanmean(x: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Mean that leaves nan out; nan without a warning if nothing is left."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(x, axis)
+
+
+def finite(x: float) -> float | None:
+    """Return `x`, or None if it is not finite: JSON knows no NaN."""
+    return float(x) if math.isfinite(x) else None

@@ -1,0 +1,170 @@
+"""The model under test, its judges and the images, with the work on single images.
+
+Nothing here communicates except `map`. Noise is keyed by image, so no row depends on the number of
+ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cvae.distributions import DiagonalGaussian
+from cvae.losses import squared_error
+from cvae.model import CVAE
+from pipeline.config.schema import EvalConfig
+from pipeline.data.loader import columns, to_float
+from pipeline.data.pixels import to_uint8
+from pipeline.data.shards import Shards
+from pipeline.evaluation.classifier import Classifier
+from pipeline.evaluation.features import Features
+from pipeline.evaluation.rare import Counts, requests
+from pipeline.runtime.blocks import map_blocks
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.keyed import keyed_normal
+from pipeline.runtime.split import spread
+from pipeline.training.checkpoint import CheckpointInfo
+
+Rows = dict[str, np.ndarray]  # named arrays, one row per image; features are named after their metric
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What an evaluation looks at. `splits` holds train, val and test."""
+
+    model: CVAE
+    info: CheckpointInfo
+    classifier: Classifier
+    extractors: list[Features]
+    settings: EvalConfig
+    splits: dict[str, Shards]
+    ranks: Ranks
+    reference_dir: Path
+    crop: int  # pixels of the stored crop; part of the key of cached features
+    # Attributes uint8 [N, A] and partition [N] of the whole dataset. Rank 0 has them if the files
+    # are at hand.
+    annotations: tuple[np.ndarray, np.ndarray] | None = None
+    clock: dict[str, float] = field(default_factory=dict)  # seconds spent in gathering
+
+    @property
+    def n(self) -> int:
+        """Number of images measured."""
+        return min(self.settings.n, len(self.splits[self.settings.split]))
+
+    @property
+    def memory_n(self) -> int:
+        """Number of training images among which copies are searched."""
+        return min(self.settings.neighbour_images, len(self.splits["train"]))
+
+    @property
+    def read_columns(self) -> list[int]:
+        """Positions of the model's attributes among the classifier's."""
+        return columns(self.classifier.attributes, self.info.attributes)
+
+    @cached_property
+    def requested(self) -> np.ndarray:
+        """Attributes that the model reads, of the n images, uint8 [n, A].
+
+        Each is also the request for one sample.
+        """
+        return self.labels(self.settings.split)[self.positions(self.settings.split)]
+
+    @cached_property
+    def annotated(self) -> np.ndarray:
+        """All attributes of the n images in the classifier's order, uint8 [n, A]."""
+        shards = self.splits[self.settings.split]
+        chosen = shards.attributes()[self.positions(self.settings.split)]
+        return chosen[:, columns(shards.attribute_names, self.classifier.attributes)]
+
+    @cached_property
+    def counts(self) -> Counts:
+        """How often the model's attributes occur together: in all annotations of train, in train,
+        held out.
+
+        Held out means val and test for final numbers, and val alone while choices are made on val.
+        """
+        held_out = [self.labels("val")]
+        if self.settings.split == "test":
+            held_out.append(self.labels("test"))
+        train = self.labels("train")
+        annotated = train
+        if self.annotations is not None:
+            attributes, partition = self.annotations
+            read = columns(self.splits["train"].attribute_names, self.info.attributes)
+            annotated = attributes[partition == 0][:, read]
+        return Counts(annotated, train, np.concatenate(held_out), self.info.attributes)
+
+    def positions(self, split: str) -> np.ndarray:
+        """Positions of the images that represent a split: [n], or all of a smaller split."""
+        total = len(self.splits[split])
+        return spread(min(self.n, total), total)
+
+    def labels(self, split: str) -> np.ndarray:
+        """The attributes of a whole split that the model reads, uint8 [N, A]."""
+        shards = self.splits[split]
+        return shards.attributes()[:, columns(shards.attribute_names, self.info.attributes)]
+
+    def requests(self, attributes: tuple[str, ...], n: int) -> np.ndarray:
+        """`n` rows of the split's attributes, uint8 [n, A], in which `attributes` are set."""
+        labels = self.labels(self.settings.split)
+        return requests(labels, self.info.attributes, attributes, n, self.settings.seed)
+
+    def noise(self, purpose: str, indices: np.ndarray, *shape: int) -> Tensor:
+        """Standard normal noise [n, *shape, D], a function of seed, purpose and index."""
+        noise = keyed_normal(self.settings.seed, purpose, indices, (*shape, self.model.z_dim))
+        return noise.to(self.ranks.device)
+
+    def condition(self, labels: np.ndarray) -> Tensor:
+        """Convert attributes [n, A] to the model's input."""
+        return torch.from_numpy(labels).to(self.ranks.device, torch.float32)
+
+    def images(self, indices: np.ndarray) -> Tensor:
+        """Real images [b, 3, S, S] in [-1, 1]."""
+        split = self.settings.split
+        images, _ = self.splits[split].gather(self.positions(split)[indices])
+        return to_float(torch.from_numpy(images).to(self.ranks.device))
+
+    def reconstruct(self, indices: np.ndarray) -> tuple[Tensor, Tensor, DiagonalGaussian]:
+        """Return real images [b, 3, S, S], their reconstructions from the posterior mean, and the
+        posterior.
+        """
+        x, y = self.images(indices), self.condition(self.requested[indices])
+        q = self.model.encode(x, y)
+        return x, self.model.decode(q.mean, y), q
+
+    def draw(self, purpose: str, indices: np.ndarray, labels: np.ndarray) -> Tensor:
+        """Draw samples [b, 3, S, S] from p(x|y) for attributes [b, A], each with the noise of its
+        index.
+        """
+        y = self.condition(labels)
+        z = self.model.prior(y).sample(self.noise(purpose, indices))
+        return self.model.decode(z, y)
+
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        """Features of images [b, 3, S, S] in [-1, 1], one entry per extractor."""
+        images = to_uint8(x)  # rounded like stored images, so that no network sees finer levels
+        return {extractor.metric: extractor(images) for extractor in self.extractors}
+
+    def mse(self, x: Tensor, decoded: Tensor) -> Tensor:
+        """Mean squared error per image on the [0, 1] scale, float64 [b]."""
+        total = squared_error(x, decoded).double()
+        return total / (4 * self.model.pixels)  # [-1, 1] -> [0, 1] halves an error
+
+    def map(self, rows: Callable[[np.ndarray], dict[str, Tensor]], n: int) -> Rows:
+        """Call `rows` on blocks of the indices 0 .. n - 1, shared among the ranks (all ranks take
+        part).
+        """
+        return map_blocks(rows, n, self.settings.block, self.ranks, self.clock)
+
+
+def edges(x: Tensor) -> Tensor:
+    """Mean squared Laplacian of the grey image, [B, 3, S, S] in [-1, 1] -> [B]. Blur lowers it."""
+    grey = x.mean(1, keepdim=True)
+    kernel = grey.new_tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
+    return torch.nn.functional.conv2d(grey, kernel).double().square().flatten(1).mean(1)
