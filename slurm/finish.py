@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.reporting.compare import compare
+from pipeline.reporting.comparison import compare
 from pipeline.reporting.seeds import seed_table
 from pipeline.rundir.record import evaluations, run_config
 from pipeline.tracking.sync import sync_run, sync_sweep

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import RunConfig
-from pipeline.reporting.text import columns
+from pipeline.reporting.text import duration, text_table
 from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import read_metrics
 from pipeline.rundir.record import read_json, run_config
@@ -83,20 +83,6 @@ def _progress(run_dir: Path, config: RunConfig) -> str:
     return f"{step}/{last}" + (f", {rate:.0f} images/s, {duration(left)} left" if step < last else "")
 
 
-def duration(seconds: float) -> str:
-    """'3 h 05 min', '4 min', '12 s'."""
-    if seconds == float("inf"):
-        return "?"
-    minutes = int(seconds // 60)
-    return (
-        f"{minutes // 60} h {minutes % 60:02d} min"
-        if minutes >= 60
-        else f"{minutes} min"
-        if minutes
-        else f"{seconds:.0f} s"
-    )
-
-
 def as_table(statuses: list[StageStatus]) -> str:
     """One line for each stage, then the errors."""
     rows = [
@@ -113,7 +99,7 @@ def as_table(statuses: list[StageStatus]) -> str:
     errors = [f"{s.run}, {s.stage}: {s.error}" for s in statuses if s.error]
     return "\n".join(
         [
-            columns(["run", "stage", "job", "state", "attempt", "progress"], rows, 160)
+            text_table(["run", "stage", "job", "state", "attempt", "progress"], rows, 160)
             or "nothing was submitted yet",
             *errors,
         ]

@@ -41,46 +41,35 @@ def add_metrics(run_dir: Path, steps: range) -> None:
     """Append training records, and validation records every tenth step."""
     with open(run_dir / "train/metrics.jsonl", "a") as file:
         for step in steps:
-            file.write(json.dumps({"step": step, "time": 1.7e9 + step, "values": train_values(step)}) + "\n")
+            lines = [{"step": step, "time": 1.7e9 + step, "values": train_values(step)}]
             if step % 10 == 0:
-                file.write(
-                    json.dumps({"step": step, "time": 1.7e9 + step + 0.5, "values": val_values(step)}) + "\n"
-                )
+                lines.append({"step": step, "time": 1.7e9 + step + 0.5, "values": val_values(step)})
+            file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def train_values(step: int) -> dict[str, float]:
-    """Numbers that look like a training; step 7 has a non-finite gradient norm, as written by MetricsLog."""
+    """Numbers that look like a training.
+
+    Step 7 has a non-finite gradient norm, as MetricsLog writes it.
+    """
     mse = 0.004 + 0.05 * math.exp(-step / 30)
-    nll, kl = -9000 + 8000 * math.exp(-step / 30), 120 * (1 - math.exp(-step / 20))
-    names = [
-        "loss",
-        "nll",
-        "kl",
-        "mse",
-        "sigma",
-        "bits_per_dim",
-        "beta",
-        "lr",
-        "grad_norm",
-        "images_per_s",
-        "data_wait_share",
-    ]
-    grad = "inf" if step == 7 else 0.1 + math.sin(step) ** 2
+    nll = -9000 + 8000 * math.exp(-step / 30)
+    kl = 120 * (1 - math.exp(-step / 20))
     beta = min(1.0, step / 20)
-    values = [
-        nll + beta * kl,
-        nll,
-        kl,
-        mse,
-        2 * math.sqrt(mse) * 1.02,
-        4.2 + math.exp(-step / 30),
-        beta,
-        1e-3,
-        grad,
-        800 + step % 7,
-        0.03,
-    ]
-    return {f"train/{n}": v for n, v in zip(names, values, strict=True)}  # type: ignore[misc]
+    values: dict[str, Any] = {
+        "loss": nll + beta * kl,
+        "nll": nll,
+        "kl": kl,
+        "mse": mse,
+        "sigma": 2 * math.sqrt(mse) * 1.02,
+        "bits_per_dim": 4.2 + math.exp(-step / 30),
+        "beta": beta,
+        "lr": 1e-3,
+        "grad_norm": "inf" if step == 7 else 0.1 + math.sin(step) ** 2,
+        "images_per_s": 800 + step % 7,
+        "data_wait_share": 0.03,
+    }
+    return {f"train/{name}": value for name, value in values.items()}
 
 
 def val_values(step: int) -> dict[str, float]:
@@ -96,28 +85,53 @@ def val_values(step: int) -> dict[str, float]:
     return {f"{weights}/{n}": v for weights in ("val_ema", "val_raw") for n, v in one.items()}
 
 
+ABOUT: dict[str, dict[str, Any]] = {
+    "fd_classifier_samples": {"direction": "lower", "meaning": "distance of samples", "unit": "", "n": 3000},
+    "fd_classifier_recon": {"direction": "lower", "meaning": "distance of recon", "unit": "", "n": 3000},
+    "attribute_accuracy": {"direction": "higher", "meaning": "found in samples", "unit": "", "n": 3000},
+    "attribute_accuracy_read": {
+        "direction": "higher",
+        "meaning": "found in samples",
+        "unit": "",
+        "n": 3000,
+        "over_read_attributes": True,
+    },
+    "iw_bits_per_dim": {"direction": "lower", "meaning": "bound", "unit": "bits per pixel value", "n": 500},
+    "mse": {"direction": "lower", "meaning": "squared error", "unit": "", "n": 3000},
+    "sigma": {"direction": "none", "meaning": "decoder standard deviation", "unit": "", "n": 3000},
+    "attribute_accuracy_shuffled": {"direction": "none", "meaning": "floor", "n": 3000, "headline": False},
+}
+
+
 def add_eval(
     run_dir: Path, number: int, step: int = 90, fd: float = 21.5, unread: str = "", **protocol: Any
 ) -> Path:
-    """A complete evaluation; `protocol` overrides entries of the protocol, attribute `unread` is not read by the model."""
+    """A complete evaluation.
+
+    `protocol` overrides its protocol, and the model does not read attribute `unread`.
+    """
     folder = run_dir / "eval" / str(number)
     (folder / "samples").mkdir(parents=True)
     for name in ("random", "reconstructions"):
         (folder / "samples" / f"{name}.png").write_bytes(png(number))
-    base = {"n": 3000, "split": "test", "size": 64, "crop": 148, "weights": "ema", "step": step, "images": step * 128, "seed": 0,
-            "shards_digest": "5a" * 32, "classifier_digest": "c1" * 32, "reference_digest": "4e" * 32, "features": "classifier",
-            "torch": "2.13.0", "iw_images": 500, "iw_samples": 50}  # fmt: skip
-    accuracy = {
-        a: {"accuracy": 0.9, "real_accuracy": 0.95, "shuffled_accuracy": 0.6, "read_by_model": a != unread}
-        for a in ATTRIBUTES
+    base = {
+        "n": 3000,
+        "split": "test",
+        "size": 64,
+        "crop": 148,
+        "weights": "ema",
+        "step": step,
+        "images": step * 128,
+        "seed": 0,
+        "shards_digest": "5a" * 32,
+        "classifier_digest": "c1" * 32,
+        "reference_digest": "4e" * 32,
+        "features": "classifier",
+        "torch": "2.13.0",
+        "iw_images": 500,
+        "iw_samples": 50,
     }
-    metrics = {
-        "fd_classifier_samples": fd,
-        "fd_classifier_recon": 9.25,
-        "attribute_accuracy": 0.9,
-        "iw_bits_per_dim": 4.4,
-        "mse": 0.0041,
-    }
+    accuracy = {"accuracy": 0.9, "real_accuracy": 0.95, "shuffled_accuracy": 0.6}
     pair = {
         "attributes": ["Bald", "Eyeglasses"],
         "train_count": 12,
@@ -129,11 +143,21 @@ def add_eval(
     }
     tree = {
         "protocol": base | protocol,
-        "metrics": metrics,
+        "metrics": {
+            "fd_classifier_samples": fd,
+            "fd_classifier_recon": 9.25,
+            "attribute_accuracy": 0.9,
+            "attribute_accuracy_read": 0.91,
+            "attribute_accuracy_shuffled": 0.6,
+            "iw_bits_per_dim": 4.4,
+            "mse": 0.0041,
+            "sigma": 0.13,
+        },
+        "about": ABOUT,
         "intervals": {"fd_classifier_samples": [fd - 0.5, fd + 0.5], "attribute_accuracy": [0.89, 0.91]},
         "ceilings": {"fd_classifier_samples": 1.2, "attribute_accuracy": 0.95},
         "floors": {"fd_classifier_samples": 300.0, "attribute_accuracy": 0.6},
-        "per_attribute": accuracy,
+        "per_attribute": {name: {**accuracy, "read_by_model": name != unread} for name in ATTRIBUTES},
         "rare": [pair],
         "seconds": {"frechet": 12.5},
     }
@@ -142,17 +166,17 @@ def add_eval(
 
 
 def sources_and_tags(page: str) -> tuple[set[str], set[str]]:
-    """What an HTML page refers to (first five characters each), and the kinds of elements in it, as a browser would see them."""
+    """What an HTML page refers to (first five characters each), and its kinds of elements, as a
+    browser sees them.
+    """
     sources, tags = set(), set()
 
     class Reader(HTMLParser):
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             tags.add(tag)
-            sources.update(
-                str(value)[:5]
-                for key, value in attrs
-                if key in ("src", "href", "srcset", "data", "action") or key.startswith("on")
-            )
+            for key, value in attrs:
+                if key in ("src", "href", "srcset", "data", "action") or key.startswith("on"):
+                    sources.add(str(value)[:5])
 
     Reader().feed(page)
     return sources, tags
@@ -162,13 +186,9 @@ def png(shade: int, size: int = 16) -> bytes:
     """A grey PNG."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
 
     rows = (b"\0" + bytes([40 * shade % 256]) * size) * size
-    header = struct.pack(">IIBBBBB", size, size, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", size, size, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

@@ -100,8 +100,8 @@ def load(folder: Path, device: torch.device) -> Classifier:
     found = hashlib.sha256(weights).hexdigest()
     if found != meta["digest"]:
         raise CheckpointError(
-            f"{folder / 'model.safetensors'}: damaged: sha256 {found[:12]}..., expected {meta['digest'][:12]}...;"
-            f" delete {folder} and run the `classifier` stage again"
+            f"{folder / 'model.safetensors'}: damaged: sha256 {found[:12]}..., expected"
+            f" {meta['digest'][:12]}...; delete {folder} and run the `classifier` stage again"
         )
     net = AttributeNet(len(meta["attributes"]))
     net.load_state_dict(safetensors.torch.load(weights))
@@ -133,5 +133,5 @@ def scores(
         name: {column: finite(values[i]) for column, values in columns.items()}
         for i, name in enumerate(attributes)
     }
-    means = {name: finite(nanmean(columns[name])) for name in ("accuracy", "balanced_accuracy", "ap")}
+    means = {name: finite(float(nanmean(columns[name]))) for name in ("accuracy", "balanced_accuracy", "ap")}
     return {**means, "n": len(labels), "per_attribute": each}

@@ -69,8 +69,9 @@ class InceptionFeatures:
         self.digest, self.device = hashlib.sha256(content).hexdigest(), device
         if not self.digest.startswith(INCEPTION_SHA256):
             raise DataError(
-                f"{weights}: sha256 begins {self.digest[:8]}, expected {INCEPTION_SHA256}: this is not the official"
-                " file weights-inception-2015-12-05-6726825d.pth, and a distance with other weights is not the FID"
+                f"{weights}: sha256 begins {self.digest[:8]}, expected {INCEPTION_SHA256}: this is not the"
+                " official file weights-inception-2015-12-05-6726825d.pth, and a distance with other weights"
+                " is not the FID"
             )
         # torch-fidelity unpickles its file, and somebody could forge 32 bits of a digest. So it
         # gets a file that we write ourselves from the tensors that the safe loader found.
@@ -118,9 +119,9 @@ class NetworkFeatures:
             self.metric = "fd_network"
         else:
             raise ConfigError(
-                f"key 'eval.network': {settings.network} is read as TorchScript, which is a program: if you trust it,"
-                f" say so with eval.network_sha256={digest}; for safetensors of a torchvision architecture set"
-                " eval.network_name"
+                f"key 'eval.network': {settings.network} is read as TorchScript, which is a program: if you"
+                f" trust it, say so with eval.network_sha256={digest}; for safetensors of a torchvision"
+                " architecture set eval.network_name"
             )
         self.device, self.size = device, settings.network_size
         identity = f"{digest} {settings.network_name} {self.size}"

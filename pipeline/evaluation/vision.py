@@ -101,8 +101,9 @@ def network(name: str, weights: bytes) -> nn.Module:
         setattr(net, last, nn.Identity())
         net.load_state_dict(state)
     except (safetensors.SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
         raise DataError(
-            f"key 'eval.network': not safetensors weights of torchvision's {name}: {str(error).splitlines()[0]}"
+            f"key 'eval.network': not safetensors weights of torchvision's {name}: {reason}"
         ) from None
     return net
 

@@ -1,185 +1,136 @@
-"""What a comparison consists of: runs grouped by the protocol of their newest evaluation, and the rows of their tables."""
+"""Variants side by side, as text and as comparison.html.
+
+Only numbers of one protocol share a table.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pipeline.errors import DataError
-from pipeline.reporting.headline import direction, duration, metric_names, number
-from pipeline.rundir import layout, record
-from pipeline.rundir.record import Evaluation
+from pipeline.reporting.entries import (
+    Entry,
+    Rows,
+    attribute_rows,
+    group_by_protocol,
+    headline_rows,
+    notes,
+    protocol_warning,
+    read_entries,
+)
+from pipeline.reporting.page import (
+    Cell,
+    drawing,
+    gallery,
+    heading,
+    page,
+    paragraph,
+    picture,
+    right_aligned,
+    section,
+    subheading,
+    table,
+)
+from pipeline.reporting.plots import RUN_COLOURS, panel, series
+from pipeline.reporting.seeds import seed_parts, seed_text, several_seeds
+from pipeline.reporting.text import digest_line, protocol_line, text_table
+from pipeline.rundir import layout
+from pipeline.rundir.files import write_text
+from pipeline.rundir.metrics_log import read_metrics
 
-SHOWN = 28  # characters of a run's name
+CURVES = {
+    "bits_per_dim": "bits per dimension",
+    "kl": "KL, nats",
+    "sigma": "σ*",
+    "active_units": "active units",
+}
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One run in a comparison, with its newest complete evaluation."""
+def compare(run_dirs: list[Path], out: Path | None = None) -> str:
+    """Compare the newest complete evaluation of each run, as text of at most 120 columns and as a
+    page in `out`.
 
-    run_dir: Path
-    name: str
-    seed: int
-    seconds: float | None  # of training
-    evaluation: Evaluation
+    Raises DataError that names a run without an evaluation, and ConfigError for a folder that is no
+    run directory.
+    """
+    entries = read_entries(run_dirs)
+    groups = group_by_protocol(entries)
+    warning = protocol_warning(groups)
+    parts = [warning]
+    for group in groups:
+        protocol = group[0].protocol
+        parts += [
+            protocol_line(protocol) + "\n" + digest_line(protocol),
+            text_table(*headline_rows(group)),
+            text_table(*attribute_rows(group)),
+            "\n".join(notes(group)),
+            *seed_text(group),
+        ]
+    if out is not None:
+        title = heading("Comparison", {"runs": len(entries)})
+        write_text(out, page("Comparison", [title, *_page_parts(groups, warning)]))
+    return "\n\n".join(part for part in parts if part)
 
-    @property
-    def protocol(self) -> dict[str, Any]:
-        """What must be equal for two runs' numbers to share a table."""
-        return self.evaluation.comparable
 
-    @property
-    def read(self) -> frozenset[str]:
-        """Attributes that the model reads."""
-        return frozenset(
-            name for name, row in self.evaluation.per_attribute.items() if row.get("read_by_model", True)
-        )
-
-
-def read_entries(run_dirs: list[Path]) -> list[Entry]:
-    """Each run with its newest complete evaluation (else its newest partial one); raises DataError that names a run without one."""
-    names = [run_dir.absolute().name for run_dir in run_dirs]
-    entries = []
-    for run_dir, name in zip(run_dirs, names, strict=True):
-        config = record.run_config(run_dir)
-        found = record.headline(record.evaluations(run_dir))
-        if found is None:
-            raise DataError(
-                f"{run_dir}: no complete evaluation in it; `python launch.py --run-dir {run_dir} --stages eval` makes one"
+def _page_parts(groups: list[list[Entry]], warning: str) -> list[str]:
+    parts = [section("Protocols", *(paragraph(line) for line in warning.splitlines()))]
+    for group in groups:
+        protocol = group[0].protocol
+        parts.append(
+            section(
+                "Headline numbers",
+                paragraph(f"{protocol_line(protocol)}; {digest_line(protocol)}"),
+                _html_table(headline_rows(group)),
+                *(paragraph(line, soft=True) for line in notes(group)),
             )
-        done = record.read_json(layout.train_dir(run_dir) / "done.json") or {}
-        shown = name if names.count(name) == 1 else f"{run_dir.absolute().parent.name}/{name}"
-        entries.append(Entry(run_dir, shown[-SHOWN:], config.seed, done.get("seconds"), found))
-    return entries
+        )
+        if several_seeds(group):
+            parts.append(section("Variants over seeds", *seed_parts(group)))
+        parts.append(section("Pictures", *_side_by_side(group)))
+        parts.append(section("Attributes", _html_table(attribute_rows(group))))
+    everyone = [entry for group in groups for entry in group]
+    return [*parts, section("Training", gallery(_curves(everyone)))]
 
 
-def group_by_protocol(entries: list[Entry]) -> list[list[Entry]]:
-    """Runs of equal protocols, in the order of their first run."""
-    groups: list[list[Entry]] = []
-    for entry in entries:
-        group = next((g for g in groups if g[0].protocol == entry.protocol), None)
-        if group is None:
-            groups.append(group := [])
-        group.append(entry)
-    return groups
+def _html_table(rows: Rows) -> str:
+    head, lines = rows
+    body: list[tuple[str, list[Cell]]] = []
+    for line in lines:
+        css = "reference" if line[0] in ("floor", "ceiling") else ""
+        cells: list[Cell] = [line[0]]
+        for text in line[1:]:
+            cells.append((text.strip("* "), "n best" if text.endswith("*") else "n"))
+        body.append((css, cells))
+    return table([head[0], *right_aligned(head[1:])], body)
 
 
-def differences(groups: list[list[Entry]]) -> str:
-    """In what the protocols of several groups differ, "" for a single one."""
-    if len(groups) == 1:
-        return ""
-    protocols = [group[0].protocol for group in groups]
-    keys = dict.fromkeys(key for protocol in protocols for key in protocol)
-    differing = {key: [_short(protocol.get(key, "–")) for protocol in protocols] for key in keys}
-    lines = [
-        f"  {key}: {' | '.join(values)}"
-        for key, values in differing.items()
-        if len({str(p.get(key)) for p in protocols}) > 1
-    ]
-    return "\n".join(
-        [f"{len(groups)} protocols: numbers of different tables cannot be compared. They differ in", *lines]
-    )
-
-
-def _short(value: Any) -> str:
-    return str(value)[:16]
-
-
-def protocol_line(entry: Entry) -> str:
-    """What the numbers of a table have in common."""
-    p = entry.protocol
-    split, n, size, crop, weights = (p.get(key, "?") for key in ("split", "n", "size", "crop", "weights"))
-    text = f"{split} split, N = {n}, {size} px (crop {crop}), {weights} weights"
-    digests = [
-        f"{key.removesuffix('_digest')} {str(value)[:8]}"
-        for key, value in p.items()
-        if key.endswith("_digest")
-    ]
-    return text + "\n" + ", ".join(digests)
-
-
-def _of_what_is_read(name: str) -> bool:
-    return name.endswith("_read") or name.startswith("rare_")
-
-
-def _value(entry: Entry, name: str) -> str:
-    """The value and half the width of its 95 % interval."""
-    evaluation = entry.evaluation
-    text = number(evaluation.metrics.get(name))
-    if name in evaluation.intervals:
-        low, high = evaluation.intervals[name]
-        text += f" ±{(high - low) / 2:.2g}"
-    return text
-
-
-def _best(group: list[Entry], name: str) -> list[Entry]:
-    """The entries with the best value, where values differ and may be compared."""
-    if not direction(name) or (_of_what_is_read(name) and len({e.read for e in group}) > 1):
-        return []
-    values = [e.evaluation.metrics[name] for e in group if name in e.evaluation.metrics]
-    if len(set(values)) < 2:
-        return []
-    best = min(values) if direction(name) == "↓" else max(values)
-    return [e for e in group if e.evaluation.metrics.get(name) == best]
-
-
-def _star(entry: Entry, best: list[Entry]) -> str:
-    return "*" if entry in best else " " if best else ""
-
-
-def _reference(group: list[Entry], kind: str, name: str) -> str:
-    """The floor or ceiling of a metric: one number, or its range where it depends on the run."""
-    values = [bounds[name] for e in group if name in (bounds := getattr(e.evaluation, kind))]
-    texts = list(dict.fromkeys(number(v) for v in (min(values), max(values)))) if values else ["–"]
-    return "…".join(texts)
-
-
-def headline_rows(group: list[Entry]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: one row for each run, then floors and ceilings."""
-    names = metric_names([e.evaluation for e in group])
-    best = {name: _best(group, name) for name in names}
-    head = [
-        "run",
-        "seed",
-        "images seen",
-        "training",
-        *(f"{name} {direction(name)}".strip() for name in names),
-    ]
-    rows = []
-    for e in group:
-        facts = [e.name, str(e.seed), number(e.evaluation.protocol.get("images")), duration(e.seconds)]
-        rows.append([*facts, *(_value(e, name) + _star(e, best[name]) for name in names)])
-    for kind in ("floors", "ceilings"):
-        rows.append([kind.removesuffix("s"), "", "", "", *(_reference(group, kind, name) for name in names)])
-    return head, rows
-
-
-def attribute_rows(group: list[Entry]) -> tuple[list[str], list[list[str]]]:
-    """Accuracy of each attribute; marked where the model does not read it."""
-    names = dict.fromkeys(name for e in group for name in e.evaluation.per_attribute)
-    rows = []
+def _side_by_side(group: list[Entry]) -> list[str]:
+    """Pictures of equal names: the same requests and the same noise in every variant."""
+    names = dict.fromkeys(file.name for entry in group for file in entry.evaluation.pictures)
+    parts = []
     for name in names:
-        table = [(e.evaluation.per_attribute.get(name, {}), name in e.read) for e in group]
-        real = next(
-            (number(row["real_accuracy"]) for row, _ in table if row.get("real_accuracy") is not None), "–"
-        )
-        rows.append(
-            [
-                name,
-                *(number(row.get("accuracy")) + ("" if read else " (not read)") for row, read in table),
-                real,
-            ]
-        )
-    return ["attribute accuracy", *(e.name for e in group), "real images"], rows
+        shown = []
+        for entry in group:
+            file = entry.evaluation.folder / "samples" / name
+            if file.exists():
+                shown.append(picture(file, entry.name))
+        parts += [subheading(Path(name).stem.replace("_", " ")), gallery(shown)]
+    return parts
 
 
-def notes(group: list[Entry]) -> list[str]:
-    """How a table is to be read, line by line."""
-    lines = ["↓ lower is better, ↑ higher is better, * best value; ± half of the 95 % interval."]
-    if len({e.read for e in group}) > 1:
-        counts = ", ".join(f"{e.name} {len(e.read)}" for e in group)
-        lines.append(
-            f"attribute_*: over all attributes; *_read and rare_*: over those that a model reads ({counts}), so not comparable here."
-        )
-    return lines
+def _curves(entries: list[Entry]) -> list[str]:
+    """Validation curves of all runs, one drawing for each quantity.
+
+    They depend on no evaluation.
+    """
+    logs = [read_metrics(layout.train_dir(entry.run_dir) / "metrics.jsonl") for entry in entries]
+    figures = []
+    for name, caption in CURVES.items():
+        lines = []
+        for i, (entry, records) in enumerate(zip(entries, logs, strict=True)):
+            colour = RUN_COLOURS[i % len(RUN_COLOURS)]
+            line = series(records, f"val_ema/{name}", entry.name, colour)
+            if len(line.steps):
+                lines.append(line)
+        if lines:
+            figures.append(drawing(panel(caption, lines), f"{caption}; validation, averaged weights"))
+    return figures

@@ -1,4 +1,4 @@
-"""The same noise and the same requests at every validation: how samples grow while a model is trained."""
+"""Samples of the same noise and requests at every validation, which show how a model learns."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ COLUMNS, SAMPLES = 8, 16
 
 @torch.no_grad()
 def draw_fixed_noise(model: CVAE, held_out: HeldOut, file: Path) -> None:
-    """Write samples for the attributes of SAMPLES held-out images as PNG (rank 0 alone; noise is keyed, no generator moves)."""
+    """Write samples for the attributes of SAMPLES held-out images as PNG (rank 0 only).
+
+    The noise is keyed, so no random generator moves.
+    """
     parameter = next(model.parameters())
-    indices = spread(min(SAMPLES, len(held_out.indices)), len(held_out.indices))
+    total = len(held_out.indices)
+    indices = spread(min(SAMPLES, total), total)
     labels = held_out.shards.attributes()[held_out.indices[indices]][:, held_out.columns]
     y = torch.from_numpy(labels).to(parameter.device, parameter.dtype)
-    noise = keyed_normal(0, "fixed noise", np.arange(len(indices)), (model.z_dim,)).to(
-        parameter.device, parameter.dtype
-    )
-    picture = io.BytesIO()
-    grid(to_uint8(model.decode(model.prior(y).sample(noise), y)).cpu().numpy(), COLUMNS).save(picture, "png")
-    write_bytes(file, picture.getvalue())
+    noise = keyed_normal(0, "fixed noise", np.arange(len(indices)), (model.z_dim,))
+    z = model.prior(y).sample(noise.to(parameter.device, parameter.dtype))
+    images = to_uint8(model.decode(z, y)).cpu().numpy()
+    content = io.BytesIO()
+    grid(images, COLUMNS).save(content, "png")
+    write_bytes(file, content.getvalue())

@@ -12,25 +12,27 @@ ROW_LABEL = 240  # pixels left of a labelled row
 
 
 def grid(images: np.ndarray, columns: int) -> Image.Image:
-    """uint8 images [N, S, S, 3] row by row on white."""
+    """Put uint8 images [N, S, S, 3] row by row on white."""
     size = images.shape[1] + GAP
     rows = ceil_div(len(images), columns)
     canvas = np.full((rows * size + GAP, columns * size + GAP, 3), 255, np.uint8)
     for i, image in enumerate(images):
-        top, left = i // columns * size + GAP, i % columns * size + GAP
+        top = i // columns * size + GAP
+        left = i % columns * size + GAP
         canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
     return Image.fromarray(canvas)
 
 
 def labelled(rows: list[tuple[str, np.ndarray]]) -> Image.Image:
-    """One row of images [N, S, S, 3] for each label."""
+    """Put a label left of each row of images [N, S, S, 3]."""
     strips = [grid(images, len(images)) for _, images in rows]
-    canvas = Image.new(
-        "RGB", (ROW_LABEL + max(s.width for s in strips), sum(s.height for s in strips)), "white"
-    )
+    width = ROW_LABEL + max(strip.width for strip in strips)
+    height = sum(strip.height for strip in strips)
+    canvas = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(canvas)
     top = 0
     for (label, _), strip in zip(rows, strips, strict=True):
         canvas.paste(strip, (ROW_LABEL, top))
-        ImageDraw.Draw(canvas).text((4, top + strip.height // 2 - 6), label, fill="black")
+        pen.text((4, top + strip.height // 2 - 6), label, fill="black")
         top += strip.height
     return canvas

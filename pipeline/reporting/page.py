@@ -1,4 +1,7 @@
-"""One self-contained HTML page: no scripts, no links to elsewhere; everything that comes from files is escaped."""
+"""One self-contained HTML page, without scripts or links.
+
+It escapes everything that comes from files.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,11 @@ h3 { font-size: .95rem; margin: 1.4rem 0 .5rem; }
 p { margin: .3rem 0 .8rem; max-width: 75ch; }
 .soft { color: var(--soft); font-size: .875rem; }
 .chips { display: flex; flex-wrap: wrap; gap: .4rem; margin: .9rem 0 1.8rem; }
-.chip { background: #fff; border: 1px solid var(--line); border-radius: 999px; padding: .1rem .7rem; font-size: .85rem; }
+.chip { background: #fff; border: 1px solid var(--line); border-radius: 999px; padding: .1rem .7rem;
+        font-size: .85rem; }
 .chip b { font-weight: 600; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 14px; padding: 1.4rem 1.5rem; margin: 1.2rem 0;
-          box-shadow: 0 1px 2px rgb(15 23 42 / 4%); }
+section { background: #fff; border: 1px solid var(--line); border-radius: 14px; padding: 1.4rem 1.5rem;
+          margin: 1.2rem 0; box-shadow: 0 1px 2px rgb(15 23 42 / 4%); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: var(--soft); font-weight: 600; font-size: .78rem; vertical-align: bottom; }
@@ -39,83 +43,100 @@ figure img { width: 100%; height: auto; display: block; border-radius: 6px; }
 figure.pixels img { image-rendering: pixelated; width: auto; max-width: 100%; }
 figcaption { color: var(--soft); font-size: .85rem; margin-top: .35rem; overflow-wrap: anywhere; }
 details summary { cursor: pointer; font-weight: 600; }
-pre { background: var(--ground); border: 1px solid var(--line); border-radius: 8px; padding: 1rem; overflow-x: auto;
-      font-size: .8rem; line-height: 1.45; }
-code, .mono { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .85em; overflow-wrap: anywhere; }
+pre { background: var(--ground); border: 1px solid var(--line); border-radius: 8px; padding: 1rem;
+      overflow-x: auto; font-size: .8rem; line-height: 1.45; }
+code, .mono { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .85em;
+              overflow-wrap: anywhere; }
 @media print { section { break-inside: avoid; box-shadow: none; } body { background: #fff; } }
 """
 
-Cell = str | tuple[str, str]  # text, or (text, CSS classes); what follows a line break is small print
+Cell = str | tuple[str, str]  # text, or (text, CSS classes); text after a line break becomes small print
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """The whole document around ready HTML parts."""
+    """Return the whole document around ready HTML parts."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    head += f"<title>{escape(title)}</title>"
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body><main>\n{"".join(body)}</main></body></html>\n'
+    head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
+    main = "".join(body)
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{main}</main></body></html>\n'
+    )
 
 
 def heading(title: str, items: dict[str, Any]) -> str:
-    """The title of a page, and short facts under it."""
-    chips = "".join(
-        f'<span class="chip">{escape(key)} <b>{escape(str(value))}</b></span>' for key, value in items.items()
-    )
-    return f'<h1>{escape(title)}</h1>\n<div class="chips">{chips}</div>\n'
+    """Return the title of a page with short facts under it."""
+    chips = []
+    for key, value in items.items():
+        chips.append(f'<span class="chip">{escape(key)} <b>{escape(str(value))}</b></span>')
+    return f'<h1>{escape(title)}</h1>\n<div class="chips">{"".join(chips)}</div>\n'
 
 
 def section(title: str, *parts: str) -> str:
-    """A card with a heading around ready HTML; "" where there is nothing in it."""
-    return f"<section><h2>{escape(title)}</h2>\n{''.join(parts)}</section>\n" if any(parts) else ""
+    """Return a card with a heading around ready HTML; "" if there is nothing in it."""
+    if not any(parts):
+        return ""
+    return f"<section><h2>{escape(title)}</h2>\n{''.join(parts)}</section>\n"
 
 
 def subheading(text: str) -> str:
-    """A heading within a card."""
+    """Return a heading within a card."""
     return f"<h3>{escape(text)}</h3>\n"
 
 
 def paragraph(text: str, soft: bool = False) -> str:
-    """Plain text as a paragraph."""
+    """Return plain text as a paragraph."""
     return f"<p{' class=soft' if soft else ''}>{escape(text)}</p>\n"
 
 
 def table(head: Sequence[Cell], rows: Iterable[tuple[str, Sequence[Cell]]]) -> str:
-    """A table; each row is (CSS classes, cells). "" where there are no rows."""
-    lines = [f"<tr{_class(css)}>{''.join(_cell('td', cell) for cell in cells)}</tr>" for css, cells in rows]
+    """Return a table of rows (CSS classes, cells); "" if there are no rows."""
+    lines = []
+    for css, cells in rows:
+        inner = "".join(_cell("td", cell) for cell in cells)
+        lines.append(f"<tr{_class(css)}>{inner}</tr>\n")
     if not lines:
         return ""
     top = "".join(_cell("th", cell) for cell in head)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>\n{chr(10).join(lines)}\n</tbody></table></div>\n'
+    inner = f"<thead><tr>{top}</tr></thead><tbody>\n{''.join(lines)}</tbody>"
+    return f'<div class="scroll"><table>{inner}</table></div>\n'
+
+
+def right_aligned(texts: Iterable[str]) -> list[Cell]:
+    """Mark cells as numbers, which stand at the right."""
+    return [(text, "n") for text in texts]
 
 
 def facts(items: dict[str, Any]) -> str:
-    """Names and values as a two-column table."""
+    """Return names and values as a two-column table."""
     return table(["", ""], [("", [key, (str(value), "mono")]) for key, value in items.items()])
 
 
 def picture(file: Path, caption: str = "") -> str:
-    """A PNG file, embedded; small images keep their pixels sharp."""
+    """Return an embedded PNG file; small images keep their pixels sharp."""
     return _figure("image/png", file.read_bytes(), caption or file.stem.replace("_", " "), "pixels")
 
 
 def drawing(svg: bytes, caption: str) -> str:
-    """An SVG drawing, embedded as an image, so that nothing in it can act on the page."""
+    """Return an SVG drawing, embedded as an image so that nothing in it can act on the page."""
     return _figure("image/svg+xml", svg, caption, "")
 
 
 def gallery(figures: Iterable[str]) -> str:
-    """Figures side by side, as many as fit."""
+    """Return figures side by side, as many as fit."""
     inner = "".join(figures)
     return f'<div class="grid">{inner}</div>\n' if inner else ""
 
 
 def details(summary: str, text: str) -> str:
-    """Preformatted text that opens on a click."""
+    """Return preformatted text that opens on a click."""
     return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>\n"
 
 
 def _figure(kind: str, content: bytes, caption: str, css: str) -> str:
     source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
-    return f'<figure{_class(css)}><img src="{source}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>\n'
+    words = escape(caption)
+    image = f'<img src="{source}" alt="{words}">'
+    return f"<figure{_class(css)}>{image}<figcaption>{words}</figcaption></figure>\n"
 
 
 def _class(css: str) -> str:

@@ -1,29 +1,63 @@
-"""Training curves as SVG, drawn by matplotlib without a display."""
+"""Training curves and scatter plots as SVG. matplotlib draws them without a display."""
 
 from __future__ import annotations
 
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 GREY, BLUE, ORANGE, GREEN = "#94a3b8", "#2563eb", "#f59e0b", "#059669"
 RUN_COLOURS = ("#2563eb", "#f59e0b", "#059669", "#db2777", "#7c3aed", "#0891b2", "#dc2626", "#65a30d")
+SMALL, WIDE = (4.4, 2.7), (8.8, 4.2)  # inches
 STYLE: Any = {
-    "font.family": "sans-serif", "font.size": 9, "axes.edgecolor": "#cbd5e1", "axes.labelcolor": "#64748b", "axes.titlesize": 10,
-    "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "grid.color": "#e2e8f0", "grid.linewidth": 0.6, "xtick.color": "#64748b", "ytick.color": "#64748b",
-    "text.color": "#0f172a", "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.4,
-    "svg.fonttype": "none", "svg.hashsalt": "cvae", "axes.formatter.useoffset": False, "path.simplify_threshold": 0.5,
-}  # fmt: skip
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.edgecolor": "#cbd5e1",
+    "axes.labelcolor": "#64748b",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e2e8f0",
+    "grid.linewidth": 0.6,
+    "xtick.color": "#64748b",
+    "ytick.color": "#64748b",
+    "text.color": "#0f172a",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.4,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cvae",
+    "axes.formatter.useoffset": False,
+    "path.simplify_threshold": 0.5,
+}
+SOURCES = (  # prefix in metrics.jsonl, label, colour, line style
+    ("train", "training batches", GREY, "-"),
+    ("val_raw", "validation, last weights", ORANGE, "--"),
+    ("val_ema", "validation, averaged weights", BLUE, "-"),
+)
+LOSS_PANELS = (  # metric, title, caption
+    ("loss", "negative ELBO, nats", "nll + β KL per image; on validation β = 1"),
+    ("nll", "reconstruction term, nats", "−log p(x|z, y) per image"),
+    ("kl", "KL, nats", "KL(q(z|x, y) ‖ p(z|y)) per image"),
+    ("bits_per_dim", "bits per dimension", "the loss per pixel value and grey level"),
+)
+STEP_PANELS = (  # metric, title, caption, logarithmic
+    ("lr", "learning rate", "learning rate of the optimizer", False),
+    ("grad_norm", "gradient norm", "norm of the gradient of nats per dimension, before clipping", True),
+    ("images_per_s", "images per second", "throughput of all ranks", False),
+)
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: steps and values [n], and how it looks."""
+    """One line: steps and values [n], and its look."""
 
     label: str
     steps: np.ndarray
@@ -33,10 +67,12 @@ class Series:
 
 
 def series(records: list[dict[str, Any]], name: str, label: str, colour: str, style: str = "-") -> Series:
-    """The finite values of one metric over the steps."""
-    points = [
-        (r["step"], r["values"][name]) for r in records if math.isfinite(r["values"].get(name, math.nan))
-    ]
+    """Return the finite values of one metric over the steps."""
+    points = []
+    for record in records:
+        value = record["values"].get(name, math.nan)
+        if math.isfinite(value):
+            points.append((record["step"], value))
     steps, values = np.array(points, np.float64).reshape(-1, 2).T
     return Series(label, steps, values, colour, style)
 
@@ -48,49 +84,41 @@ def panel(
     from_zero: bool = False,
     band: tuple[Series, Series] | None = None,
 ) -> bytes:
-    """One small drawing of some lines over the steps, with the area between the two of `band`; SVG."""
+    """Draw lines over the steps as a small SVG, with the area between the two series of `band`."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+        figure = Figure(figsize=SMALL, layout="constrained")
         axes = figure.add_subplot()
         if band:
-            axes.fill_between(
-                band[0].steps,
-                band[0].values,
-                band[1].values,
-                color=BLUE,
-                alpha=0.15,
-                linewidth=0,
-                label=band[0].label,
-            )
+            low, high = band
+            look: Any = {"color": BLUE, "alpha": 0.15, "linewidth": 0, "label": low.label}
+            axes.fill_between(low.steps, low.values, high.values, **look)
         for line in lines:
-            axes.plot(
-                line.steps,
-                line.values,
-                line.style,
-                color=line.colour,
-                label=line.label,
-                marker="." if len(line.steps) < 3 else "",
-            )
+            marker = "." if len(line.steps) < 3 else ""
+            look = {"color": line.colour, "label": line.label, "marker": marker}
+            axes.plot(line.steps, line.values, line.style, **look)
         axes.set(title=title, xlabel="step", yscale="log" if log else "linear")
         if not log and not band:
             axes.set_ylim(*_limits(lines))
         if from_zero:
             axes.set_ylim(bottom=0)
-        if len(lines) + bool(band) > 1:
+        if band or len(lines) > 1:
             axes.legend()
         return _svg(figure)
 
 
 def scatter(panels: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> bytes:
-    """Points [n, 2] side by side on the same axes; `groups`: which rows have which colour; SVG."""
+    """Draw points [n, 2] side by side on equal axes as SVG.
+
+    `groups` names the rows of each colour.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.8, 4.2), layout="constrained")
+        figure = Figure(figsize=WIDE, layout="constrained")
         axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
         for one, (title, points) in zip(axes, panels.items(), strict=True):
             for colour, (name, rows) in zip(RUN_COLOURS, groups.items(), strict=False):
@@ -101,12 +129,12 @@ def scatter(panels: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> byt
 
 
 def unit_curves(units: list[dict[str, Any]]) -> bytes:
-    """Nats of each latent unit, largest first; SVG."""
+    """Draw the nats of each latent unit, largest first, as SVG."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+        figure = Figure(figsize=SMALL, layout="constrained")
         axes = figure.add_subplot()
         for key, colour, label in (
             ("information", BLUE, "information about the image"),
@@ -120,6 +148,57 @@ def unit_curves(units: list[dict[str, Any]]) -> bytes:
         return _svg(figure)
 
 
+def training_panels(records: list[dict[str, Any]]) -> Iterator[tuple[str, bytes]]:
+    """Yield (caption, SVG) of everything that shows how a training went.
+
+    Panels without data are left out.
+    """
+    for name, title, caption in LOSS_PANELS:
+        lines = _from_all_sources(records, name)
+        if lines:
+            yield caption, panel(title, lines)
+    sigma = _from_all_sources(records, "sigma")
+    if sigma:
+        caption = "decoder standard deviation beside the root of the batch's MSE, pixels in [−1, 1]"
+        yield caption, panel("σ*", [*_root_mse(records), *sigma])
+    units = _from_all_sources(records, "active_units")
+    if units:
+        yield "latent units whose posterior mean moves with the image", panel("active units", units)
+    yield from _log_det_panel(records)
+    for name, title, caption, log in STEP_PANELS:
+        line = series(records, f"train/{name}", name, GREEN)
+        if len(line.steps):
+            positive = bool(np.all(line.values > 0))
+            yield caption, panel(title, [line], log=log and positive, from_zero=not log)
+
+
+def _from_all_sources(records: list[dict[str, Any]], name: str) -> list[Series]:
+    """The lines of one metric in training and validation, as far as there are values."""
+    lines = []
+    for prefix, label, colour, style in SOURCES:
+        line = series(records, f"{prefix}/{name}", label, colour, style)
+        if len(line.steps):
+            lines.append(line)
+    return lines
+
+
+def _root_mse(records: list[dict[str, Any]]) -> list[Series]:
+    line = series(records, "train/mse", "√MSE of the batch", ORANGE, ":")
+    if not len(line.steps):
+        return []
+    return [replace(line, values=2 * np.sqrt(line.values))]  # [0, 1] -> [-1, 1]
+
+
+def _log_det_panel(records: list[dict[str, Any]]) -> Iterator[tuple[str, bytes]]:
+    """The flow's log-determinant; nothing without a flow."""
+    low = series(records, "val_ema/log_det_min", "smallest to largest", BLUE)
+    mean = series(records, "val_ema/log_det_mean", "mean", BLUE)
+    high = series(records, "val_ema/log_det_max", "smallest to largest", BLUE)
+    if len(mean.steps) and np.any(high.values != low.values):
+        caption = "log |det ∂f/∂z| of the flow prior on validation images"
+        yield caption, panel("log-determinant, nats", [mean], band=(low, high))
+
+
 def _svg(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -127,65 +206,12 @@ def _svg(figure: Any) -> bytes:
 
 
 def _limits(lines: list[Series]) -> tuple[float | None, float | None]:
-    """Limits that the first steps of a training, hundreds of times off, do not flatten the rest with."""
+    """Limits of the y axis that cut off the first steps of a training, which are hundreds of times
+    too high.
+    """
     values = np.concatenate([line.values for line in lines])
     low, high = values.min(), np.quantile(values, 0.97)
     if values.max() - high <= high - low:
         return None, None
     margin = 0.08 * (high - low)
     return low - margin, high + margin
-
-
-def training_panels(records: list[dict[str, Any]]) -> Iterator[tuple[str, bytes]]:
-    """(caption, SVG) of everything that tells how a training went; panels without data are left out."""
-    both = (("train", "training batches", GREY, "-"), ("val_raw", "validation, last weights", ORANGE, "--"))
-    everywhere = (*both, ("val_ema", "validation, averaged weights", BLUE, "-"))
-
-    def lines(name: str) -> list[Series]:
-        return [
-            s
-            for where, label, *look in everywhere
-            if len((s := series(records, f"{where}/{name}", label, *look)).steps)
-        ]
-
-    for name, title, caption in (
-        ("loss", "negative ELBO, nats", "nll + β KL per image; on validation β = 1"),
-        ("nll", "reconstruction term, nats", "−log p(x|z, y) per image"),
-        ("kl", "KL, nats", "KL(q(z|x, y) ‖ p(z|y)) per image"),
-        ("bits_per_dim", "bits per dimension", "the loss per pixel value and grey level"),
-    ):
-        if lines(name):
-            yield caption, panel(title, lines(name))
-    if sigma := lines("sigma"):
-        yield (
-            "decoder standard deviation beside the root of the batch's MSE, pixels in [−1, 1]",
-            panel("σ*", [*_root_mse(records), *sigma]),
-        )
-    if units := lines("active_units"):
-        yield "latent units whose posterior mean moves with the image", panel("active units", units)
-    low, mean, high = (
-        series(records, f"val_ema/log_det_{k}", "smallest to largest", BLUE) for k in ("min", "mean", "max")
-    )
-    if len(mean.steps) and np.any(high.values != low.values):
-        caption = "log |det ∂f/∂z| of the flow prior on validation images"
-        yield (
-            caption,
-            panel("log-determinant, nats", [Series("mean", mean.steps, mean.values, BLUE)], band=(low, high)),
-        )
-    for name, title, caption, log in (
-        ("lr", "learning rate", "learning rate of the optimizer", False),
-        ("grad_norm", "gradient norm", "norm of the gradient of nats per dimension, before clipping", True),
-        ("images_per_s", "images per second", "throughput of all ranks", False),
-    ):
-        line = series(records, f"train/{name}", name, GREEN)
-        if len(line.steps):
-            yield caption, panel(title, [line], log and bool(np.all(line.values > 0)), from_zero=not log)
-
-
-def _root_mse(records: list[dict[str, Any]]) -> list[Series]:
-    mse = series(records, "train/mse", "√MSE of the batch", ORANGE, ":")
-    return (
-        [Series(mse.label, mse.steps, 2 * np.sqrt(mse.values), mse.colour, mse.style)]
-        if len(mse.steps)
-        else []
-    )  # [0, 1] -> [-1, 1]

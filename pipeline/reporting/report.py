@@ -9,7 +9,6 @@ from typing import Any
 from pipeline.config.load import dump
 from pipeline.config.schema import RunConfig
 from pipeline.reporting.checks import Check, checks
-from pipeline.reporting.headline import direction, duration, meaning, metric_names, number, sample_size
 from pipeline.reporting.page import (
     Cell,
     details,
@@ -20,10 +19,12 @@ from pipeline.reporting.page import (
     page,
     paragraph,
     picture,
+    right_aligned,
     section,
     table,
 )
 from pipeline.reporting.plots import training_panels
+from pipeline.reporting.text import duration, interval_text, number, protocol_line, with_arrow
 from pipeline.rundir import layout, record
 from pipeline.rundir.files import write_text
 from pipeline.rundir.metrics_log import read_metrics
@@ -31,42 +32,57 @@ from pipeline.rundir.record import Evaluation
 from pipeline.rundir.redact import redact
 from pipeline.runtime.split import spread
 
+TableRows = list[tuple[str, list[Cell]]]  # (CSS classes, cells)
 GROWTH = 6  # pictures of samples over training
-MAP = "of latent vectors, one map for both halves: a prior that fits puts the same colours in the same places"
+MAP = "of latent vectors, one map for both halves: if the prior fits, equal colours stand at equal places"
 DRAWINGS = {
     "tsne": f"t-SNE {MAP}",
     "umap": f"UMAP {MAP}",
-    "units": "what each latent unit tells about the image, and its KL (not defined for one unit under a flow)",
+    "units": "what each latent unit tells about the image, and its KL (a flow has none for a single unit)",
+}
+LEGEND = (
+    "↓ lower is better, ↑ higher is better. Floor: what a model without knowledge reaches. Ceiling: what"
+    " real images or a perfect model reach. N: images or samples measured."
+)
+RARE_COLUMNS = {
+    "annotated_count": "in annotations",
+    "train_count": "in training",
+    "held_out_count": "held out",
+    "success": "success",
+    "interval": "95 % interval",
+    "real_success": "real images",
+    "n": "N",
+}
+ATTRIBUTE_COLUMNS = {
+    "accuracy": "samples",
+    "real_accuracy": "real (ceiling)",
+    "shuffled_accuracy": "shuffled (floor)",
+    "balanced_accuracy": "samples, balanced",
+    "real_balanced_accuracy": "real, balanced",
 }
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write run_dir/report.html from whatever is there, also without metrics or evaluation, and return its path."""
+    """Write run_dir/report.html from the files that are there, and return its path."""
     config = record.run_config(run_dir)
     evaluation = record.headline(record.evaluations(run_dir))
     records = read_metrics(layout.train_dir(run_dir) / "metrics.jsonl")
+    panels = [drawing(svg, caption) for caption, svg in training_panels(records)]
+    found = checks(config.model, records, evaluation)
     body = [_title(run_dir, config, evaluation)]
     if evaluation:
         body += [_headline(evaluation), _pictures(evaluation)]
     else:
-        body.append(
-            section(
-                "Evaluation",
-                paragraph(f"None yet. `python launch.py --run-dir {run_dir} --stages eval` makes one."),
-            )
-        )
-    body.append(
-        section("Training", gallery(drawing(svg, caption) for caption, svg in training_panels(records)))
-    )
-    body += [_growth(run_dir), _checks(checks(config.model, records, evaluation), evaluation)]
+        command = f"`python launch.py --run-dir {run_dir} --stages eval`"
+        body.append(section("Evaluation", paragraph(f"None yet. {command} makes one.")))
+    body += [section("Training", gallery(panels)), _growth(run_dir), _checks(found, evaluation)]
     if evaluation:
         body += [_rare(evaluation), _attributes(evaluation)]
-    body += [
-        _making(run_dir, evaluation),
-        section("Configuration", details("config.yaml", redact(dump(config)))),
-    ]
-    write_text(run_dir / "report.html", page(f"{config.name}, seed {config.seed}", body))
-    return run_dir / "report.html"
+    body.append(_making(run_dir, evaluation))
+    body.append(section("Configuration", details("config.yaml", redact(dump(config)))))
+    file = run_dir / "report.html"
+    write_text(file, page(f"{config.name}, seed {config.seed}", body))
+    return file
 
 
 def _title(run_dir: Path, config: RunConfig, evaluation: Evaluation | None) -> str:
@@ -74,53 +90,37 @@ def _title(run_dir: Path, config: RunConfig, evaluation: Evaluation | None) -> s
     seen = evaluation.protocol if evaluation else done
     items: dict[str, Any] = {"seed": config.seed, "status": record.status(run_dir, config).lower()}
     if "step" in seen:
-        items |= {"checkpoint": f"step {seen['step']}"}
+        items["checkpoint"] = f"step {seen['step']}"
     if "images" in seen:
-        items |= {"images seen": f"{seen['images']:,}"}
+        items["images seen"] = f"{seen['images']:,}"
     if "seconds" in done:
-        items |= {"training took": duration(done["seconds"])}
+        items["training took"] = duration(done["seconds"])
     if evaluation:
-        items |= {"evaluation": evaluation.number}
+        items["evaluation"] = evaluation.number
     return heading(config.name, items)
 
 
-def protocol_line(protocol: dict[str, Any]) -> str:
-    """The protocol of an evaluation in a few words."""
-    text = "{split} split, {size} × {size} pixels (crop {crop}), {weights} weights"
-    return text.format_map({key: protocol.get(key, "?") for key in ("split", "size", "crop", "weights")})
-
-
 def _headline(evaluation: Evaluation) -> str:
-    head: list[Cell] = [
-        "metric",
-        ("value", "n"),
-        ("95 % interval", "n"),
-        ("floor", "n"),
-        ("ceiling", "n"),
-        ("N", "n"),
-        "protocol",
-    ]
-    rows: list[tuple[str, list[Cell]]] = []
-    where = f"{evaluation.protocol.get('split', '?')}, {evaluation.protocol.get('weights', '?')}, {evaluation.protocol.get('size', '?')} px"
-    for name in metric_names([evaluation]):
-        value = evaluation.metrics[name]
-        interval = " – ".join(number(end) for end in evaluation.intervals.get(name, [])) or "–"
+    head: list[Cell] = ["metric", *right_aligned(["value", "95 % interval", "floor", "ceiling", "N", "unit"])]
+    rows: TableRows = []
+    for name in evaluation.headline_names:
+        about = evaluation.about.get(name, {})
+        title = with_arrow(name, about.get("direction", "none"))
+        meaning = about.get("meaning", "")
         numbers = [
-            number(value),
-            interval,
+            number(evaluation.metrics[name]),
+            interval_text(evaluation.intervals.get(name)),
             number(evaluation.floors.get(name)),
             number(evaluation.ceilings.get(name)),
+            number(about.get("n")),
+            about.get("unit", ""),
         ]
-        title = f"{name} {direction(name)}\n{meaning(name)}".strip()
-        numbers.append(sample_size(name, evaluation.protocol))
-        cells: list[Cell] = [title, *((text, "n") for text in numbers), where]
-        rows.append(("", cells))
-    legend = "↓ lower is better, ↑ higher is better. Floor: what knowing nothing reaches; ceiling: what real images or a perfect model reach."
+        rows.append(("", [f"{title}\n{meaning}".rstrip(), *right_aligned(numbers)]))
     return section(
         "Headline numbers",
         paragraph(protocol_line(evaluation.protocol) + "."),
         table(head, rows),
-        paragraph(legend, soft=True),
+        paragraph(LEGEND, soft=True),
     )
 
 
@@ -129,91 +129,55 @@ def _pictures(evaluation: Evaluation) -> str:
 
 
 def _growth(run_dir: Path) -> str:
-    """Samples of the same noise and requests at some validations."""
+    """Samples of the same noise and requests at some validations, the last one included."""
     drawn = layout.progress_pictures(run_dir)
-    shown = [drawn[i] for i in spread(min(GROWTH, len(drawn)), len(drawn))[:-1]] + drawn[-1:] if drawn else []
+    if not drawn:
+        return ""
+    chosen = [drawn[i] for i in spread(min(GROWTH, len(drawn)), len(drawn))]
+    chosen[-1] = drawn[-1]
     text = "The same noise and the same requested attributes, drawn with the averaged weights."
-    return (
-        section(
-            "Samples over training",
-            paragraph(text),
-            gallery(picture(file, f"step {step:,}") for step, file in shown),
-        )
-        if shown
-        else ""
-    )
+    shown = [picture(file, f"step {step:,}") for step, file in chosen]
+    return section("Samples over training", paragraph(text), gallery(shown))
 
 
 def _checks(found: list[Check], evaluation: Evaluation | None) -> str:
     """Questions with their verdicts, and the drawings of the latent space."""
     head: list[Cell] = ["question", "verdict", "found", "how that is decided"]
-    rows: list[tuple[str, list[Cell]]] = [
-        ("", [c.question, c.verdict, c.found, (c.rule, "soft")]) for c in found
-    ]
-    drawings = (
-        gallery(drawing(file.read_bytes(), DRAWINGS.get(file.stem, file.stem)) for file in evaluation.plots)
-        if evaluation
-        else ""
-    )
-    return section("Checks of variance and prior", table(head, rows), drawings)
+    rows: TableRows = [("", [c.question, c.verdict, c.found, (c.rule, "soft")]) for c in found]
+    plots = evaluation.plots if evaluation else []
+    drawings = [drawing(file.read_bytes(), DRAWINGS.get(file.stem, file.stem)) for file in plots]
+    return section("Checks of variance and prior", table(head, rows), gallery(drawings))
 
 
 def _rare(evaluation: Evaluation) -> str:
-    head: list[Cell] = [
-        "asked for",
-        *(
-            (t, "n")
-            for t in (
-                "in CelebA's training",
-                "in training",
-                "held out",
-                "success",
-                "95 % interval",
-                "real images",
-                "N",
-            )
-        ),
-    ]
-    rows: list[tuple[str, list[Cell]]] = []
+    if not evaluation.rare:
+        return ""
+    rows: TableRows = []
     for row in evaluation.rare:
-        counts = [number(row.get(kind)) for kind in ("annotated_count", "train_count", "held_out_count")]
-        success = [
-            number(row.get("success")),
-            f"{number(row.get('low'))} – {number(row.get('high'))}",
-            number(row.get("real_success")),
-        ]
-        rows.append(
-            (
-                "",
-                [
-                    " + ".join(row["attributes"]),
-                    *((text, "n") for text in [*counts, *success, number(row.get("n"))]),
-                ],
-            )
-        )
-    text = "Attributes that hardly ever meet, asked for together: how often the classifier finds all of them in a sample."
-    return section("Rare combinations", paragraph(text), table(head, rows)) if rows else ""
+        cells = [number(row.get(column)) for column in RARE_COLUMNS if column != "interval"]
+        interval = f"{number(row.get('low'))} – {number(row.get('high'))}"
+        cells.insert(list(RARE_COLUMNS).index("interval"), interval)
+        rows.append(("", [" + ".join(row["attributes"]), *right_aligned(cells)]))
+    text = (
+        "Attributes that rarely occur together, asked for together: how often the classifier finds all of"
+        " them in a sample."
+    )
+    head: list[Cell] = ["asked for", *right_aligned(RARE_COLUMNS.values())]
+    return section("Rare combinations", paragraph(text), table(head, rows))
 
 
 def _attributes(evaluation: Evaluation) -> str:
-    kinds = ("accuracy", "real_accuracy", "shuffled_accuracy", "balanced_accuracy", "real_balanced_accuracy")
-    head: list[Cell] = [
-        "attribute",
-        *(
-            (t, "n")
-            for t in ("samples", "real (ceiling)", "shuffled (floor)", "samples, balanced", "real, balanced")
-        ),
-    ]
-    rows: list[tuple[str, list[Cell]]] = []
+    if not evaluation.per_attribute:
+        return ""
+    rows: TableRows = []
     for name, row in evaluation.per_attribute.items():
         read = row.get("read_by_model", True)
-        cells: list[Cell] = [
-            name if read else f"{name} (not read by the model)",
-            *((number(row.get(kind)), "n") for kind in kinds),
-        ]
-        rows.append(("" if read else "off", cells))
+        title = name if read else f"{name} (not read by the model)"
+        cells = [number(row.get(column)) for column in ATTRIBUTE_COLUMNS]
+        rows.append(("" if read else "off", [title, *right_aligned(cells)]))
     text = "How often the classifier's decision on a sample is what was asked for."
-    return section("Attributes", paragraph(text), table(head, rows)) if rows else ""
+    head: list[Cell] = ["attribute", *right_aligned(ATTRIBUTE_COLUMNS.values())]
+    return section("Attributes", paragraph(text), table(head, rows))
 
 
 def _making(run_dir: Path, evaluation: Evaluation | None) -> str:
@@ -224,55 +188,42 @@ def _making(run_dir: Path, evaluation: Evaluation | None) -> str:
     for key, value in (record.read_json(run_dir / "inputs.json") or {}).items():
         items[f"input: {key}"] = value
     if evaluation:
-        items |= {key: value for key, value in evaluation.protocol.items() if key not in items}
-        items |= {f"measuring {name}": duration(value) for name, value in evaluation.seconds.items()}
-    changes: list[tuple[str, list[Cell]]] = [
-        (
-            "",
-            [
-                str(line.get("time", "")),
-                (str(line.get("step", "")), "n"),
-                " ".join(line.get("stages", [])),
-                _changed(line.get("changed", {})),
-            ],
-        )
-        for line in record.history(run_dir)
-    ]
+        for key, value in evaluation.protocol.items():
+            items.setdefault(key, value)
+        for name, seconds in evaluation.seconds.items():
+            items[f"measuring {name}"] = duration(seconds)
     return section(
         "How it was made",
-        table(["launched", "at step", "stages", "changed"], changes),
+        table(["launched", "at step", "stages", "changed"], _change_rows(run_dir)),
         table(["stage", "job", "state", "hosts", "started", ("took", "n")], _job_rows(run_dir)),
         facts(items),
     )
 
 
-def _changed(changed: dict[str, Any]) -> str:
-    pairs = [
-        f"{key}: {value[0]} → {value[1]}" if isinstance(value, list) else f"{key}: {value}"
-        for key, value in changed.items()
-    ]
-    return redact(", ".join(pairs)) or "–"
+def _change_rows(run_dir: Path) -> TableRows:
+    """One row for each launch, with the settings that it changed."""
+    rows: TableRows = []
+    for line in record.history(run_dir):
+        changes = []
+        for key, value in line.get("changed", {}).items():
+            shown = f"{value[0]} → {value[1]}" if isinstance(value, list) else str(value)
+            changes.append(f"{key}: {shown}")
+        step: Cell = (str(line.get("step", "")), "n")
+        stages = " ".join(line.get("stages", []))
+        rows.append(("", [str(line.get("time", "")), step, stages, redact(", ".join(changes)) or "–"]))
+    return rows
 
 
-def _job_rows(run_dir: Path) -> list[tuple[str, list[Cell]]]:
-    rows: list[tuple[str, list[Cell]]] = []
+def _job_rows(run_dir: Path) -> TableRows:
+    """One row for each attempt of each job."""
+    rows: TableRows = []
     for job in record.jobs(run_dir):
         for attempt in job.get("attempts") or [{}]:
             began, ended = attempt.get("started"), attempt.get("ended")
             when = datetime.fromtimestamp(began).isoformat(" ", "seconds") if began else "–"
             took = duration(ended - began) if began and ended else "–"
             state = str(attempt.get("state") or job.get("state", ""))
-            rows.append(
-                (
-                    "",
-                    [
-                        str(job.get("stage", "")),
-                        str(job.get("id", "")),
-                        state,
-                        ", ".join(attempt.get("hosts", [])),
-                        when,
-                        (took, "n"),
-                    ],
-                )
-            )
+            hosts = ", ".join(attempt.get("hosts", []))
+            stage, job_id = str(job.get("stage", "")), str(job.get("id", ""))
+            rows.append(("", [stage, job_id, state, hosts, when, (took, "n")]))
     return rows

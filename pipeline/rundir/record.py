@@ -37,11 +37,19 @@ class Evaluation:
     rare: list[dict[str, Any]]
     seconds: dict[str, float]
     units: list[dict[str, Any]]
+    about: dict[
+        str, dict[str, Any]
+    ]  # direction, meaning, unit and n of each metric; empty for an old evaluation
 
     @property
     def complete(self) -> bool:
         """Return whether every metric was measured, not only some that were asked for."""
         return not self.protocol.get("left_out")
+
+    @property
+    def headline_names(self) -> list[str]:
+        """The metrics that stand in tables of headline numbers."""
+        return [name for name in self.metrics if self.about.get(name, {}).get("headline", True)]
 
     @property
     def comparable(self) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The classifier stage: train the attribute classifier, fix its decisions on the validation split, measure it on the test split."""
+"""The classifier stage: train the attribute classifier, fix its thresholds on val and measure it on
+test.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +35,16 @@ WARMUP = 0.1  # share of the training over which the learning rate rises
 
 
 def run(config: RunConfig, context: Context) -> None:
-    """Train on every attribute, then write model.safetensors, model.json and, last, metrics.json (all ranks call it).
+    """Train on every attribute, then write model.safetensors, model.json and, last, metrics.json
+    (all ranks call it).
 
-    A finished classifier is left alone. An interrupted training starts again: it takes minutes. Raises Stopped on every rank after a
-    stop signal.
+    A finished classifier is left alone. An interrupted training starts again, which takes minutes.
+    Raises Stopped on every rank after a stop signal.
     """
     ranks, folder = context.ranks, layout.classifier_dir(config)
-    if ranks.text_from_main(
-        "there" if (folder / "metrics.json").exists() else ""
-    ):  # one answer for all ranks
-        context.log.info("%s is there already", folder)
+    there = "there" if (folder / "metrics.json").exists() else ""
+    if ranks.text_from_main(there):  # one answer for all ranks
+        context.log.info("%s is already there", folder)
         return
     shards = staged(layout.shards_dir(config), config.data.stage_to, context.log, config.data.damaged)
     splits = {name: Shards(shards, name, config.data.verify) for name in ("train", "val", "test")}
@@ -50,32 +52,39 @@ def run(config: RunConfig, context: Context) -> None:
     net = train(config.classifier, splits["train"], splits["val"], context)
     logits = {name: predict(net, splits[name], ranks) for name in ("val", "test")}
     if ranks.is_main:
-        attributes = splits["train"].attribute_names
-        labels = {name: splits[name].attributes().astype(bool) for name in logits}
-        # Thresholds come from the validation split alone; the test split only ever measures.
-        thresholds = np.array(
-            [best_threshold(*columns) for columns in zip(logits["val"].T, labels["val"].T, strict=True)]
-        )
-        scores: dict[str, Any] = {
-            name: classifier.scores(logits[name], labels[name], thresholds, attributes) for name in logits
-        }
-        classifier.save(folder, net, attributes, splits["train"].size)
+        scores = measure(logits, splits)
+        classifier.save(folder, net, splits["train"].attribute_names, splits["train"].size)
         write_json(folder / "metrics.json", {**scores, "seconds": round(time.monotonic() - start, 1)})
         for name, values in scores.items():
-            context.log.info(
-                "%s: %s", name, ", ".join(f"{k} {v:.4f}" for k, v in values.items() if isinstance(v, float))
-            )
+            shown = [f"{key} {value:.4f}" for key, value in values.items() if isinstance(value, float)]
+            context.log.info("%s: %s", name, ", ".join(shown))
     ranks.barrier()  # no rank goes on before the files are there
+
+
+def measure(logits: dict[str, np.ndarray], splits: dict[str, Shards]) -> dict[str, dict[str, Any]]:
+    """Score the logits [N, A] of val and test.
+
+    Thresholds come from val alone; test is only measured.
+    """
+    names = splits["val"].attribute_names
+    labels = {name: splits[name].attributes().astype(bool) for name in logits}
+    thresholds = [best_threshold(logits["val"][:, i], labels["val"][:, i]) for i in range(len(names))]
+    fixed = np.array(thresholds)
+    return {name: classifier.scores(logits[name], labels[name], fixed, names) for name in logits}
 
 
 def train(
     settings: ClassifierConfig, shards: Shards, val: Shards, context: Context
 ) -> classifier.AttributeNet:
-    """AdamW with a cosine over `epochs` passes of the stream; the same trajectory on any number of ranks (all ranks call it)."""
+    """Train with AdamW and a cosine over `epochs` passes (all ranks call it).
+
+    The trajectory is the same on any number of ranks.
+    """
     ranks, size = context.ranks, settings.batch_size
     if size < ranks.world_size:
         raise ConfigError(
-            f"key 'classifier.batch_size': got {size}, expected at least one image for each of {ranks.world_size} ranks"
+            f"key 'classifier.batch_size': got {size}, expected at least one image for each of"
+            f" {ranks.world_size} ranks"
         )
     torch.manual_seed(settings.seed)
     net = classifier.AttributeNet(len(shards.attribute_names)).to(ranks.device)
@@ -87,7 +96,8 @@ def train(
         warmup_images=int(WARMUP * images),
         final_lr_fraction=0.0,
     )
-    optimizer, precision = make_optimizer(net, optim), Precision(settings.precision, ranks.device)
+    optimizer = make_optimizer(net, optim)
+    precision = Precision(settings.precision, ranks.device)
     source = TrainBatches(shards, DataConfig(), settings.seed, size, 0, ranks.rank, ranks.world_size)
     steps = ceil_div(images, size)
     batches = Prefetcher(source.at, 0, steps)
@@ -95,19 +105,19 @@ def train(
         for step, batch in enumerate(progress(batches, steps, "training", context.log)):
             optimizer.param_groups[0]["lr"] = learning_rate(step * size, images, optim)
             loss = train_step(model, optimizer, precision, source, batch, ranks)
-            total = ranks.reduce_sum(
-                torch.tensor([loss, context.stop.requested], dtype=torch.float64, device=ranks.device)
-            ).tolist()
-            if total[1]:
-                raise Stopped(f"classifier: stopped at step {step}; it starts again")
-            if (step + 1) * size // len(shards) > step * size // len(shards):
+            mine = [loss, float(context.stop.requested)]
+            total = ranks.reduce_sum(torch.tensor(mine, dtype=torch.float64, device=ranks.device))
+            loss_sum, stops = total.tolist()
+            if stops:
+                raise Stopped(f"classifier: stopped at step {step}; the next attempt starts again")
+            passes = (step + 1) * size // len(shards)
+            if passes > step * size // len(shards):  # a pass over the training images ended
                 accuracy = ((predict(net, val, ranks) > 0) == val.attributes()).mean()
-                epoch = (step + 1) * size / len(shards)
                 context.log.info(
-                    "epoch %.1f of %d: loss %.3f nats, val accuracy %.4f",
-                    epoch,
+                    "epoch %d of %d: loss %.3f nats, val accuracy %.4f",
+                    passes,
                     settings.epochs,
-                    total[0] / size,
+                    loss_sum / size,
                     accuracy,
                 )
     finally:
@@ -123,13 +133,14 @@ def train_step(
     batch: Batch,
     ranks: Ranks,
 ) -> float:
-    """One step on this rank's share; returns its part of the global batch's summed loss, nats."""
+    """Make one step on this rank's share; return its part of the global batch's summed loss, nats."""
     x, y, _ = source.to_device(batch, ranks.device, torch.float32)
     with precision.autocast():
         logits = model(x)
     loss = F.binary_cross_entropy_with_logits(logits.float(), y, reduction="sum")
     optimizer.zero_grad(set_to_none=True)
-    # Shares may be unequal: W / N per image makes DDP's mean over W ranks the exact mean over the global batch of N.
+    # Shares may be unequal. W / N per image makes DDP's mean over W ranks the exact mean over the
+    # global batch of N.
     precision.scaler.scale(loss * (ranks.world_size / source.batch_size)).backward()
     precision.scaler.step(optimizer)
     precision.scaler.update()
@@ -137,7 +148,7 @@ def train_step(
 
 
 def predict(net: classifier.AttributeNet, shards: Shards, ranks: Ranks) -> np.ndarray:
-    """Logits [N, A] of a whole split in float32, on every rank (all ranks take part)."""
+    """Return float32 logits [N, A] of a whole split, on every rank (all ranks take part)."""
 
     def logits(indices: np.ndarray) -> dict[str, Tensor]:
         images, _ = shards.gather(indices)

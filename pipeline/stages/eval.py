@@ -1,9 +1,12 @@
-"""The eval stage: one checkpoint, judged on held-out images; numbers, pictures and the protocol go to eval/<n>/."""
+"""The eval stage: judge a checkpoint on held-out images and write eval/<n>/ (numbers, pictures,
+protocol).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,9 @@ from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluation import classifier
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.features import extractors
-from pipeline.evaluation.metrics.registry import METRICS, Metric, collect
+from pipeline.evaluation.metrics.base import Metric, collect
+from pipeline.evaluation.metrics.registry import METRICS
+from pipeline.evaluation.parts import reference_keys
 from pipeline.evaluation.reference import library_versions
 from pipeline.reporting import pictures
 from pipeline.reporting.drawings import draw_latents, require_projection
@@ -33,18 +38,18 @@ from pipeline.training.checkpoint import Checkpoints, load_model
 
 
 def run(config: RunConfig, context: Context) -> None:
-    """Measure each checkpoint that `eval.checkpoint` names and write an eval/<n>/ of its own for it (all ranks call it).
+    """Measure every checkpoint that `eval.checkpoint` names, each in a new eval/<n>/ (all ranks
+    call it).
 
-    Raises ConfigError for an unknown metric, CheckpointError where weights, classifier and shards do not fit together, Stopped after
-    a stop signal: an evaluation that was cut off leaves no metrics.json, and the next one takes a new number.
+    Raises ConfigError for an unknown metric, CheckpointError if weights, classifier and shards do
+    not fit together, and Stopped after a stop signal. A stopped evaluation leaves no metrics.json,
+    and the next one takes a new number.
     """
     metrics = chosen_metrics(config.eval.metrics)
     require_projection(config.eval.projection)
     # Convolutions in TF32 would move features by more than two good models differ.
-    with (
-        torch.no_grad(),
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-    ):
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.no_grad(), exact:
         for checkpoint in checkpoints(context.run_dir, config.eval.checkpoint):
             evaluate(config, gather_evidence(config, context, checkpoint), metrics, context)
     context.ranks.barrier()  # no rank goes on before the files are there
@@ -53,39 +58,47 @@ def run(config: RunConfig, context: Context) -> None:
 def evaluate(
     config: RunConfig, evidence: Evidence, metrics: dict[str, type[Metric]], context: Context
 ) -> None:
-    """One evaluation: the images by all ranks, numbers and files by rank 0."""
+    """Make one evaluation: all ranks compute the evidence, rank 0 the numbers and files."""
     found: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     for name, metric in metrics.items():
         stop_together(context)
-        for part in metric.needs:  # computed by all ranks for the first metric that needs it
-            timed(seconds, f"images: {part}", lambda part=part: getattr(evidence, part))  # type: ignore[misc]
+        for part in metric.needs:
+            with timed(seconds, f"images: {part}"):
+                evidence.compute(part)  # all ranks, for the first metric that needs it
         if context.ranks.is_main:
-            timed(seconds, name, lambda metric=metric: found.update(metric()(evidence)))  # type: ignore[misc]
+            with timed(seconds, name):
+                found.update(metric()(evidence))
             context.log.info("%s: %.2f s", name, seconds[name])
     if not context.ranks.is_main:
         return
     folder = next_folder(context.run_dir)
-    timed(seconds, "pictures", lambda: pictures.draw(evidence, folder / "samples"))
-    timed(seconds, "drawings", lambda: draw_latents(evidence, found.get("units", []), folder / "plots"))
+    with timed(seconds, "pictures"):
+        pictures.draw(evidence, folder / "samples")
+    with timed(seconds, "drawings"):
+        draw_latents(evidence, found.get("units", []), folder / "plots")
     rounded = {name: round(value, 3) for name, value in (seconds | evidence.clock).items()}
     results = {"protocol": protocol(config, evidence), **collect(found), "seconds": rounded}
     write_json(folder / "metrics.json", results)
     for name, value in results["metrics"].items():
         context.log.info("%s %s", name, value)
     context.log.info("report: %s", write_report(context.run_dir))
-    sync_run(context.run_dir, context.log)  # on a cluster nobody else is left to tell MLflow
+    sync_run(context.run_dir, context.log)  # on a cluster no other process tells MLflow
 
 
-def timed(seconds: dict[str, float], name: str, work: Callable[[], object]) -> None:
-    """Do `work` and add the time that it took."""
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the time of the block to `seconds[name]`."""
     start = time.monotonic()
-    work()
+    yield
     seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
 
 
 def chosen_metrics(names: list[str]) -> dict[str, type[Metric]]:
-    """The metrics of these names, all of them for none. Raises ConfigError with the nearest name."""
+    """Return the metrics of these names; no names mean all.
+
+    Raises ConfigError with the nearest name.
+    """
     for name in names:
         if name not in METRICS:
             hint = suggest(name, METRICS)
@@ -96,19 +109,24 @@ def chosen_metrics(names: list[str]) -> dict[str, type[Metric]]:
 
 
 def checkpoints(run_dir: Path, which: str) -> list[str]:
-    """What `load_model` is to be asked for: `which` itself, or every kept checkpoint with a validation for "all", the best one last."""
+    """Return the names to give to `load_model`.
+
+    For "all" these are the kept checkpoints that were validated, the best one last.
+    """
     if which != "all":
         return [which]
     store = Checkpoints(layout.checkpoints_dir(run_dir))
     best = store.best()
     if best is None:
-        raise CheckpointError(f"{store.folder}: no checkpoint with a validation; train further")
+        raise CheckpointError(f"{store.folder}: no checkpoint was validated yet; train further")
     validated = [step for step in store.steps() if step != best and store.read(step).meta["validation"]]
     return [str(step) for step in [*validated, best]]
 
 
 def gather_evidence(config: RunConfig, context: Context, checkpoint: str) -> Evidence:
-    """Load the model, the classifier and the images, and check that they belong together (every rank, the same files)."""
+    """Load the model, the classifier and the images, and check that they fit together (every rank
+    reads them).
+    """
     device = context.ranks.device
     splits = {
         name: Shards(layout.shards_dir(config), name, config.data.verify) for name in ("train", "val", "test")
@@ -118,61 +136,80 @@ def gather_evidence(config: RunConfig, context: Context, checkpoint: str) -> Evi
     shards = splits[config.eval.split]
     if info.size != shards.size or not set(info.attributes) <= set(shards.attribute_names):
         raise CheckpointError(
-            f"{info.file}: trained on {info.size}-pixel images with attributes {', '.join(info.attributes)}; the shards in"
-            f" {layout.shards_dir(config)} are of {shards.size} pixels with {', '.join(shards.attribute_names)}; train on these shards"
+            f"{info.file}: trained on {info.size}-pixel images with attributes {', '.join(info.attributes)};"
+            f" the shards in {layout.shards_dir(config)} have {shards.size} pixels and"
+            f" {', '.join(shards.attribute_names)}; train on these shards"
         )
     features = extractors(judge, config.eval, device)
     context.log.info(
         "checkpoint of step %d (%s weights), %s split", info.step, config.eval.weights, config.eval.split
     )
-    reference, crop = layout.reference_dir(config), config.shard.crop
-    annotations = all_annotations(config, shards.manifest, context)
     return Evidence(
-        model, info, judge, features, config.eval, splits, context.ranks, reference, crop, annotations
+        model=model,
+        info=info,
+        classifier=judge,
+        extractors=features,
+        settings=config.eval,
+        splits=splits,
+        ranks=context.ranks,
+        reference_dir=layout.reference_dir(config),
+        crop=config.shard.crop,
+        annotations=all_annotations(config, shards.manifest, context),
     )
 
 
 def all_annotations(
     config: RunConfig, manifest: dict[str, Any], context: Context
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Attributes [N, 40] and partition [N] of all annotated images, whether or not their files are there (rank 0; None elsewhere).
+    """Read attributes [N, A] and partition [N] of all annotated images, even of missing files.
 
-    None also where the annotation files are out of reach or are not those that the shards were made from.
+    Only rank 0 reads them; other ranks get None. So does rank 0 if the annotation files are out of
+    reach or are not those that the shards were made from.
     """
     if not context.ranks.is_main:
         return None
     try:
         _, attributes, partition, digests = read_annotations(layout.source_path(config))
     except DataError as error:
-        context.log.warning("rarity is counted in the shards alone: %s", error)
+        context.log.warning("rarity is counted only in the shards: %s", error)
         return None
-    return (attributes, partition) if digests.items() <= manifest.get("source", {}).items() else None
+    if not digests.items() <= manifest.get("source", {}).items():
+        return None
+    return attributes, partition
 
 
 def stop_together(context: Context) -> None:
-    """Raise Stopped on every rank if any of them was asked to stop (all ranks take part)."""
+    """Raise Stopped on every rank if any rank was asked to stop (all ranks take part)."""
     flag = torch.tensor([context.stop.requested], dtype=torch.float64, device=context.ranks.device)
     if context.ranks.reduce_sum(flag).item():
-        raise Stopped("eval: stopped; it starts again")
+        raise Stopped("eval: stopped; the next attempt starts again")
 
 
 def next_folder(run_dir: Path) -> Path:
-    """Make the next free eval/<n> (rank 0 alone); two evaluations at a time get two folders."""
+    """Make the next free eval/<n> (rank 0 only).
+
+    Two evaluations at the same time get two folders.
+    """
     number = max((int(p.name) for p in layout.eval_dirs(run_dir)), default=0) + 1
     while True:
+        folder = run_dir / "eval" / str(number)
         try:
-            (folder := run_dir / "eval" / str(number)).mkdir(parents=True)
+            folder.mkdir(parents=True)
             return folder
         except FileExistsError:
             number += 1
 
 
 def protocol(config: RunConfig, evidence: Evidence) -> dict[str, Any]:
-    """Everything that a number depends on beside the weights: numbers of different protocols do not share a column."""
+    """Everything that a number depends on besides the weights.
+
+    Only equal protocols are compared.
+    """
     settings, info = evidence.settings, evidence.info
-    keys = [key for split in (settings.split, "train") for key in evidence.reference_keys(split)]
+    left_out = [name for name in METRICS if settings.metrics and name not in settings.metrics]
+    keys = [key for split in (settings.split, "train") for key in reference_keys(evidence, split)]
     return {
-        "left_out": ",".join(name for name in METRICS if settings.metrics and name not in settings.metrics),
+        "left_out": ",".join(left_out),
         "split": settings.split,
         "n": evidence.n,
         "train_n": len(evidence.positions("train")),

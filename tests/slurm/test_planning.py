@@ -1,4 +1,6 @@
-"""What needs no cluster: sweeps, arrays and their dependencies, the decision to restart, the copy of the code."""
+"""What needs no cluster: sweeps, arrays and their dependencies, the decision to restart, the copy
+of the code.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from slurm.launcher import dependencies
 from slurm.preflight import _limit_min
 from slurm.restart import wanted
 from slurm.snapshot import code, snapshot, snapshot_folder
-from slurm.status import as_table, duration, log_of, survey
+from slurm.status import as_table, log_of, survey
 from slurm.sweep import read_sweep
 
 
@@ -185,10 +187,6 @@ def test_the_copy_holds_all_that_a_job_imports_and_is_made_once(tmp_path):
 def test_time_limits_of_partitions(monkeypatch, text, minutes):
     monkeypatch.setattr("slurm.preflight.ask", lambda *command: text)
     assert _limit_min("gpu") == minutes
-
-
-def test_durations():
-    assert [duration(s) for s in (5, 250, 11100, float("inf"))] == ["5 s", "4 min", "3 h 05 min", "?"]
 
 
 def test_status_and_log_of_a_run_of_this_machine(crashing):

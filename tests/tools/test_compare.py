@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.reporting.compare import compare
-from pipeline.reporting.text import columns
+from pipeline.reporting.comparison import compare
+from pipeline.reporting.text import text_table
 from pipeline.tracking.sync import Feeder
 from tests.conftest import ROOT
 from tests.fake_run import add_eval, make_run, sources_and_tags
@@ -130,11 +131,22 @@ def test_other_protocols_get_tables_of_their_own(tmp_path: Path, key: str, value
 
 
 def test_attributes_that_are_not_read_are_marked(tmp_path: Path) -> None:
-    text = compare([make_run(tmp_path, "all", evals=1), make_run(tmp_path, "some", evals=1, unread="Bald")])
-    assert re.search(
-        r"Bald +0.9 +[0-9.–]+ \(not read\) +0.95", line_of(text, "Bald")
-    ) and "not read" not in line_of(text, "Male")
-    assert re.search(r"those that a model reads \(all \d+, some \d+\), so not comparable", text)
+    runs = [make_run(tmp_path, "all", evals=1), make_run(tmp_path, "some", evals=1, unread="Bald")]
+    text = compare(runs)
+    assert re.search(r"Bald +0.9 +0.9 \(not read\) +0.95", line_of(text, "Bald"))
+    assert "not read" not in line_of(text, "Male")
+    assert "(all 4, some 3), so they are not comparable here: attribute_accuracy_read." in text
+
+
+def test_numbers_over_different_attributes_have_no_best(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, "all", evals=1), make_run(tmp_path, "some", evals=1, unread="Bald")]
+    for run, value in zip(runs, (0.9, 0.8), strict=True):
+        file = run / "eval/1/metrics.json"
+        tree = json.loads(file.read_text())
+        tree["metrics"] |= {"attribute_accuracy": value, "attribute_accuracy_read": value + 0.05}
+        file.write_text(json.dumps(tree))
+    text = compare(runs)
+    assert "0.9 ±0.01*" in text and "0.95 " in text and "0.95*" not in text
 
 
 def test_many_runs_and_metrics_stay_within_the_terminal(tmp_path: Path) -> None:
@@ -207,7 +219,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
 
 
 def test_columns_break_into_blocks_that_repeat_the_first() -> None:
-    text = columns(["name", "a_long_heading_here", "b"], [["x", "1", "2"]], width=20)
+    text = text_table(["name", "a_long_heading_here", "b"], [["x", "1", "2"]], width=20)
     assert text.splitlines() == [
         "           a_long_", "name  heading_here", "----  ------------", "x                1", "", "name  b", "----  -", "x     2",
     ]  # fmt: skip

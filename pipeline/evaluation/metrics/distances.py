@@ -67,7 +67,7 @@ class FrechetDistance(Metric):
                 Value(
                     value=frechet_extrapolated(evidence["samples"][name], real),
                     direction="lower",
-                    meaning="Fréchet distance of samples to real images, extrapolated to infinitely many images",
+                    meaning="Fréchet distance of samples to real images, extrapolated to infinite N",
                     n=n,
                     ceiling=infinite_halves,
                     floor=floor,
@@ -78,7 +78,7 @@ class FrechetDistance(Metric):
                 Value(
                     value=frechet_distance(moments(evidence["train"][name]), there),
                     direction="none",
-                    meaning="Fréchet distance of training images to real images, a reference for the model's",
+                    meaning="Fréchet distance of training images to real images, a reference",
                     n=n,
                     ceiling=halves,
                     floor=floor,
@@ -158,7 +158,7 @@ class PrecisionRecall(Metric):
     about: dict[str, str] = {
         "precision": "share of samples within reach of real images (k = 3)",
         "recall": "share of real images within reach of samples (k = 3)",
-        "density": f"how many real neighbourhoods a sample falls into, 1 as for real images (k = {K_DENSITY})",
+        "density": f"real neighbourhoods that hold a sample, 1 as for real images (k = {K_DENSITY})",
         "coverage": f"share of real images with a sample in their neighbourhood (k = {K_DENSITY})",
     }
 

@@ -56,7 +56,7 @@ def unexplained_deviation(x: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _has_both_classes(labels: np.ndarray) -> np.ndarray:
-    return labels.any(0) & ~labels.all(0)
+    return np.logical_and(labels.any(0), ~labels.all(0))
 
 
 def _midway(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -1,8 +1,11 @@
-"""Networks of features that a user brings: numbers alone, or a program that somebody has vouched for."""
+"""Networks of features that a user brings: numbers alone, or a program that somebody has vouched
+for.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +16,11 @@ import torch
 
 from pipeline.config.schema import EvalConfig
 from pipeline.errors import ConfigError, DataError
+from pipeline.evaluation import features as features_module
 from pipeline.evaluation import vision
-from pipeline.evaluation.features import NetworkFeatures
+from pipeline.evaluation.features import InceptionFeatures, NetworkFeatures, extractors
 
-CPU, JUDGE = torch.device("cpu"), SimpleNamespace()
+CPU, JUDGE = torch.device("cpu"), SimpleNamespace(digest="judge")
 IMAGES = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -74,3 +78,51 @@ def test_a_program_is_loaded_only_where_somebody_vouched_for_its_very_bytes(scri
     with pytest.raises(DataError, match="expects 00"):
         features(network=str(script), network_sha256="00")
     assert features(network=str(script), network_sha256=digest)(IMAGES).shape == (3, 3 * 4 * 4)
+
+
+def test_inception_features_only_from_the_official_file(
+    inception_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match="expected 6726825d"):
+        InceptionFeatures(JUDGE, EvalConfig(inception_weights=str(inception_file)), CPU)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="eval.inception_weights.*No such file"):
+        InceptionFeatures(JUDGE, EvalConfig(inception_weights="/nowhere/weights.pth"), CPU)  # type: ignore[arg-type]
+    digest = hashlib.sha256(inception_file.read_bytes()).hexdigest()
+    monkeypatch.setattr(features_module, "INCEPTION_SHA256", digest[:8])
+    extractor = InceptionFeatures(JUDGE, EvalConfig(inception_weights=str(inception_file)), CPU)  # type: ignore[arg-type]
+    images = IMAGES[:2]
+    rows = extractor(images)
+    assert rows.shape == (2, 2048) and rows.dtype == torch.float32 and extractor.digest == digest
+    assert torch.equal(rows, vision.inception(inception_file)(images.permute(0, 3, 1, 2))[0])
+    assert extractor.metric == "fid_inception"
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return Path.touch, (self.file,)
+
+
+def test_code_in_a_weights_file_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"fc.weight": Bomb(tmp_path / "exploded")}, tmp_path / "weights.pth")
+    digest = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
+    monkeypatch.setattr(features_module, "INCEPTION_SHA256", digest[:8])
+    with pytest.raises(pickle.UnpicklingError):
+        InceptionFeatures(
+            SimpleNamespace(),
+            EvalConfig(inception_weights=str(tmp_path / "weights.pth")),
+            torch.device("cpu"),
+        )  # type: ignore[arg-type]
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_only_features_that_the_configuration_names_are_made(resnet: Path) -> None:
+    alone = extractors(JUDGE, EvalConfig(), CPU)  # type: ignore[arg-type]
+    assert [extractor.metric for extractor in alone] == ["fd_classifier"]
+    settings = EvalConfig(network=str(resnet), network_name="resnet18")
+    both = extractors(JUDGE, settings, CPU)  # type: ignore[arg-type]
+    assert [extractor.metric for extractor in both] == ["fd_classifier", "fd_resnet18"]

@@ -1,7 +1,10 @@
-"""torch-fidelity's own command line, on exported PNGs, gives the values of the eval stage's metrics."""
+"""torch-fidelity's own command line, on exported PNGs, gives the values of the eval stage's
+metrics.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -20,10 +23,16 @@ from pipeline.evaluation import features as features_module
 from pipeline.evaluation.features import InceptionFeatures
 from pipeline.evaluation.metrics.distances import FrechetDistance, KernelDistance, PrecisionRecall
 from tests.conftest import ROOT
+from tests.pipeline.evaluation.painter import given
 
 pytestmark = pytest.mark.slow  # 96 forward passes of Inception on one thread: minutes
 N = 24
-COMMAND = "from pipeline.evaluation import vision; vision._torchvision(); from torch_fidelity.fidelity import main; main()"
+COMMAND = """
+from pipeline.evaluation import vision
+vision._torchvision()
+from torch_fidelity.fidelity import main
+main()
+"""
 
 
 def images(seed: int, contrast: float) -> np.ndarray:
@@ -56,14 +65,13 @@ def test_our_values_are_those_of_the_command_line(
             for name, x in sets.items()
         }
     rows |= {"reconstructions": rows["samples"], "train": rows["real"], "mean_image": rows["real"][:1]}
-    evidence: Any = SimpleNamespace(
-        settings=settings, **{part: {"fid_inception": features} for part, features in rows.items()}
-    )
+    evidence = given({part: {"fid_inception": features} for part, features in rows.items()})
+    evidence = dataclasses.replace(evidence, settings=settings)
     ours: dict[str, Any] = {}
     for metric in (FrechetDistance, KernelDistance, PrecisionRecall):
         ours |= dict(metric()(evidence))
 
-    given = [
+    paths = [
         "--input1",
         export(sets["samples"], tmp_path / "samples"),
         "--input2",
@@ -91,7 +99,7 @@ def test_our_values_are_those_of_the_command_line(
         "--feature-extractor",
         "inception-v3-compat",
     ]
-    command = [sys.executable, "-c", COMMAND, *map(str, [*given, *how, *what, "--feature-layer-prc", "2048"])]
+    command = [sys.executable, "-c", COMMAND, *map(str, [*paths, *how, *what, "--feature-layer-prc", "2048"])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = json.loads(done.stdout[done.stdout.index("{") :])

@@ -1,4 +1,6 @@
-"""report.html: complete, self-contained, escaped, and never in the way of a run that has little to show."""
+"""report.html: complete, self-contained, escaped, and never in the way of a run that has little to
+show.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.reporting.headline import direction, duration, number, sample_size
 from pipeline.reporting.plots import series, training_panels
 from pipeline.reporting.report import write_report
+from pipeline.reporting.text import duration, number
 from pipeline.rundir.metrics_log import read_metrics
 from tests.fake_run import add_eval, make_run, sources_and_tags
 
@@ -54,7 +56,9 @@ def test_full_report(tmp_path: Path) -> None:
         assert words in text, words
     (row,) = re.findall(r"<tr><td>fd_classifier_samples ↓.*?</tr>", page)
     cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
-    assert cells[1:] == ["21.5", "21 – 22", "300", "1.2", "3000", "test, ema, 64 px"]
+    assert cells[1:] == ["21.5", "21 – 22", "300", "1.2", "3,000", ""]
+    assert "distance of samples" in cells[0] and "bits per pixel value" in page
+    assert "<td>sigma<br>" in page and "attribute_accuracy_shuffled" not in page
     assert '<tr class="off"><td>Bald (not read by the model)' in page and "Bald + Eyeglasses" in page
     assert page.count("data:image/png;base64,") == 2 and "batch_size: 64" in page
 
@@ -132,26 +136,31 @@ def test_drawings_are_reproducible(tmp_path: Path) -> None:
     assert next(training_panels(records)) == next(training_panels(records))
 
 
+def test_an_evaluation_from_before_metrics_spoke_for_themselves_still_shows(tmp_path: Path) -> None:
+    run = make_run(tmp_path, evals=1)
+    file = run / "eval/1/metrics.json"
+    tree = json.loads(file.read_text())
+    del tree["about"]
+    file.write_text(json.dumps(tree))
+    page = write_report(run).read_text()
+    (row,) = re.findall(r"<tr><td>fd_classifier_samples</td>.*?</tr>", page)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
+    assert cells[1:] == ["21.5", "21 – 22", "300", "1.2", "–", ""]
+
+
+def test_a_tiny_evaluation_without_intervals_still_shows(tmp_path: Path) -> None:
+    run = make_run(tmp_path, steps=20, evals=1)
+    file = run / "eval/1/metrics.json"
+    tree = json.loads(file.read_text())
+    tree["metrics"] |= {"label_structure_prior": 0.5, "prior_density_gap": 1.0, "mse": None}
+    tree |= {"intervals": {}, "ceilings": {}, "floors": {}, "rare": []}
+    file.write_text(json.dumps(tree))
+    assert "Headline numbers" in write_report(run).read_text()
+
+
 def test_reading_of_numbers() -> None:
-    assert [
-        direction(n) for n in ("fd_classifier_samples", "fid_inception_recon", "iw_bits_per_dim", "mse")
-    ] == ["↓"] * 4
-    assert [direction(n) for n in ("attribute_accuracy", "iw_log_likelihood_nats", "rare_success")] == [
-        "↑"
-    ] * 3
-    assert [direction(n) for n in ("sigma", "active_units", "iw_log_likelihood_standard_error")] == [""] * 3
-    assert [number(x) for x in (None, 0.00412345, 21.5, 3000, -9123.4, float("inf"))] == [
-        "–",
-        "0.004123",
-        "21.5",
-        "3,000",
-        "-9,123",
-        "inf",
-    ]
-    assert [duration(x) for x in (None, 4.25, 200, 3900)] == ["–", "4.2 s", "3 min 20 s", "1 h 05 min"]
-    protocol = {"n": 3000, "iw_images": 500, "iw_samples": 50, "rare_samples": 400}
-    assert [sample_size(n, protocol) for n in ("mse", "iw_bits_per_dim", "rare_success")] == [
-        "3000",
-        "500 (K = 50)",
-        "400 per combination",
-    ]
+    expected = {None: "–", 0.00412345: "0.004123", 21.5: "21.5", 3000: "3,000", -9123.4: "-9,123"}
+    assert {value: number(value) for value in expected} == expected
+    assert number(float("inf")) == "inf"
+    expected = {None: "–", 4.25: "4.2 s", 200: "3 min 20 s", 3900: "1 h 05 min", float("inf"): "?"}
+    assert {value: duration(value) for value in expected} == expected

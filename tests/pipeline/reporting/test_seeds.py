@@ -5,8 +5,8 @@ import statistics
 import numpy as np
 from scipy.stats import ttest_1samp
 
-from pipeline.reporting.comparison import read_entries
-from pipeline.reporting.seeds import differences, paired_t, seed_table
+from pipeline.reporting.entries import read_entries
+from pipeline.reporting.seeds import paired_t, seed_table, variant_differences
 from tests.fake_run import add_eval, make_run, sources_and_tags
 
 
@@ -42,14 +42,18 @@ def test_numbers_of_two_protocols_never_share_a_row(tmp_path):
 
 
 def test_differences_are_paired_by_seed_and_significant_only_when_they_are(tmp_path):
-    """Luck of a seed moves both variants alike: the difference is sure where the means' deviations overlap."""
+    """Luck of a seed moves both variants alike: the difference is sure where the means' deviations
+    overlap.
+    """
     luck = (0.0, 10.0, -10.0)
     runs = []
     for name, shift, noise in (("flow", 0.0, 0.0), ("plain", 3.0, 0.05), ("other", 0.1, 5.0)):
         for seed, value in enumerate(luck):
             runs.append(make_run(tmp_path, f"{name}-s{seed}", (f"name={name}-s{seed}", f"seed={seed}")))
             add_eval(runs[-1], 1, fd=20 + value + shift + noise * (-1) ** seed)
-    found = {(d.a, d.b): d for d in differences(read_entries(runs)) if d.metric == "fd_classifier_samples"}
+    found = {
+        (d.a, d.b): d for d in variant_differences(read_entries(runs)) if d.metric == "fd_classifier_samples"
+    }
     sure, unsure = found["flow", "plain"], found["flow", "other"]
     assert sure.n == 3 and abs(sure.mean + 3) < 0.1 and sure.low < -3 < sure.high < 0 and sure.p < 0.01
     assert unsure.p > 0.5 and unsure.low < 0 < unsure.high
@@ -72,6 +76,6 @@ def test_paired_t_and_its_correction():
 def test_one_seed_each_tests_nothing(tmp_path):
     runs = [make_run(tmp_path, f"{name}-s0", (f"name={name}-s0",), evals=1) for name in ("a", "b")]
     assert (
-        not differences(read_entries(runs))
+        not variant_differences(read_entries(runs))
         and "Student" not in seed_table(runs, tmp_path / "t")[0].read_text()
     )

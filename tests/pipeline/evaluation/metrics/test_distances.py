@@ -1,4 +1,6 @@
-"""Distances between sets of features: closed forms, torch-fidelity's own numbers, duplicated and disjoint sets."""
+"""Distances between sets of features: closed forms, torch-fidelity's numbers, copied and disjoint
+sets.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,15 @@ import pytest
 import torch
 
 from pipeline.evaluation import vision
+from pipeline.evaluation.metrics.distances import kernel_error
 from pipeline.evaluation.metrics.neighbours import manifold, mmd, nearest
 from pipeline.evaluation.metrics.statistics import (
     average_precision,
+    feature_sums,
     frechet_distance,
     frechet_extrapolated,
     frechet_jackknife,
     moments,
-    sums,
     weighted_average_precision,
 )
 
@@ -25,10 +28,10 @@ def normal(seed: int, n: int, width: int = 8, shift: float = 0.0) -> np.ndarray:
 
 def test_sums_are_numpys_moments_whatever_the_chunks_and_can_be_taken_away_again():
     x = normal(0, 1000, shift=1000.0)  # far from the origin: squares about 0 would swallow the spread
-    whole = sums(x, chunk=77)
+    whole = feature_sums(x, chunk=77)
     assert np.allclose(whole.moments.mean, x.astype(np.float64).mean(0), rtol=1e-13)
     assert np.allclose(whole.moments.covariance, np.cov(x.astype(np.float64).T), rtol=1e-9, atol=1e-12)
-    rest = whole.minus(sums(x[::10], whole.shift)).moments
+    rest = whole.minus(feature_sums(x[::10], whole.shift)).moments
     kept = np.delete(x, np.arange(0, 1000, 10), 0).astype(np.float64)
     assert np.allclose(rest.mean, kept.mean(0), rtol=1e-12) and np.allclose(
         rest.covariance, np.cov(kept.T), rtol=1e-8
@@ -36,7 +39,9 @@ def test_sums_are_numpys_moments_whatever_the_chunks_and_can_be_taken_away_again
 
 
 def test_the_jackknife_knows_how_far_the_distance_varies():
-    """Two Gaussians a known way apart: the standard error is of the size of the spread over repetitions."""
+    """Two Gaussians a known way apart: the standard error is of the size of the spread over
+    repetitions.
+    """
     repeated = [frechet_jackknife(normal(2 * i, 500), normal(2 * i + 1, 500, shift=0.5)) for i in range(40)]
     values, errors = np.array(repeated).T
     assert abs(values.mean() - 8 * 0.25) < 0.2
@@ -64,6 +69,17 @@ def test_kernel_distance_is_the_unbiased_estimate_with_the_cubic_kernel():
     )  # subsets of all are all
     same = [vision.kernel_distance(normal(2 * i, 300), normal(2 * i + 1, 300), 1, 300)[0] for i in range(40)]
     assert abs(np.mean(same)) < 3 * np.std(same) / 40**0.5 < mean
+
+
+def test_the_error_of_the_kernel_distance_is_its_spread_over_repetitions():
+    n, size, subsets = 200, 80, 50
+    values, errors = [], []
+    for i in range(25):
+        a, b = normal(2 * i, n), normal(2 * i + 1, n, shift=0.5)
+        mean, deviation = vision.kernel_distance(a, b, subsets, size)
+        values.append(mean)
+        errors.append(kernel_error(deviation, subsets, size, n))
+    assert 0.6 < np.median(errors) / np.std(values) < 1.7
 
 
 def test_precision_and_recall_are_torch_fidelitys():

@@ -1,0 +1,198 @@
+"""Runs in a comparison: their evaluations, grouped by protocol, and the rows of the tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+from pipeline.reporting.text import duration, number, with_arrow
+from pipeline.rundir import layout, record
+from pipeline.rundir.record import Evaluation
+
+SHOWN = 28  # characters of a run's name
+Rows = tuple[list[str], list[list[str]]]  # head and rows of a table
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run in a comparison, with its newest complete evaluation."""
+
+    run_dir: Path
+    name: str
+    seed: int
+    seconds: float | None  # duration of the training
+    evaluation: Evaluation
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """The settings that must be equal before two runs share a table."""
+        return self.evaluation.comparable
+
+    @property
+    def read(self) -> frozenset[str]:
+        """Attributes that the model reads."""
+        rows = self.evaluation.per_attribute
+        return frozenset(name for name, row in rows.items() if row.get("read_by_model", True))
+
+
+def read_entries(run_dirs: list[Path]) -> list[Entry]:
+    """Read each run's newest complete evaluation, or its newest partial one if none is complete.
+
+    Raises DataError that names a run without an evaluation.
+    """
+    names = [run_dir.absolute().name for run_dir in run_dirs]
+    entries = []
+    for run_dir, name in zip(run_dirs, names, strict=True):
+        config = record.run_config(run_dir)
+        evaluation = record.headline(record.evaluations(run_dir))
+        if evaluation is None:
+            raise DataError(
+                f"{run_dir}: no complete evaluation;"
+                f" `python launch.py --run-dir {run_dir} --stages eval` makes one"
+            )
+        done = record.read_json(layout.train_dir(run_dir) / "done.json") or {}
+        if names.count(name) > 1:
+            name = f"{run_dir.absolute().parent.name}/{name}"
+        entries.append(Entry(run_dir, name[-SHOWN:], config.seed, done.get("seconds"), evaluation))
+    return entries
+
+
+def group_by_protocol(entries: list[Entry]) -> list[list[Entry]]:
+    """Put runs of equal protocols together, in the order of their first run."""
+    groups: list[list[Entry]] = []
+    for entry in entries:
+        for group in groups:
+            if group[0].protocol == entry.protocol:
+                group.append(entry)
+                break
+        else:
+            groups.append([entry])
+    return groups
+
+
+def protocol_warning(groups: list[list[Entry]]) -> str:
+    """Say in which settings the protocols of several groups differ; "" for a single group."""
+    if len(groups) == 1:
+        return ""
+    protocols = [group[0].protocol for group in groups]
+    lines = [f"{len(groups)} protocols: numbers of different tables cannot be compared. They differ in"]
+    for key in dict.fromkeys(key for protocol in protocols for key in protocol):
+        values = [str(protocol.get(key, "–")) for protocol in protocols]
+        if len(set(values)) > 1:
+            lines.append(f"  {key}: {' | '.join(value[:16] for value in values)}")
+    return "\n".join(lines)
+
+
+def headline_names(group: list[Entry]) -> list[str]:
+    """Metrics of a group that stand in its table."""
+    return list(dict.fromkeys(name for entry in group for name in entry.evaluation.headline_names))
+
+
+def about(group: list[Entry], name: str) -> dict[str, Any]:
+    """What a metric says about itself in the first evaluation that knows it; {} if all are old."""
+    for entry in group:
+        if name in entry.evaluation.about:
+            return entry.evaluation.about[name]
+    return {}
+
+
+def direction(group: list[Entry], name: str) -> str:
+    """Which way a metric is better: "lower", "higher" or "none"."""
+    return str(about(group, name).get("direction", "none"))
+
+
+def headings(group: list[Entry], names: list[str]) -> list[str]:
+    """Names of metrics with their arrows."""
+    return [with_arrow(name, direction(group, name)) for name in names]
+
+
+def headline_rows(group: list[Entry]) -> Rows:
+    """One row for each run, then floors and ceilings."""
+    names = headline_names(group)
+    best = {name: _best(group, name) for name in names}
+    rows = []
+    for entry in group:
+        images = number(entry.evaluation.protocol.get("images"))
+        facts = [entry.name, str(entry.seed), images, duration(entry.seconds)]
+        rows.append([*facts, *(_value(entry, name) + _star(entry, best[name]) for name in names)])
+    for kind in ("floors", "ceilings"):
+        bounds = [_bound(group, kind, name) for name in names]
+        rows.append([kind.removesuffix("s"), "", "", "", *bounds])
+    return ["run", "seed", "images seen", "training", *headings(group, names)], rows
+
+
+def attribute_rows(group: list[Entry]) -> Rows:
+    """Accuracy of each attribute, marked if the model does not read it."""
+    names = dict.fromkeys(name for entry in group for name in entry.evaluation.per_attribute)
+    rows = []
+    for name in names:
+        cells, real = [], None
+        for entry in group:
+            row = entry.evaluation.per_attribute.get(name, {})
+            mark = "" if name in entry.read else " (not read)"
+            cells.append(number(row.get("accuracy")) + mark)
+            if real is None:
+                real = row.get("real_accuracy")
+        rows.append([name, *cells, number(real)])
+    return ["attribute accuracy", *(entry.name for entry in group), "real images"], rows
+
+
+def notes(group: list[Entry]) -> list[str]:
+    """Lines that explain how to read a table."""
+    lines = ["↓ lower is better, ↑ higher is better, * best value; ± half of the 95 % interval."]
+    names = [name for name in headline_names(group) if about(group, name).get("over_read_attributes")]
+    if names and _read_differs(group):
+        counts = ", ".join(f"{entry.name} {len(entry.read)}" for entry in group)
+        lines.append(
+            f"These cover only the attributes that a model reads ({counts}), so they are not comparable here:"
+            f" {', '.join(names)}."
+        )
+    return lines
+
+
+def _read_differs(group: list[Entry]) -> bool:
+    return len({entry.read for entry in group}) > 1
+
+
+def _value(entry: Entry, name: str) -> str:
+    """The value and half the width of its 95 % interval."""
+    evaluation = entry.evaluation
+    text = number(evaluation.metrics.get(name))
+    low, high = evaluation.intervals.get(name, (None, None))
+    if low is not None and high is not None:
+        text += f" ±{(high - low) / 2:.2g}"
+    return text
+
+
+def _best(group: list[Entry], name: str) -> list[Entry]:
+    """The entries with the best value; none if values are equal or must not be compared."""
+    better = direction(group, name)
+    if better == "none":
+        return []
+    if about(group, name).get("over_read_attributes") and _read_differs(group):
+        return []
+    values = [entry.evaluation.metrics.get(name) for entry in group]
+    known = [value for value in values if value is not None]
+    if len(set(known)) < 2:
+        return []
+    best = min(known) if better == "lower" else max(known)
+    return [entry for entry, value in zip(group, values, strict=True) if value == best]
+
+
+def _star(entry: Entry, best: list[Entry]) -> str:
+    """A star for the best value, and a space that keeps the other values in line."""
+    if not best:
+        return ""
+    return "*" if entry in best else " "
+
+
+def _bound(group: list[Entry], kind: str, name: str) -> str:
+    """The floor or ceiling of a metric: one number, or a range if it depends on the run."""
+    bounds = [getattr(entry.evaluation, kind).get(name) for entry in group]
+    known = [bound for bound in bounds if bound is not None]
+    if not known:
+        return "–"
+    low, high = number(min(known)), number(max(known))
+    return low if low == high else f"{low}…{high}"

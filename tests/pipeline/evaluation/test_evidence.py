@@ -1,0 +1,70 @@
+"""Evidence: computed by all ranks together, read by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.evaluation.evidence import MissingPart
+from pipeline.evaluation.metrics.registry import METRICS
+from pipeline.evaluation.parts import PARTS
+from pipeline.runtime.distributed import Ranks
+from tests.pipeline.evaluation.painter import evidence
+from tests.tiny_run import make_shards, tiny_config
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with shards."""
+    folder = tmp_path_factory.mktemp("runs")
+    make_shards(tiny_config(folder), train=400, val=80, test=80)
+    return folder
+
+
+def test_reading_a_part_never_starts_a_collective(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def collective(*args: Any) -> Any:
+        raise AssertionError("a collective was started")
+
+    own = evidence(runs)
+    for name in ("reduce_sum", "gather_rows", "text_from_main", "barrier"):
+        monkeypatch.setattr(Ranks, name, collective)
+    for part in PARTS:
+        with pytest.raises(MissingPart, match=f"'{part}' was not computed.*`needs`"):
+            own[part]
+        assert part not in own
+    with pytest.raises(AssertionError, match="a collective"):
+        own.compute("rare")
+
+
+def test_a_part_is_computed_once(runs: Path) -> None:
+    own = evidence(runs)
+    own.compute("samples")
+    first = own["samples"]
+    own.compute("samples", "reconstructions")
+    assert own["samples"] is first and "reconstructions" in own
+
+
+def test_needs_are_parts() -> None:
+    for metric in METRICS.values():
+        assert metric.needs and set(metric.needs) <= PARTS.keys(), metric
+
+
+def test_the_bound_has_a_row_per_image_and_variance(runs: Path) -> None:
+    own = evidence(runs, n=20, iw_images=12, iw_samples=3)
+    own.compute("log_likelihood")
+    shapes = {name: rows.shape for name, rows in own["log_likelihood"].items()}
+    assert shapes == {"iw": (12,), "iw_fitted": (12,)}  # s2 and s2_fit differ here
+
+
+def test_rare_samples_are_numbered_by_their_combination(runs: Path) -> None:
+    own = evidence(runs)
+    own.compute("rare")
+    rows, combinations = own["rare"], own.rare_combinations()
+    assert len(combinations) == len(rows["columns"]) > 1
+    assert rows["combination"].tolist() == [i for i in range(len(combinations)) for _ in range(10)]
+    assert len(rows["fd_classifier"]) == len(rows["combination"])
+    none = evidence(runs, rare_samples=0)
+    none.compute("rare")
+    assert "fd_classifier" not in none["rare"] and len(none["rare"]["combination"]) == 0

@@ -1,0 +1,31 @@
+"""Blocks of work: the same on any number of ranks."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.runtime.blocks import map_blocks
+from pipeline.runtime.split import ceil_div, spread
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+def test_blocks_are_the_same_on_any_rank(world_size: int) -> None:
+    blocks: list[list[int]] = []
+    parts = []
+    for rank in range(world_size):
+        ranks = SimpleNamespace(rank=rank, world_size=world_size, gather_rows=lambda x: x)
+        parts.append(
+            map_blocks(lambda i: blocks.append(i.tolist()) or {"x": torch.from_numpy(i)}, 11, 4, ranks)["x"]
+        )  # type: ignore[arg-type, func-returns-value]
+    assert np.concatenate(parts).tolist() == list(range(11))
+    assert {tuple(block) for block in blocks} == {(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10)}
+
+
+@pytest.mark.parametrize("n, total", [(1, 1), (3, 7), (7, 7), (100, 20_000)])
+def test_spread_positions_are_distinct_and_reach_over_the_whole_split(n: int, total: int) -> None:
+    positions = spread(n, total)
+    assert len(set(positions)) == n and positions[0] == 0 and total - positions[-1] <= ceil_div(total, n)
