@@ -29,7 +29,7 @@ from pipeline.rundir.record import run_config
 SIGNIFICANT = 0.05
 SPREAD = "Mean ± standard deviation over seeds (n - 1 in its denominator); a single seed has none."
 TESTED = (
-    "Differences of variants over the seeds that both have, paired by seed (equal seeds see the same images"
+    "Differences of variants over the seeds that both have, paired by seed (equal seeds see equal images"
     " in the same order): mean, 95 % interval and p of Student's t, corrected (Holm) for the pairs of variants"
     " in each metric. Few seeds reveal only large differences."
 )
