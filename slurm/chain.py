@@ -1,28 +1,24 @@
-"""Which jobs a launch consists of and in which order; knows neither submitit nor torch."""
+"""Plan a launch: which jobs it needs, in which order, and what each of them asks for."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config.load import resources
-from pipeline.config.schema import ClusterConfig, RunConfig
-from pipeline.config.suggest import suggest
-from pipeline.errors import ConfigError
+from pipeline.config.schema import RunConfig
 from pipeline.rundir import layout
 from pipeline.stages import STAGES
+from slurm.executors import executor_named
+from slurm.queue import array_of
+from slurm.resources import require_stage, stage_resources
 
 SHARED = {"shard": layout.shards_dir, "classifier": layout.classifier_dir}  # outputs that several runs use
-FINISH = "finish"  # the last job of a launch; no stage: it belongs to several runs
-SINGLE_TASK = ("shard", FINISH)  # parallel by processes of its own, or not at all
-SLURM_ONLY = ("partition", "account", "qos", "constraint", "setup", "extra_sbatch")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A resolved configuration and where it runs."""
+    """A resolved configuration and the directory of its run."""
 
     config: RunConfig
     run_dir: Path
@@ -30,119 +26,131 @@ class Run:
 
 @dataclass(frozen=True)
 class Step:
-    """One job: a stage of a run, or a part of it, after the steps whose outputs are `after`."""
+    """One job: a stage of a run, or a part of it. It starts after the steps whose outputs are in `after`."""
 
     run: Run
     stage: str
-    output: Path  # names the step: two runs with one output share one job
+    output: Path  # identifies the step: two runs with the same output share one job
     after: tuple[Path, ...]
     part: tuple[int, int] | None = None  # (k, n)
 
     @property
     def name(self) -> str:
-        """As the job is called on the cluster."""
-        return f"{self.run.config.name}-{self.stage}" + (f"-part{self.part[0]}" if self.part else "")
+        """The job's name on the cluster."""
+        suffix = f"-part{self.part[0]}" if self.part else ""
+        return f"{self.run.config.name}-{self.stage}{suffix}"
 
 
 @dataclass(frozen=True)
 class Chain:
-    """The jobs of a launch in an order in which each comes after what it needs, and a word on those left out."""
+    """The jobs of a launch, each after the jobs it needs, and notes on the stages left out."""
 
     steps: list[Step]
     notes: list[str]
 
 
 def parse_stages(text: str | None) -> list[str]:
-    """Names of 'shard,train' in the order of STAGES, all of them for None; raises ConfigError with the nearest name."""
-    names = [name.strip() for name in text.split(",")] if text is not None else list(STAGES)
+    """Return the stages in 'shard,train' in the order of STAGES; None means all.
+
+    Raises ConfigError with the nearest name for an unknown one.
+    """
+    if text is None:
+        return list(STAGES)
+    names = [name.strip() for name in text.split(",")]
     for name in names:
-        _require_stage(name, "--stages")
+        require_stage(name, "--stages")
     return [name for name in STAGES if name in names]
 
 
-def _require_stage(name: str, where: str) -> None:
-    if name not in STAGES:
-        hint = suggest(name, STAGES)
-        raise ConfigError(f"{where}: unknown stage {name!r}, expected one of {', '.join(STAGES)}{hint}")
-
-
-def stage_resources(config: RunConfig, stage: str) -> ClusterConfig:
-    """What one stage asks for. Raises ConfigError that names the key that the executor cannot fulfil."""
-    for name in config.cluster.stages:
-        if name != FINISH:
-            _require_stage(name, "key 'cluster.stages'")
-    wanted = resources(config.cluster, stage)
-    if stage in SINGLE_TASK:
-        wanted = dataclasses.replace(wanted, nodes=1, tasks_per_node=1, gpus_per_node=0)
-    for key in ("nodes", "tasks_per_node", "cpus_per_task", "timeout_min", "jobs"):
-        if getattr(wanted, key) < 1:
-            raise ConfigError(
-                f"key 'cluster.{key}' for stage {stage}: got {getattr(wanted, key)}, expected at least 1"
-            )
-    if wanted.jobs > 1 and not (stage in STAGES and STAGES[stage].splits):
-        raise ConfigError(
-            f"key 'cluster.jobs' for stage {stage}: got {wanted.jobs}, but only the shard stage can be split"
-        )
-    if wanted.nodes > 1 and wanted.executor != "slurm":
-        raise ConfigError(
-            f"key 'cluster.nodes' for stage {stage}: got {wanted.nodes}, but executor '{wanted.executor}' has one node"
-        )
-    return wanted
+# ---- the plan
 
 
 def plan(runs: Iterable[Run], stages: list[str], explicit: bool) -> Chain:
-    """Every requested stage of every run once; complete stages are left out unless the user named them (`explicit`)."""
+    """Plan every requested stage of every run once.
+
+    Complete stages are left out unless the user named the stages (`explicit`).
+    """
     steps: dict[Path, Step] = {}
     notes: list[str] = []
     for run in runs:
-        if ignored := _ignored(run.config.cluster):
-            notes.append(
-                f"{run.config.name}: executor '{run.config.cluster.executor}' makes no use of {', '.join(ignored)}"
-            )
+        notes += _ignored(run.config)
         outputs = {stage: _output(run, stage) for stage in STAGES}
         for stage in stages:
+            output = outputs[stage]
             stage_resources(run.config, stage)
-            if outputs[stage] in steps:
-                notes.append(f"{run.config.name}: {stage}: shared with {steps[outputs[stage]].name}")
-            elif not explicit and STAGES[stage].complete(run.config, run.run_dir):
+            if output in steps:
+                notes.append(f"{run.config.name}: {stage}: shared with {steps[output].name}")
+                continue
+            if not explicit and STAGES[stage].complete(run.config, run.run_dir):
                 notes.append(f"{run.config.name}: {stage}: complete, not submitted")
-            else:
-                parts = _parts(run, stage, outputs[stage])
-                after = tuple(outputs[needed] for needed in STAGES[stage].after if outputs[needed] in steps)
-                for step in [
-                    *parts,
-                    Step(run, stage, outputs[stage], after + tuple(part.output for part in parts)),
-                ]:
-                    steps[step.output] = step
+                continue
+            parts = _parts(run, stage, output)
+            after = [outputs[needed] for needed in STAGES[stage].after if outputs[needed] in steps]
+            after += [part.output for part in parts]
+            for step in [*parts, Step(run, stage, output, tuple(after))]:
+                steps[step.output] = step
     return Chain(list(steps.values()), notes)
 
 
-def _parts(run: Run, stage: str, output: Path) -> list[Step]:
-    """The array of jobs over a stage that is split. Not for toy faces: drawing them is the work, and one job does that."""
-    n = stage_resources(run.config, stage).jobs
-    if n == 1 or run.config.cluster.executor != "slurm" or not run.config.shard.source:
-        return []
-    return [Step(run, stage, output / f"part-{k}-of-{n}", (), (k, n)) for k in range(n)]
-
-
-def batches(chain: Chain) -> list[list[Step]]:
-    """The steps that go to Slurm as one job array: of one stage, with the same resources, waiting for the same kinds of steps."""
-    groups: dict[object, list[Step]] = {}
-    kinds = {step.output: (step.stage, step.part is not None) for step in chain.steps}
-    for step in chain.steps:
-        wanted = stage_resources(step.run.config, step.stage)
-        asked = repr(dataclasses.replace(wanted, stages={}))
-        waits = tuple(dict.fromkeys(kinds[output] for output in step.after))
-        groups.setdefault((*kinds[step.output], asked, waits), []).append(step)
-    return sorted(
-        groups.values(), key=lambda group: (list(STAGES).index(group[0].stage), group[0].part is None)
-    )
-
-
-def _ignored(cluster: ClusterConfig) -> list[str]:
-    given = [key for key in SLURM_ONLY if getattr(cluster, key)]
-    return [] if cluster.executor == "slurm" else [f"cluster.{key}" for key in given]
+def _ignored(config: RunConfig) -> list[str]:
+    """A note on the keys that are set but that the executor does not use."""
+    name = config.cluster.executor
+    unused = executor_named(name).unused_keys
+    given = [f"cluster.{key}" for key in unused if getattr(config.cluster, key)]
+    return [f"{config.name}: executor '{name}' does not use {', '.join(given)}"] if given else []
 
 
 def _output(run: Run, stage: str) -> Path:
     return SHARED[stage](run.config) if stage in SHARED else run.run_dir / stage
+
+
+def _parts(run: Run, stage: str, output: Path) -> list[Step]:
+    """The parts of a stage that is split. Toy faces are not: one job draws them fast enough."""
+    n = stage_resources(run.config, stage).jobs
+    if n == 1 or not run.config.shard.source or not executor_named(run.config.cluster.executor).job_arrays:
+        return []
+    return [Step(run, stage, output / f"part-{k}-of-{n}", (), (k, n)) for k in range(n)]
+
+
+# ---- job arrays and their dependencies
+
+
+def batches(chain: Chain) -> list[list[Step]]:
+    """Group the steps into job arrays: same stage, same resources, same kinds of steps to wait for."""
+    kinds = {step.output: (step.stage, step.part is not None) for step in chain.steps}
+    groups: dict[object, list[Step]] = {}
+    for step in chain.steps:
+        asked = repr(stage_resources(step.run.config, step.stage))
+        waits = tuple(dict.fromkeys(kinds[output] for output in step.after))
+        groups.setdefault((*kinds[step.output], asked, waits), []).append(step)
+
+    def position(group: list[Step]) -> tuple[int, bool]:
+        return list(STAGES).index(group[0].stage), group[0].part is None
+
+    return sorted(groups.values(), key=position)
+
+
+def dependencies(group: list[Step], ids: dict[Path, str]) -> str | None:
+    """Return sbatch's --dependency for a job array, or None if it waits for nothing.
+
+    `ids` maps outputs to the ids (12 or 12_3) of the jobs submitted so far. If element i needs
+    exactly element i of another array, it waits for that one alone (aftercorr). Otherwise the
+    whole array waits for every job that any element needs (afterok).
+    """
+    needed = [[ids[output] for output in step.after] for step in group]
+    arrays = dict.fromkeys(array_of(job) for jobs in needed for job in jobs)
+    whole: list[str] = []
+    pairwise: list[str] = []
+    for array in arrays:
+        size = sum(array_of(job) == array for job in ids.values())
+        used = [[job for job in jobs if array_of(job) == array] for jobs in needed]
+        one_to_one = [[f"{array}_{i}"] for i in range(len(group))]
+        if used == one_to_one and 1 < len(group) == size:
+            pairwise.append(f"aftercorr:{array}")
+            continue
+        distinct = list(dict.fromkeys(job for jobs in used for job in jobs))
+        whole += [array] if len(distinct) == size else distinct
+    clauses = pairwise
+    if whole:
+        clauses = [":".join(["afterok", *whole]), *pairwise]
+    return ",".join(clauses) or None

@@ -1,8 +1,10 @@
-"""What submitit pickles: run directories and a stage. All state is on disk, so an old pickle is as good as a new one."""
+"""The callables that submitit pickles: run directories and a stage.
+
+All state is on disk. After a node failure Slurm starts the original pickle, which works like a new one.
+"""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,81 +12,88 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from submitit import JobEnvironment
-from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
+from submitit.helpers import DelayedSubmission
 
 from pipeline.errors import UserError
 from pipeline.run import run_stage
+from pipeline.rundir.record import run_config
 from pipeline.runtime.preempt import StopFlag, Stopped
 from slurm import ledger
-from slurm.chain import FINISH
 from slurm.queue import FINAL, state_of
+from slurm.rank import export_ranks, port_file, require_gpus
+from slurm.resources import FINISH
+
+ENDING = {signal.SIGTERM, signal.SIGHUP}  # requests to end for good; SIGUSR2 asks for a requeue
 
 
 @dataclass(frozen=True)
 class StageJob:
-    """One stage of one run, or the k-th of n parts of it, as a job of any executor; called on every rank."""
+    """One stage of one run, or the k-th of n parts of it, as a job of any executor. Called on every rank."""
 
     run_dir: str
     stage: str
     part: tuple[int, int] | None = None
 
     def __call__(self) -> None:
-        """Run the stage, note how it ended, and give a stopped job back to submitit.
+        """Run the stage, record how it ended, and give a stopped job back to submitit.
 
-        Exits with 2 after a UserError, which is in logs/<stage>/error.json then.
+        Exits with 2 after a UserError; its message is then in logs/<stage>/error.json.
         """
-        run_dir, stop = Path(self.run_dir), StopFlag()
+        run_dir = Path(self.run_dir)
+        stop = StopFlag()
         environment = JobEnvironment()
         rank = environment.global_rank
         try:
             with stop:  # before the slow imports: from here on a signal loses nothing
                 clear_unfinished(environment)
-                export_ranks(environment)
                 if rank == 0:
-                    ledger.started(run_dir, self.stage, environment.job_id, list(environment.hostnames))
+                    hosts = list(environment.hostnames)
+                    ledger.started(run_dir, self.stage, environment.job_id, hosts)
+                export_ranks(environment, stop)
                 self.run(stop)
             self._end(environment, "COMPLETED")
         except Stopped:
             self._hand_back(environment, stop)
         except Exception as error:
             if stop.requested and rank != 0:
-                sys.exit(
-                    0
-                )  # rank 0 was quicker to leave for the requeue; an error here would count as the job's result
+                # Rank 0 has left for the requeue already. An error here would count as the job's result.
+                sys.exit(0)
             self._fail(environment, error)
             raise
 
     def run(self, stop: StopFlag) -> None:
-        """The stage itself (all ranks)."""
-        run_stage(Path(self.run_dir), self.stage, stop, self.part, JobEnvironment().job_id)
+        """Run the stage itself (all ranks)."""
+        environment = JobEnvironment()
+        require_gpus(environment, Path(self.run_dir), self.stage)
+        run_stage(Path(self.run_dir), self.stage, stop, self.part, environment.job_id)
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit requeues: the same again, since the stage finds its newest checkpoint by itself."""
+        """Tell submitit to requeue the same job; the stage finds its newest checkpoint itself."""
         return DelayedSubmission(self)
 
     def _hand_back(self, environment: JobEnvironment, stop: StopFlag) -> None:
-        """Requeue after submitit's signal (rank 0, by submitit's own handler), end after SIGTERM; the others leave quietly.
+        """Requeue after submitit's signal (rank 0, by submitit's own handler). End after SIGTERM or SIGHUP.
 
-        SIGTERM alone means scancel, Ctrl-C, or a requeue that Slurm does by itself: requeuing then would undo the wish.
+        SIGTERM alone means scancel, Ctrl-C, or a requeue that Slurm does itself: a requeue here would
+        undo it. The other ranks leave quietly.
         """
         if environment.global_rank != 0:
-            sys.exit(
-                0
-            )  # not non-zero: srun --kill-on-bad-exit would kill rank 0 before it has requeued the job
+            # Not with an error: srun --kill-on-bad-exit would kill rank 0 before it has requeued the job.
+            sys.exit(0)
+        asked_to_end = bool(stop.received) and stop.received <= ENDING
         handler = signal.getsignal(signal.SIGUSR2)
-        if stop.received != {signal.SIGTERM} and callable(handler):
+        if not asked_to_end and callable(handler):
             self._end(environment, "REQUEUED")
+            port_file(environment).unlink(missing_ok=True)  # the next attempt finds another port
             try:
-                handler(signal.SIGUSR2, None)  # exits, or raises where the job was stopped too many times
+                handler(signal.SIGUSR2, None)  # exits, or raises if the job was stopped too many times
             except subprocess.SubprocessError:
                 pass  # scontrol was refused: Slurm is ending or requeuing the job already
             except Exception as error:
                 self._fail(environment, error)
                 raise
-        self._end(
-            environment,
-            "CANCELLED" if environment.name() != "slurm" or cancelled(environment) else "REQUEUED",
-        )
+        for_good = environment.name() != "slurm" or cancelled(environment)
+        self._end(environment, "CANCELLED" if for_good else "REQUEUED")
         sys.exit(128 + signal.SIGTERM)
 
     def _fail(self, environment: JobEnvironment, error: Exception) -> None:
@@ -102,19 +111,17 @@ class StageJob:
 
 @dataclass(frozen=True)
 class FinishJob:
-    """The last job of a launch: whatever became of the others, MLflow and the comparison say so."""
+    """The last job of a launch: it updates MLflow and the comparison, whatever became of the other jobs."""
 
     run_dirs: tuple[str, ...]
     sweep: str | None
 
     def __call__(self) -> None:
         """Finish every run; exits with 2 after a UserError."""
-        from slurm.finish import finish
-
-        job_id, hosts = JobEnvironment().job_id, list(JobEnvironment().hostnames)
+        environment = JobEnvironment()
         run_dirs = [Path(run_dir) for run_dir in self.run_dirs]
         for run_dir in run_dirs:
-            ledger.started(run_dir, FINISH, job_id, hosts)
+            ledger.started(run_dir, FINISH, environment.job_id, list(environment.hostnames))
         state = "FAILED"
         try:
             print(finish(run_dirs, Path(self.sweep) if self.sweep else None))
@@ -124,30 +131,51 @@ class FinishJob:
             sys.exit(2)
         finally:
             for run_dir in run_dirs:
-                ledger.ended(run_dir, FINISH, job_id, state)
+                ledger.ended(run_dir, FINISH, environment.job_id, state)
 
     def checkpoint(self) -> DelayedSubmission:
-        """The same again."""
+        """Tell submitit to requeue the same job."""
         return DelayedSubmission(self)
 
 
+def finish(run_dirs: list[Path], sweep: Path | None = None) -> str:
+    """Bring jobs.json, MLflow and the comparison of `run_dirs` up to date; return the comparison as text.
+
+    `sweep`: folder of the sweep that the runs belong to, for its table.
+    """
+    from pipeline.reporting.comparison import compare
+    from pipeline.reporting.seeds import seed_table
+    from pipeline.rundir.record import evaluations
+    from pipeline.tracking.sync import sync_run, sync_sweep
+    from slurm.status import refresh
+
+    for run_dir in run_dirs:
+        refresh(run_dir)
+        sync_run(run_dir)
+    evaluated = [run_dir for run_dir in run_dirs if evaluations(run_dir)]
+    lines = [f"{run_dir.name}: no complete evaluation" for run_dir in run_dirs if run_dir not in evaluated]
+    if not evaluated:
+        return "\n".join(lines)
+    config = run_config(run_dirs[0])
+    page = (sweep or Path(config.runs_dir)) / "comparison.html"
+    text = compare(evaluated, page)
+    lines += [f"report: {run_dir / 'report.html'}" for run_dir in evaluated]
+    lines.append(f"comparison: {page}")
+    if sweep:
+        tables = seed_table(evaluated, sweep)
+        sync_sweep(config, sweep.name, [*tables, page])
+        lines += [f"table: {file}" for file in tables]
+    return "\n".join([text, "", *lines])
+
+
 def clear_unfinished(environment: JobEnvironment) -> None:
-    """Remove what an attempt that was killed while it wrote its result left behind: submitit refuses to write over it."""
-    if environment.name() != "debug":
-        for file in (environment.paths.result_pickle, environment.paths.submitted_pickle):
-            file.with_suffix(f"{file.suffix}.save_tmp").unlink(missing_ok=True)
+    """Delete temporary files of an attempt that was killed as it wrote. Submitit would not replace them."""
+    if environment.name() == "debug":
+        return
+    for file in (environment.paths.result_pickle, environment.paths.submitted_pickle):
+        file.with_suffix(f"{file.suffix}.save_tmp").unlink(missing_ok=True)
 
 
 def cancelled(environment: JobEnvironment) -> bool:
-    """Whether Slurm is ending this job for good, and not requeuing it."""
+    """Whether Slurm is ending this job for good, rather than requeuing it."""
     return (state_of(environment.raw_job_id) or "CANCELLED") in FINAL
-
-
-def export_ranks(environment: JobEnvironment) -> None:
-    """Set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, all that the pipeline reads.
-
-    CUDA_VISIBLE_DEVICES stays as it is: a rank picks its GPU by LOCAL_RANK.
-    """
-    TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-    if environment.num_nodes == 1:
-        os.environ["MASTER_ADDR"] = "127.0.0.1"  # a host's own name need not resolve

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import re
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +16,11 @@ from pipeline.errors import UserError
 from pipeline.rundir.files import write_json
 from pipeline.rundir.lock import locked
 from pipeline.rundir.record import read_json
-from slurm.queue import FINAL, job_states
+from pipeline.runtime.owner import start_ticks
 
 LOCK = ".lock"  # of jobs.json and error.json, in the run directory
 
-# How an error looks on a rank whose peer died first: the least telling of a job's errors.
+# These texts mark an error on a rank whose peer died first. It says the least about the cause.
 PEER_LOST = (
     "closed by peer",
     "reset by peer",
@@ -25,99 +29,122 @@ PEER_LOST = (
     "Timed out waiting",
     "Connection refused",
 )
+SILENT = "a rank ended without an error message (killed? out of memory?)"
+ATTEMPT_MARK = "### attempt"  # the batch script writes it to the log when an attempt begins
+EXCEPTION = re.compile(r"([A-Za-z_]\w*\.)*[A-Z]\w*(Error|Exception|Interrupt)\b.*")
+SYSTEM_ERROR = re.compile(r"(srun|slurmstepd|bash|/\S+|\S*python\S*): .+")
+NOISE = re.compile(r"Exited with exit code|Job step aborted|Terminating StepId|STEP \S+ ON|JOB \S+ ON")
+
+
+# ---- jobs.json
+
+
+@contextmanager
+def all_jobs(run_dir: Path) -> Iterator[list[dict[str, Any]]]:
+    """Hold the entries of jobs.json; changes are written back. Several jobs of a run may write at once."""
+    with locked(run_dir / LOCK):
+        jobs = read_json(run_dir / "jobs.json", [])
+        before = copy.deepcopy(jobs)
+        yield jobs
+        if jobs != before:
+            write_json(run_dir / "jobs.json", jobs)
 
 
 @contextmanager
 def _entry(run_dir: Path, stage: str, job_id: str) -> Iterator[dict[str, Any]]:
-    """The job's entry in jobs.json, written back at the end; several jobs of a run may write at once."""
-    with locked(run_dir / LOCK):
-        jobs = read_json(run_dir / "jobs.json", [])
+    """Hold one job's entry. It is created if the job starts before its launcher has recorded it."""
+    with all_jobs(run_dir) as jobs:
         found = [job for job in jobs if (job["stage"], job["id"]) == (stage, job_id)]
-        entry = found[-1] if found else {"stage": stage, "id": job_id, "state": "SUBMITTED", "attempts": []}
-        if not found:  # the job itself may be here before its launcher
-            jobs.append(entry)
-        yield entry
-        write_json(run_dir / "jobs.json", jobs)
+        if not found:
+            found.append({"stage": stage, "id": job_id, "state": "SUBMITTED", "attempts": []})
+            jobs += found
+        yield found[-1]
 
 
-def submitted(
-    run_dir: Path,
-    stage: str,
-    job_id: str,
-    executor: str,
-    after: str | None,
-    logs: Path,
-    part: tuple[int, int] | None = None,
-) -> None:
-    """Note a job that was handed to the executor; `after`: its dependencies as sbatch got them; `part`: (k, n) of the stage."""
+@dataclass(frozen=True)
+class Submission:
+    """What the launcher knows about a job when it hands the job over."""
+
+    executor: str
+    logs: str  # folder of the submission
+    after: str = ""  # dependencies, as sbatch got them
+    part: tuple[int, int] | None = None  # (k, n) of the stage
+    process: dict[str, Any] | None = None  # for a job of one host, see `process`
+
+
+def process(pid: int) -> dict[str, Any]:
+    """Describe a process of this host. The start time distinguishes it from a later one with its pid."""
+    return {"host": socket.gethostname(), "pid": pid, "started": start_ticks(pid)}
+
+
+def alive(described: dict[str, Any]) -> bool | None:
+    """Whether a described process is running; None if it belongs to another host."""
+    if described["host"] != socket.gethostname():
+        return None
+    return described["started"] is not None and start_ticks(described["pid"]) == described["started"]
+
+
+def submitted(run_dir: Path, stage: str, job_id: str, submission: Submission) -> None:
+    """Record a job that was handed to an executor (launcher)."""
     with _entry(run_dir, stage, job_id) as entry:
-        entry |= {"executor": executor, "submitted": time.time(), "after": after or "", "logs": str(logs)} | (
-            {"part": part} if part else {}
-        )
+        entry["executor"] = submission.executor
+        entry["submitted"] = time.time()
+        entry["after"] = submission.after
+        entry["logs"] = submission.logs
+        if submission.part:
+            entry["part"] = list(submission.part)
+        if submission.process:
+            entry["process"] = submission.process
 
 
 def started(run_dir: Path, stage: str, job_id: str, hosts: list[str]) -> None:
-    """Note an attempt: the first start, or one after a requeue (rank 0)."""
+    """Record an attempt: the first start, or one after a requeue (rank 0)."""
     with _entry(run_dir, stage, job_id) as entry:
-        if entry[
-            "attempts"
-        ]:  # not on the first start: the launcher did, and a quick peer may have failed by now
+        if entry["attempts"] or entry.get("crashes"):  # not at the first start: a quick peer may have failed
             forget_failure(run_dir, stage)
         entry["state"] = "RUNNING"
-        entry["attempts"].append({"hosts": hosts, "started": time.time(), "ended": None, "state": "RUNNING"})
+        attempt = {"hosts": hosts, "started": time.time(), "ended": None, "state": "RUNNING"}
+        entry["attempts"].append(attempt)
 
 
 def ended(run_dir: Path, stage: str, job_id: str, state: str) -> None:
-    """Note how the last attempt ended: COMPLETED, FAILED, CANCELLED (asked to stop) or REQUEUED (rank 0 or launcher)."""
+    """Record how the last attempt ended (rank 0 or the launcher).
+
+    `state`: COMPLETED, FAILED, CANCELLED (asked to stop) or REQUEUED.
+    """
     with _entry(run_dir, stage, job_id) as entry:
         entry["state"] = state
         for attempt in entry["attempts"][-1:]:
             attempt |= {"state": state, "ended": time.time()}
 
 
+def settle(entry: dict[str, Any], state: str) -> None:
+    """Record the final state of a job that could not record it itself."""
+    entry["state"] = state
+    for attempt in entry["attempts"][-1:]:
+        attempt |= {"state": state, "ended": attempt["ended"] or time.time()}
+
+
 def crashed(run_dir: Path, stage: str, job_id: str, progress: int, code: int) -> list[int]:
-    """Note a crash at `progress` (see Stage.progress); returns the progress at every crash of this job so far (batch script)."""
+    """Record a crash at `progress` (see Stage.progress) with exit code `code` (batch script).
+
+    Returns the progress at every crash of this job so far.
+    """
     with _entry(run_dir, stage, job_id) as entry:
         crashes = entry.setdefault("crashes", [])
         crashes.append({"time": time.time(), "progress": progress, "code": code})
-        entry["state"] = "CRASHED"
-        for attempt in entry["attempts"][-1:]:  # rank 0 may have been killed and could not say so
-            attempt |= {"state": "CRASHED", "ended": attempt["ended"] or time.time()}
+        settle(entry, "CRASHED")
         return [crash["progress"] for crash in crashes]
 
 
 def state(run_dir: Path, stage: str, job_id: str) -> str:
-    """State of the newest entry of this job, as last noted."""
-    jobs = [
-        job for job in read_json(run_dir / "jobs.json", []) if (job["stage"], job["id"]) == (stage, job_id)
-    ]
-    return jobs[-1]["state"] if jobs else "UNKNOWN"
+    """Return the last recorded state of a job, or UNKNOWN."""
+    jobs = read_json(run_dir / "jobs.json", [])
+    found = [job["state"] for job in jobs if (job["stage"], job["id"]) == (stage, job_id)]
+    return found[-1] if found else "UNKNOWN"
 
 
-def unfinished(run_dir: Path) -> list[dict[str, Any]]:
-    """Entries of jobs on Slurm that have not ended, as far as Slurm tells."""
-    refresh(run_dir)
-    return [
-        job
-        for job in read_json(run_dir / "jobs.json", [])
-        if job.get("executor") == "slurm" and job["state"] not in FINAL
-    ]
-
-
-def refresh(run_dir: Path) -> None:
-    """Put what Slurm says into jobs.json where a job has ended without being able to say so itself."""
-    with locked(run_dir / LOCK):
-        jobs = read_json(run_dir / "jobs.json", [])
-        unsure = [job for job in jobs if job.get("executor") == "slurm" and job["state"] not in FINAL]
-        states = job_states([job["id"] for job in unsure]) if unsure else {}
-        for job in unsure:
-            now = states.get(job["id"], job["state"])
-            if now in FINAL:
-                job["state"] = now
-                for attempt in job["attempts"][-1:]:
-                    attempt |= {"state": now, "ended": attempt["ended"] or time.time()}
-        if unsure:
-            write_json(run_dir / "jobs.json", jobs)
+# ---- error.json
 
 
 def _error_file(run_dir: Path, stage: str) -> Path:
@@ -125,66 +152,84 @@ def _error_file(run_dir: Path, stage: str) -> Path:
 
 
 def _stall_file(run_dir: Path, stage: str) -> Path:
-    return (
-        run_dir / stage / "stall.json"
-    )  # written by the watchdog, whose process cannot come back to say more
+    return run_dir / stage / "stall.json"  # the watchdog writes it just before it ends its process
 
 
 def forget_failure(run_dir: Path, stage: str) -> None:
     """Remove the error of an earlier job or attempt."""
-    for file in (_error_file(run_dir, stage), _stall_file(run_dir, stage)):
-        file.unlink(missing_ok=True)
+    _error_file(run_dir, stage).unlink(missing_ok=True)
+    _stall_file(run_dir, stage).unlink(missing_ok=True)
 
 
 def failure(run_dir: Path, stage: str) -> dict[str, Any] | None:
-    """The error that tells most: {"kind", "message", "user", "rank", "weight"}."""
+    """Return the most informative error: {"kind", "message", "user", "rank", "weight"}."""
     found: dict[str, Any] | None = read_json(_error_file(run_dir, stage))
-    if found is None and (stall := read_json(_stall_file(run_dir, stage))):
-        return {
-            "kind": "Stalled",
-            "message": stall["message"],
-            "user": False,
-            "rank": stall["ranks"][0],
-            "weight": 1,
-        }
-    return found
+    if found:
+        return found
+    stall = read_json(_stall_file(run_dir, stage))
+    if stall:
+        return _error("Stalled", stall["message"], rank=stall["ranks"][0], weight=1)
+    return None
 
 
 def failed_for_s(run_dir: Path, stage: str) -> float:
-    """Seconds since a rank failed; 0 where none has."""
+    """Seconds since a rank failed; 0 if none has."""
     with suppress(FileNotFoundError):
         return time.time() - _error_file(run_dir, stage).stat().st_mtime
     return 0.0
 
 
 def note_failure(run_dir: Path, stage: str, rank: int, error: Exception) -> None:
-    """Keep the most telling error of all ranks: a user's mistake, else the first that is not a lost peer."""
+    """Keep the most informative error: a user's mistake, else the first that is not a lost peer."""
     message = str(error).strip() or type(error).__name__
     user = isinstance(error, UserError)
-    weight = 2 if user else 0 if any(text in message for text in PEER_LOST) else 1
+    weight = 1
+    if user:
+        weight = 2
+    elif any(text in message for text in PEER_LOST):
+        weight = 0
     with locked(run_dir / LOCK):
         there = failure(run_dir, stage)
         if there is None or weight > there["weight"]:
-            content = {
-                "kind": type(error).__name__,
-                "message": message,
-                "user": user,
-                "rank": rank,
-                "weight": weight,
-            }
-            write_json(_error_file(run_dir, stage), content)
+            found = _error(type(error).__name__, message, rank, weight, user)
+            write_json(_error_file(run_dir, stage), found)
+
+
+def note_silent_end(run_dir: Path, stage: str, logs: Path, job_id: str) -> None:
+    """Keep what the log says if the job ended before any rank could record an error."""
+    with locked(run_dir / LOCK):
+        if failure(run_dir, stage) is None:
+            found = _error("Killed", last_words(logs, job_id) or SILENT)
+            write_json(_error_file(run_dir, stage), found)
 
 
 def note_end_of_restarts(run_dir: Path, stage: str, job_id: str, reason: str) -> None:
-    """Keep why a job that crashed is not restarted, with the error that it crashed with."""
+    """Put before the error why a job that crashed is not restarted."""
     with locked(run_dir / LOCK):
-        there = failure(run_dir, stage) or {
-            "kind": "Killed",
-            "message": "a rank ended without a word (killed? out of memory?)",
-            "rank": 0,
-        }
-        write_json(
-            _error_file(run_dir, stage),
-            {**there, "message": f"{reason}: {there['message']}", "user": False, "weight": 3},
-        )
+        there = failure(run_dir, stage) or _error("Killed", SILENT)
+        message = f"{reason}: {there['message']}"
+        write_json(_error_file(run_dir, stage), {**there, "message": message, "user": False, "weight": 3})
     ended(run_dir, stage, job_id, "FAILED")
+
+
+def _error(kind: str, message: str, rank: int = 0, weight: int = 0, user: bool = False) -> dict[str, Any]:
+    return {"kind": kind, "message": message, "user": user, "rank": rank, "weight": weight}
+
+
+def last_words(logs: Path, job_id: str) -> str:
+    """Return the error that the last attempt of a job printed on rank 0, or "".
+
+    A job that fails before its stage begins (module not found, python not found) leaves no other trace.
+    """
+    log = logs / f"{job_id}_0_log.err"
+    if not log.exists():
+        return ""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    marks = [i for i, line in enumerate(lines) if line.startswith(ATTEMPT_MARK)]
+    if marks:
+        lines = lines[marks[-1] :]
+    for pattern in (EXCEPTION, SYSTEM_ERROR):
+        for line in reversed(lines):
+            if pattern.fullmatch(line) and not NOISE.search(line):
+                return line
+    return ""

@@ -1,7 +1,8 @@
-"""Whether a job that crashed is to be restarted: asked by the batch script before it ends, so that dependents never see it fail.
+"""Decide whether a job that crashed is restarted. Its batch script asks before it ends.
 
-Exit code 0 means: requeue me. Slurm itself requeues after node failures and preemptions, submitit after the time limit;
-what is left is a rank that died, which to Slurm is a failure that cancels all dependents at once.
+Exit code 0 means: requeue me. Slurm requeues a job after a node failure or a preemption, and submitit
+after the time limit. To Slurm a rank that died is a failure that cancels all dependents at once, so this
+decision must be made before the job ends.
 """
 
 from __future__ import annotations
@@ -15,39 +16,60 @@ from pipeline.stages import STAGES
 from slurm import ledger
 
 
-def wanted(run_dir: Path, stage: str, job_id: str, code: int) -> bool:
-    """Note the crash and say whether another attempt makes sense: neither a user's mistake nor a crash that comes again and again."""
+def wanted(run_dir: Path, stage: str, job_id: str, code: int, logs: Path) -> bool:
+    """Record the crash and say whether to try again.
+
+    A user's mistake is not tried again, nor is a job that crashes repeatedly without progress.
+    `logs`: folder of the submission.
+    """
+    ledger.note_silent_end(run_dir, stage, logs, job_id)
     error = ledger.failure(run_dir, stage)
     if error and error["user"]:
         return False
     config = run_config(run_dir)
-    now = STAGES[stage].progress(config, run_dir)
-    crashes = ledger.crashed(run_dir, stage, job_id, now, code)
-    in_place = next((i for i, progress in enumerate(reversed(crashes)) if progress != now), len(crashes))
-    limits = config.cluster
-    if in_place >= limits.max_crashes:
-        reason = f"{in_place} crashes in a row without progress (at {now}), so it is not started again (cluster.max_crashes)"
-    elif len(crashes) > limits.max_restarts:
-        reason = f"crashed {len(crashes)} times, so it is not started again (cluster.max_restarts)"
-    else:
-        print(
-            f"{stage}: crash {len(crashes)}, exit code {code}, saved progress {now}: the job is requeued",
-            file=sys.stderr,
-            flush=True,
+    progress = STAGES[stage].progress(config, run_dir)
+    crashes = ledger.crashed(run_dir, stage, job_id, progress, code)
+    reason = _reason_to_stop(crashes, config.cluster.max_crashes, config.cluster.max_restarts)
+    if not reason:
+        _say(
+            f"{stage}: crash {len(crashes)}, exit code {code}, saved progress {progress}: the job is requeued"
         )
         return True
     ledger.note_end_of_restarts(run_dir, stage, job_id, reason)
-    print(f"{stage}: {reason}", file=sys.stderr, flush=True)
+    _say(f"{stage}: {reason}")
     return False
 
 
+def _reason_to_stop(crashes: list[int], max_crashes: int, max_restarts: int) -> str:
+    """Return why there is no further attempt, or "". `crashes`: the progress at each crash so far."""
+    progress = crashes[-1]
+    in_place = 0
+    for earlier in reversed(crashes):
+        if earlier != progress:
+            break
+        in_place += 1
+    if in_place >= max_crashes:
+        return (
+            f"{in_place} crashes in a row without progress (at {progress}), so it is not started again "
+            "(cluster.max_crashes)"
+        )
+    if len(crashes) > max_restarts:
+        return f"crashed {len(crashes)} times, so it is not started again (cluster.max_restarts)"
+    return ""
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def main() -> int:
-    """`python -m slurm.restart FOLDER CODE` in the batch script: `FOLDER/steps.json` tells what the job was doing."""
-    folder, code = Path(sys.argv[1]), int(sys.argv[2])
+    """Run `python -m slurm.restart FOLDER CODE`; FOLDER/steps.json says what the job was doing."""
+    folder = Path(sys.argv[1])
+    code = int(sys.argv[2])
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     job_id = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}" if task else os.environ["SLURM_JOB_ID"]
     step = read_json(folder / "steps.json")[int(task or 0)]
-    return 0 if wanted(Path(step["run_dir"]), step["stage"], job_id, code) else 1
+    return 0 if wanted(Path(step["run_dir"]), step["stage"], job_id, code, folder) else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where the jobs of runs stand, from the files of the run directories and from Slurm; following them until they end."""
+"""Show where the jobs of runs stand, follow them, and find their logs."""
 
 from __future__ import annotations
 
@@ -15,137 +15,215 @@ from pipeline.rundir.metrics_log import read_metrics
 from pipeline.rundir.record import read_json, run_config
 from pipeline.runtime.split import ceil_div
 from slurm import ledger
+from slurm.executors import EXECUTORS, executor_named
 from slurm.queue import FINAL
 
 FOLLOW_EVERY_S = 3.0
 SAY_PROGRESS_EVERY_S = 30.0
+TAIL_LINES = 25
+HEAD = ["run", "stage", "job", "state", "attempt", "progress"]
+
+
+# ---- states
+
+
+def refresh(run_dir: Path) -> None:
+    """Update jobs.json for jobs that ended without recording it themselves."""
+    with ledger.all_jobs(run_dir) as jobs:
+        for name in EXECUTORS:
+            unsure = [job for job in jobs if _open(job) and job.get("executor") == name]
+            states = executor_named(name).states(unsure) if unsure else {}
+            for job in unsure:
+                state = states.get(job["id"])
+                if state in FINAL:
+                    ledger.settle(job, state)
+
+
+def unfinished(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the entries of jobs that have not ended, as far as their executors know."""
+    refresh(run_dir)
+    jobs = read_json(run_dir / "jobs.json", [])
+    return [job for job in jobs if _open(job) and job.get("executor") in EXECUTORS]
+
+
+def _open(job: dict[str, Any]) -> bool:
+    return job["state"] not in FINAL
+
+
+# ---- the table
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """The newest submission of one stage of one run; an array's tasks together."""
+    """The newest submission of one stage of one run; the tasks of an array together."""
 
     run: str
     stage: str
     jobs: list[str]
     state: str
     attempt: int
-    progress: str  # step, rate and time left where the stage tells
+    progress: str  # step, rate and time left, if the stage reports them
     error: str
 
     @property
     def ended(self) -> bool:
-        """Nothing more will come of it."""
+        """Whether the stage has reached a final state."""
         return self.state in FINAL
 
 
 def survey(run_dirs: list[Path]) -> list[StageStatus]:
-    """Every stage of every run that was ever submitted, states refreshed from Slurm. Raises ConfigError for no run directory."""
+    """Return the status of every stage of every run that was ever submitted.
+
+    Raises ConfigError for a folder that is no run directory.
+    """
     found = []
     for run_dir in run_dirs:
         config = run_config(run_dir)
-        ledger.refresh(run_dir)
-        jobs = read_json(run_dir / "jobs.json", [])
-        for stage, part in dict.fromkeys((job["stage"], "part" in job) for job in jobs):
-            own = [job for job in jobs if (job["stage"], "part" in job) == (stage, part)]
-            newest = [job for job in own if job.get("logs") == own[-1].get("logs")]
+        refresh(run_dir)
+        submissions: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+        for job in read_json(run_dir / "jobs.json", []):
+            submissions.setdefault((job["stage"], "part" in job), []).append(job)
+        for (stage, _), jobs in submissions.items():
+            newest = [job for job in jobs if job.get("logs") == jobs[-1].get("logs")]
             found.append(_stage_status(run_dir, config, stage, newest))
     return found
 
 
 def _stage_status(run_dir: Path, config: RunConfig, stage: str, jobs: list[dict[str, Any]]) -> StageStatus:
-    states = [job["state"] for job in jobs]
-    state = next((s for s in states if s not in FINAL), None) or next(
-        (s for s in states if s != "COMPLETED"), "COMPLETED"
+    state = _common_state([job["state"] for job in jobs])
+    return StageStatus(
+        run=run_dir.name,
+        stage=f"{stage} parts" if "part" in jobs[0] else stage,
+        jobs=[job["id"] for job in jobs],
+        state=state,
+        attempt=max(len(job["attempts"]) for job in jobs),
+        progress=_progress(run_dir, config) if stage == "train" else "",
+        error="" if state == "COMPLETED" else _error(run_dir, stage, jobs[-1]),
     )
-    if len(jobs) > 1 and state not in FINAL:
-        state += f" ({states.count('COMPLETED')} of {len(jobs)} done)"
+
+
+def _common_state(states: list[str]) -> str:
+    """Return the state of an array: of a job that has not ended, else of one that failed."""
+    running = [state for state in states if state not in FINAL]
+    if not running:
+        bad = [state for state in states if state != "COMPLETED"]
+        return bad[0] if bad else "COMPLETED"
+    if len(states) == 1:
+        return running[0]
+    return f"{running[0]} ({states.count('COMPLETED')} of {len(states)} done)"
+
+
+def _error(run_dir: Path, stage: str, job: dict[str, Any]) -> str:
     error = ledger.failure(run_dir, stage)
-    text = error["message"].splitlines()[0][:160] if error and state != "COMPLETED" else ""
-    attempt = max(len(job["attempts"]) for job in jobs)
-    progress = _progress(run_dir, config) if stage == "train" else ""
-    name = f"{stage} parts" if "part" in jobs[0] else stage
-    return StageStatus(run_dir.name, name, [job["id"] for job in jobs], state, attempt, progress, text)
+    if error:
+        return str(error["message"].splitlines()[0][:160])
+    if job["state"] == "FAILED" and "logs" in job:
+        return ledger.last_words(Path(job["logs"]), job["id"])[:160]
+    return ""
 
 
 def _progress(run_dir: Path, config: RunConfig) -> str:
     train = config.train
     last = ceil_div(train.images, train.batch_size)
-    records = [
-        r
-        for r in read_metrics(layout.train_dir(run_dir) / "metrics.jsonl")
-        if "train/images_per_s" in r["values"]
-    ]
-    if not records:
+    records = read_metrics(layout.train_dir(run_dir) / "metrics.jsonl")
+    timed = [record for record in records if "train/images_per_s" in record["values"]]
+    if not timed:
         return f"0/{last}"
-    step, rate = records[-1]["step"], records[-1]["values"]["train/images_per_s"]
+    step = timed[-1]["step"]
+    rate = timed[-1]["values"]["train/images_per_s"]
+    if step >= last:
+        return f"{step}/{last}"
     left = (last - step) * train.batch_size / rate if rate else float("inf")
-    return f"{step}/{last}" + (f", {rate:.0f} images/s, {duration(left)} left" if step < last else "")
+    return f"{step}/{last}, {rate:.0f} images/s, {duration(left)} left"
 
 
 def as_table(statuses: list[StageStatus]) -> str:
-    """One line for each stage, then the errors."""
-    rows = [
-        [
-            s.run,
-            s.stage,
-            ",".join(s.jobs[:1]) + ("…" if len(s.jobs) > 1 else ""),
-            s.state,
-            str(s.attempt),
-            s.progress,
-        ]
-        for s in statuses
-    ]
-    errors = [f"{s.run}, {s.stage}: {s.error}" for s in statuses if s.error]
-    return "\n".join(
-        [
-            text_table(["run", "stage", "job", "state", "attempt", "progress"], rows, 160)
-            or "nothing was submitted yet",
-            *errors,
-        ]
-    )
+    """Return one line for each stage, then the errors."""
+    rows = []
+    for status in statuses:
+        more = "…" if len(status.jobs) > 1 else ""
+        first = f"{status.jobs[0]}{more}"
+        rows.append([status.run, status.stage, first, status.state, str(status.attempt), status.progress])
+    table = text_table(HEAD, rows, 160) or "nothing was submitted yet"
+    errors = [f"{status.run}, {status.stage}: {status.error}" for status in statuses if status.error]
+    return "\n".join([table, *errors])
 
 
 def follow(run_dirs: list[Path]) -> Iterator[str]:
-    """A line whenever a stage changes its state, and now and then on progress, until all have ended."""
+    """Yield a line when a stage changes its state, and at times its progress, until all stages have ended."""
     seen: dict[tuple[str, str], tuple[str, int]] = {}
     said = time.monotonic()
     while True:
         statuses = survey(run_dirs)
-        for s in statuses:
-            if seen.get((s.run, s.stage)) != (s.state, s.attempt):
-                seen[s.run, s.stage] = (s.state, s.attempt)
-                yield f"{time.strftime('%H:%M:%S')} {s.run} {s.stage}: {s.state}" + (
-                    f", attempt {s.attempt}" if s.attempt > 1 else ""
-                )
-        if all(s.ended for s in statuses):
+        now = time.strftime("%H:%M:%S")
+        for status in statuses:
+            key = (status.run, status.stage)
+            if seen.get(key) != (status.state, status.attempt):
+                seen[key] = (status.state, status.attempt)
+                again = f", attempt {status.attempt}" if status.attempt > 1 else ""
+                yield f"{now} {status.run} {status.stage}: {status.state}{again}"
+        if all(status.ended for status in statuses):
             return
         if time.monotonic() - said >= SAY_PROGRESS_EVERY_S:
             said = time.monotonic()
-            yield from (
-                f"{time.strftime('%H:%M:%S')} {s.run} {s.stage}: {s.progress}"
-                for s in statuses
-                if s.state == "RUNNING" and s.progress
-            )
+            for status in statuses:
+                if status.state == "RUNNING" and status.progress:
+                    yield f"{now} {status.run} {status.stage}: {status.progress}"
         time.sleep(FOLLOW_EVERY_S)
 
 
-def log_of(run_dir: Path, stage: str | None, rank: int | None) -> Path:
-    """The log worth reading: of the stage that runs or failed last, of the rank that has the error, else of rank 0.
+# ---- logs
 
-    Raises ConfigError where nothing was submitted. The file may not be there yet.
+
+def log_of(run_dir: Path, stage: str | None, rank: int | None) -> Path:
+    """Return the log to read: of the stage that runs or failed last, of the rank with the error, else rank 0.
+
+    The file may not exist yet. Raises ConfigError if `run_dir` is no run directory.
     """
-    # A rank may crash before rank 0 has noted the attempt: the crash itself tells that there are logs.
+    # A rank may crash before rank 0 has recorded the attempt; a recorded crash means that there are logs.
     jobs = [job for job in read_json(run_dir / "jobs.json", []) if job["attempts"] or job.get("crashes")]
     if stage is None:
         run_config(run_dir)
-        started = [job for job in jobs if job["stage"] != "finish"]
-        bad = [job for job in started if job["state"] not in ("COMPLETED", "RUNNING")]
-        running = [job for job in started if job["state"] == "RUNNING"]
-        stage = (running or bad or started or [{"stage": "shard"}])[-1]["stage"]
+        stage = _stage_to_read(jobs)
     error = ledger.failure(run_dir, stage)
-    own = rank if rank is not None else (error or {"rank": 0})["rank"]
+    if rank is None:
+        rank = error["rank"] if error else 0
     submitted = [job for job in jobs if job["stage"] == stage]
     if error and submitted:  # a traceback is in what the process printed
-        return Path(submitted[-1]["logs"]) / f"{submitted[-1]['id']}_{own}_log.err"
-    return run_dir / "logs" / stage / f"rank{own}.log"
+        return Path(submitted[-1]["logs"]) / f"{submitted[-1]['id']}_{rank}_log.err"
+    return run_dir / "logs" / stage / f"rank{rank}.log"
+
+
+def _stage_to_read(jobs: list[dict[str, Any]]) -> str:
+    """Return the stage that runs, else the last that failed, else the last that ran."""
+    started = [job for job in jobs if job["stage"] != "finish"]
+    running = [job for job in started if job["state"] == "RUNNING"]
+    bad = [job for job in started if job["state"] not in ("COMPLETED", "RUNNING")]
+    chosen = running or bad or started
+    return str(chosen[-1]["stage"]) if chosen else "shard"
+
+
+def tail(file: Path) -> str:
+    """Return the last lines of a log."""
+    lines = file.read_text(errors="replace").splitlines() if file.exists() else []
+    return "\n".join(lines[-TAIL_LINES:]) or "(the log is empty)"
+
+
+class LogTail:
+    """Prints what is added to a file from now on."""
+
+    def __init__(self, file: Path) -> None:
+        """Start at the present end of `file`, which need not exist yet."""
+        self._file = file
+        self._position = file.stat().st_size if file.exists() else 0
+
+    def show(self) -> None:
+        """Print what is new."""
+        if not self._file.exists():
+            return
+        with open(self._file, "rb") as opened:
+            opened.seek(self._position)
+            new = opened.read()
+        self._position += len(new)
+        if new:
+            print(new.decode(errors="replace"), end="", flush=True)

@@ -77,7 +77,7 @@ def test_dry_run_needs_neither_torch_nor_slurm_and_writes_nothing(tmp_path):
         (["train.batch_size"], "expected key=value"),
         (["--run-dir", "no/such/run"], "no config.yaml"),
         (["--run-dir", "one"], "no config.yaml"),
-        (["--config", "sigma_cvae", "sigma_cvae_nf", "--run-dir", "one"], "is for one run"),
+        (["--config", "sigma_cvae", "sigma_cvae_nf", "--run-dir", "one"], "it holds one run"),
         (["name=same"], "share"),
         (["cluster.nodes=3"], "cluster.nodes"),
         (["--cluster", "slurm"], "no sbatch"),

@@ -1,4 +1,4 @@
-"""The log of the right rank: `python tools/logs.py RUN_DIR [STAGE] [--rank R] [--follow]`; without a stage the one that runs or failed."""
+"""Show the log of the right rank: `python tools/logs.py RUN_DIR [STAGE] [--rank R] [--follow]`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.errors import exit_code
-from slurm.here import LogTail, tail
-from slurm.status import log_of
+from slurm.status import LogTail, log_of, tail
 
 POLL_S = 0.5
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="tools/logs.py", description=__doc__)
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("stage", nargs="?", help="shard, train, classifier, eval or finish")
-    parser.add_argument("--rank", type=int, help="default: the rank that has the error, else 0")
-    parser.add_argument("--follow", "-f", action="store_true", help="go on printing what is added")
+    add = parser.add_argument
+    add("run_dir", type=Path, help="run directory that holds config.yaml")
+    add(
+        "stage",
+        nargs="?",
+        help="shard, train, classifier, eval or finish (default: what runs or failed last)",
+    )
+    add("--rank", type=int, metavar="R", help="rank to show (default: the rank with the error, else 0)")
+    add("--follow", "-f", action="store_true", help="keep printing what is added")
     args = parser.parse_args()
     file = log_of(args.run_dir.absolute(), args.stage, args.rank)
     print(f"==> {file}", file=sys.stderr)

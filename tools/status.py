@@ -1,4 +1,7 @@
-"""Where runs stand: `python tools/status.py RUN_DIR ... [--follow]` (stage, state, attempt, step, rate, time left, last error)."""
+"""Show where runs stand: `python tools/status.py RUN_DIR ... [--follow]`.
+
+For each stage: state, attempt, step, images per second, time left, and the last error.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,22 @@ from slurm.status import as_table, follow, survey
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="tools/status.py", description=__doc__)
     parser.add_argument("run_dir", type=Path, nargs="+", help="run directory that holds config.yaml")
     parser.add_argument(
         "--follow",
         action="store_true",
-        help="print what changes until every job has ended; Ctrl-C leaves the jobs alone",
+        help="print changes until every job has ended; Ctrl-C leaves the jobs running",
     )
     args = parser.parse_args()
     run_dirs = [run_dir.absolute() for run_dir in args.run_dir]
-    try:
-        for line in follow(run_dirs) if args.follow else ():
-            print(line, flush=True)
-    except KeyboardInterrupt:
-        pass
+    if args.follow:
+        try:
+            for line in follow(run_dirs):
+                print(line, flush=True)
+        except KeyboardInterrupt:
+            pass
     print(as_table(survey(run_dirs)))
 
 

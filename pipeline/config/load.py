@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from pipeline.config.renamed import with_new_names
-from pipeline.config.schema import AT_LEAST_ONE, CHOICES, ClusterConfig, RunConfig, StageResources
+from pipeline.config.schema import AT_LEAST_ONE, CHOICES, ClusterConfig, RunConfig
 from pipeline.config.suggest import suggest
 from pipeline.errors import ConfigError
 
@@ -203,6 +203,8 @@ def _check(config: RunConfig) -> None:
     for key in AT_LEAST_ONE:
         if values[key] < 1:
             raise ConfigError(f"key '{key}': got {values[key]}, expected at least 1")
+    for stage in config.cluster.stages:
+        resources(config.cluster, stage)
     if not _RUN_NAME.fullmatch(config.name):
         raise ConfigError(f"key 'name': got {config.name!r}, expected letters, digits, '.', '_' and '-'")
 
@@ -227,7 +229,24 @@ def digest(parts: Any) -> str:
 
 
 def resources(cluster: ClusterConfig, stage: str) -> ClusterConfig:
-    """Return the settings of `cluster` that hold for one stage."""
-    own = cluster.stages.get(stage, StageResources())
-    given = {name: value for name, value in dataclasses.asdict(own).items() if value is not None}
-    return dataclasses.replace(cluster, **given)
+    """Return the cluster's settings as they hold for one stage.
+
+    A key under `cluster.stages.STAGE` replaces the cluster's value; null restores the key's default.
+    Options in `extra_sbatch` are merged one by one. Raises ConfigError for an unknown key or a wrong type.
+    """
+    own = cluster.stages.get(stage) or {}
+    where = f"key 'cluster.stages.{stage}'"
+    if not isinstance(own, dict):
+        raise ConfigError(f"{where}: got {own!r}, expected keys of `cluster`, e.g. {{timeout_min: 240}}")
+    fresh = ClusterConfig()
+    allowed = [key for key in dataclasses.asdict(fresh) if key not in ("executor", "stages")]
+    for key in own:
+        if key not in allowed:
+            hint = suggest(str(key), allowed) or f", expected one of {', '.join(allowed)}"
+            raise ConfigError(f"{where}: unknown key '{key}'{hint}")
+    removed = {key: getattr(fresh, key) for key, value in own.items() if value is None}
+    base = dataclasses.replace(cluster, **{**removed, "stages": {}})
+    given = {key: value for key, value in own.items() if key not in removed}
+    merged = _merge(OmegaConf.structured(base), OmegaConf.create(given), where)
+    found: ClusterConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
+    return found

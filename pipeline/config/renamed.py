@@ -12,6 +12,11 @@ log = logging.getLogger("cvae.config")
 RENAMED = {  # old key: new key, both in full
     "train.checkpoint_interval": "train.max_lost_steps",
 }
+# Earlier runs recorded exactly these keys for a stage; null meant "not given", and now means "the default".
+OLD_STAGE_KEYS = {
+    "partition", "account", "qos", "constraint", "nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task",
+    "mem_gb", "timeout_min", "jobs",
+}  # fmt: skip
 _told: set[str] = set()  # a process mentions each old key once
 
 
@@ -33,6 +38,10 @@ def with_new_names(tree: dict[str, Any], origin: str) -> dict[str, Any]:
             raise ConfigError(f"{origin}: key '{old}' is the old name of '{new}'; remove one of them")
         target[new_name] = value
         _tell_once(old, new, origin)
+    for own in (_section(new_tree, "cluster.stages") or {}).values():
+        if isinstance(own, dict) and own.keys() == OLD_STAGE_KEYS:
+            for key in [key for key, value in own.items() if value is None]:
+                del own[key]
     return new_tree
 
 

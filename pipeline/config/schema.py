@@ -8,9 +8,12 @@ value does.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from cvae import config as cvae_config
 from cvae.config import ModelConfig
+
+EXECUTOR_NAMES = ("local", "debug", "slurm")
 
 
 @dataclass(frozen=True)
@@ -133,30 +136,13 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
-class StageResources:
-    """The cluster's settings for one stage; a field that is left out keeps the value of `cluster`."""
-
-    partition: str | None = None  # Slurm partition
-    account: str | None = None  # Slurm account
-    qos: str | None = None  # Slurm quality of service
-    constraint: str | None = None  # Slurm node features
-    nodes: int | None = None  # number of nodes
-    tasks_per_node: int | None = None  # ranks per node
-    gpus_per_node: int | None = None  # GPUs per node
-    cpus_per_task: int | None = None  # CPU cores per rank
-    mem_gb: int | None = None  # memory per node, GB
-    timeout_min: int | None = None  # time limit, minutes
-    jobs: int | None = None  # jobs that the stage is split into
-
-
-@dataclass(frozen=True)
 class ClusterConfig:
     """Where jobs run; each cluster is one YAML file in configs/cluster/."""
 
-    executor: str = "local"  # local (processes on this machine) | debug (in this process) | slurm
+    executor: str = "local"  # local (processes on this machine) | debug (this very process) | slurm
     nodes: int = 1  # number of nodes
     tasks_per_node: int = 2  # ranks per node; on GPU nodes the number of GPUs
-    gpus_per_node: int = 0  # GPUs per node
+    gpus_per_node: int | str = 0  # GPUs per node: 4 | a100:4 | gpu:a100:4 (as a GRES) | auto (this machine)
     cpus_per_task: int = 1  # CPU cores per rank
     mem_gb: int | None = None  # memory per node, GB; null: the cluster's default
     timeout_min: int = 60 * 24  # time limit of a job, minutes
@@ -171,8 +157,8 @@ class ClusterConfig:
     max_restarts: int = 20  # restarts after crashes, in all
     python: str | None = None  # shell command that starts Python, e.g. in a container; null: this Python
     setup: list[str] = field(default_factory=list)  # shell lines before the job, e.g. module load
-    extra_sbatch: dict[str, str] = field(default_factory=dict)  # more #SBATCH options: name and value
-    stages: dict[str, StageResources] = field(default_factory=dict)  # other settings for single stages
+    extra_sbatch: dict[str, str | None] = field(default_factory=dict)  # more options of sbatch; null: none
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)  # stage: any key above; null: its default
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import signal
 from types import FrameType
 from typing import Any
 
+STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP)
+
 
 class Stopped(Exception):
     """Raised by a stage on every rank after it was asked to stop and has saved its state."""
@@ -23,9 +25,11 @@ class StopFlag:
         self.received: set[int] = set()
         self.previous: dict[int, Any] = {}  # the handlers that were there before, e.g. submitit's
 
-    def install(self, signals: tuple[signal.Signals, ...] = (signal.SIGUSR2, signal.SIGTERM)) -> StopFlag:
-        """Listen to `signals` (main thread only)."""
+    def install(self, signals: tuple[signal.Signals, ...] = STOP_SIGNALS) -> StopFlag:
+        """Listen to `signals`; main thread only. A hang-up that is ignored stays ignored (nohup)."""
         for number in signals:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             self.previous[number] = signal.signal(number, self._handle)
         return self
 

@@ -12,7 +12,7 @@ import pytest
 from pipeline.config.load import dump
 from pipeline.config.schema import ClusterConfig, RunConfig
 from slurm.chain import Chain, Run, Step
-from slurm.launcher import submit_all
+from slurm.executors import executor_named
 
 HERE = str(Path(__file__).parent)
 sys.path.append(HERE)  # stand_in_jobs, which jobs import by name
@@ -95,7 +95,7 @@ def submit_pair(cluster, run, monkeypatch):
             Step(one, "train", one.run_dir / "train", ()),
             Step(one, "eval", one.run_dir / "eval", (one.run_dir / "train",)),
         ]
-        submit_all(Chain(steps, []), [one])
+        executor_named("slurm").submit_all(Chain(steps, []), [one])
         return one.run_dir
 
     return go

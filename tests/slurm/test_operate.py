@@ -24,7 +24,7 @@ def test_status_logs_and_cancel(submit_pair):
     cancelled = tool("cancel.py", run_dir)
     assert cancelled.returncode == 0 and job_ids(run_dir, "train")[0] in cancelled.stdout
     assert states(run_dir) == {"train": "CANCELLED", "eval": "CANCELLED", "finish": "COMPLETED"}
-    assert "nothing is queued" in tool("cancel.py", run_dir).stdout
+    assert "no job of these runs is queued" in tool("cancel.py", run_dir).stdout
     after = tool("status.py", run_dir, "--follow")  # returns, since all have ended
     assert "CANCELLED" in after.stdout
 

@@ -11,17 +11,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.load import dump
-from pipeline.config.schema import StageResources
+from pipeline.config.sweep import read_sweep
 from pipeline.errors import ConfigError, DataError
 from pipeline.rundir import layout
 from slurm import ledger
-from slurm.chain import Run, batches, parse_stages, plan
-from slurm.launcher import dependencies
-from slurm.preflight import _limit_min
+from slurm.chain import Run, batches, dependencies, parse_stages, plan
+from slurm.queue import time_limit_min
 from slurm.restart import wanted
-from slurm.snapshot import code, snapshot, snapshot_folder
+from slurm.sbatch import code, snapshot, snapshot_folder
 from slurm.status import as_table, log_of, survey
-from slurm.sweep import read_sweep
 
 
 def sweep(tmp_path: Path, text: str) -> Path:
@@ -63,7 +61,7 @@ def several(run: Run, **cluster: object) -> list[Run]:
 
 
 def test_arrays_wait_for_each_other_task_by_task_and_for_what_they_share_as_a_whole(run):
-    chain = plan(several(run, stages={"shard": StageResources(jobs=4)}), parse_stages(None), explicit=False)
+    chain = plan(several(run, stages={"shard": {"jobs": 4}}), parse_stages(None), explicit=False)
     groups = batches(chain)
     assert [(group[0].stage, len(group)) for group in groups] == [
         ("shard", 4), ("shard", 1), ("train", 3), ("classifier", 1), ("eval", 3),
@@ -95,7 +93,7 @@ def test_toy_faces_are_drawn_by_one_job(run):
     runs = [Run(replace(r.config, shard=replace(r.config.shard, source="")), r.run_dir) for r in several(run)]
     runs = [
         Run(
-            replace(r.config, cluster=replace(r.config.cluster, stages={"shard": StageResources(jobs=4)})),
+            replace(r.config, cluster=replace(r.config.cluster, stages={"shard": {"jobs": 4}})),
             r.run_dir,
         )
         for r in runs
@@ -105,7 +103,7 @@ def test_toy_faces_are_drawn_by_one_job(run):
 
 def test_only_the_shard_stage_can_be_split(run):
     with pytest.raises(ConfigError, match=r"cluster\.jobs.*train.*only the shard stage"):
-        plan(several(run, stages={"train": StageResources(jobs=2)}), ["train"], explicit=True)
+        plan(several(run, stages={"train": {"jobs": 2}}), ["train"], explicit=True)
 
 
 # ---- restarts
@@ -119,6 +117,11 @@ def crashing(run: Run) -> Path:
     return run.run_dir
 
 
+def again(run_dir: Path, code: int) -> bool:
+    """Whether the crashed job is restarted."""
+    return wanted(run_dir, "train", "5", code, run_dir / "logs/train/submitit/1")
+
+
 def reach(run_dir: Path, step: int) -> None:
     folder = layout.checkpoints_dir(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,12 +129,10 @@ def reach(run_dir: Path, step: int) -> None:
 
 
 def test_a_crash_is_tried_again_until_it_makes_no_progress(crashing):
-    assert wanted(crashing, "train", "5", 137) and wanted(crashing, "train", "5", 137)
+    assert again(crashing, 137) and again(crashing, 137)
     reach(crashing, 100)
-    assert wanted(crashing, "train", "5", 1) and wanted(
-        crashing, "train", "5", 1
-    )  # the first two were elsewhere
-    assert not wanted(crashing, "train", "5", 1)
+    assert again(crashing, 1) and again(crashing, 1)  # the first two were elsewhere
+    assert not again(crashing, 1)
     failure = ledger.failure(crashing, "train")
     assert failure and failure["message"].startswith("3 crashes in a row without progress (at 100)")
     assert ledger.state(crashing, "train", "5") == "FAILED"
@@ -141,13 +142,13 @@ def test_crashes_are_limited_also_with_progress(crashing):
     answers = []
     for step in range(1, 7):
         reach(crashing, step)
-        answers.append(wanted(crashing, "train", "5", 1))
+        answers.append(again(crashing, 1))
     assert answers == [True] * 5 + [False]
 
 
 def test_a_users_mistake_is_not_tried_again(crashing):
     ledger.note_failure(crashing, "train", 0, DataError("shards: gone"))
-    assert not wanted(crashing, "train", "5", 2)
+    assert not again(crashing, 2)
     failure = ledger.failure(crashing, "train")
     assert failure and failure["message"] == "shards: gone"
 
@@ -157,7 +158,7 @@ def test_a_stall_is_a_crash_with_its_own_words_until_the_next_attempt(crashing):
     (crashing / "train" / "stall.json").write_text(
         json.dumps({"message": "no answer for 180 s from rank 2", "ranks": [2]})
     )
-    assert wanted(crashing, "train", "5", 75)
+    assert again(crashing, 75)
     failure = ledger.failure(crashing, "train")
     assert failure and (failure["message"], failure["rank"]) == ("no answer for 180 s from rank 2", 2)
     ledger.forget_failure(crashing, "train")
@@ -180,17 +181,21 @@ def test_the_copy_holds_all_that_a_job_imports_and_is_made_once(tmp_path):
 # ---- status
 
 
+def submission(run_dir: Path, executor: str, stage: str) -> ledger.Submission:
+    return ledger.Submission(executor, str(run_dir / "logs" / stage / "submitit" / "1"))
+
+
 @pytest.mark.parametrize(
     "text,minutes",
     [("7-00:00:00", 10080), ("1:30:00", 90), ("30:00", 30), ("infinite", float("inf")), ("", float("inf"))],
 )
 def test_time_limits_of_partitions(monkeypatch, text, minutes):
-    monkeypatch.setattr("slurm.preflight.ask", lambda *command: text)
-    assert _limit_min("gpu") == minutes
+    monkeypatch.setattr("slurm.queue.ask", lambda *command: text)
+    assert time_limit_min("gpu") == minutes
 
 
 def test_status_and_log_of_a_run_of_this_machine(crashing):
-    ledger.submitted(crashing, "train", "5", "local", None, crashing / "logs/train/submitit/1")
+    ledger.submitted(crashing, "train", "5", submission(crashing, "local", "train"))
     ledger.started(crashing, "train", "5", ["here"])
     (status,) = survey([crashing])
     assert (status.stage, status.state, status.attempt) == ("train", "RUNNING", 1)
@@ -202,8 +207,8 @@ def test_status_and_log_of_a_run_of_this_machine(crashing):
 
 
 def test_the_log_of_a_job_that_crashed_before_rank_0_was_there(crashing):
-    ledger.submitted(crashing, "train", "5", "slurm", None, crashing / "logs/train/submitit/1")
-    ledger.submitted(crashing, "eval", "6", "slurm", "afterok:5", crashing / "logs/eval/submitit/1")
+    ledger.submitted(crashing, "train", "5", submission(crashing, "slurm", "train"))
+    ledger.submitted(crashing, "eval", "6", submission(crashing, "slurm", "eval"))
     ledger.note_failure(crashing, "train", 1, ZeroDivisionError("the bug"))
     ledger.crashed(crashing, "train", "5", 0, 1)
     assert log_of(crashing, None, None) == crashing / "logs/train/submitit/1/5_1_log.err"

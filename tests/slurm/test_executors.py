@@ -1,4 +1,4 @@
-"""Jobs of the real local executor and submissions to a stand-in sbatch."""
+"""Executors: jobs of the real local one, and submissions to a stand-in sbatch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from submitit.slurm.slurm import SlurmExecutor
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.rundir import layout
 from slurm import ledger
-from slurm.chain import Chain, Run, Step, parse_stages, plan, stage_resources
-from slurm.dryrun import describe, sbatch_script
-from slurm.here import _require_success, run_all
-from slurm.launcher import submit, submit_all
+from slurm.chain import Chain, Run, Step, parse_stages, plan
+from slurm.executors import executor_named
+from slurm.executors.cluster import script_of
+from slurm.executors.following import require_success
+from slurm.resources import stage_resources
 
 
 def one_step(run: Run, stage: str = "train") -> Chain:
@@ -32,7 +33,8 @@ def use(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_it(run: Run) -> None:
-    run_all(one_step(run), after_each=lambda run_dir: None)
+    executor = executor_named(run.config.cluster.executor)
+    executor.run_all(one_step(run), after_each=lambda run_dir: None)
 
 
 def only_job(run: Run) -> dict:
@@ -78,7 +80,7 @@ def test_debug_runs_here_as_one_rank_and_leaves_the_environment_alone(run, monke
 def test_preempted_job_is_requeued_and_goes_on(run, monkeypatch):
     """USR2 reaches every rank, as under Slurm: each saves, rank 0 requeues through submitit, no rank leaves an error."""
     use("StopsOnce", monkeypatch)
-    (job,) = submit(one_step(run).steps)
+    (job,) = executor_named("local").submit(one_step(run).steps)
     wait_for(lambda: all((run.run_dir / f"rank{rank}.0.json").exists() for rank in (0, 1)))
     for rank in (0, 1):
         os.kill(seen(run.run_dir, rank)["pid"], signal.SIGUSR2)
@@ -86,7 +88,7 @@ def test_preempted_job_is_requeued_and_goes_on(run, monkeypatch):
     assert [(run.run_dir / f"resumed.{rank}").read_text() for rank in (0, 1)] == ["39", "39"]
     assert [attempt["state"] for attempt in only_job(run)["attempts"]] == ["REQUEUED", "COMPLETED"]
     assert ledger.failure(run.run_dir, "train") is None
-    _require_success(job, one_step(run).steps[0])
+    require_success(job, one_step(run).steps[0])
     assert "Requeued job" in job.task(0).paths.stderr.read_text() + job.task(0).paths.stdout.read_text()
 
 
@@ -95,7 +97,7 @@ def test_ctrl_c_stops_the_job_without_requeue(run, monkeypatch, capsys):
     monkeypatch.setenv("TEST_LAUNCHER", str(os.getpid()))
     after: list[Path] = []
     with pytest.raises(KeyboardInterrupt):
-        run_all(one_step(run), after_each=after.append)
+        executor_named("local").run_all(one_step(run), after_each=after.append)
     assert [attempt["state"] for attempt in only_job(run)["attempts"]] == ["CANCELLED"]
     assert after == [run.run_dir]
     assert "stopping" in capsys.readouterr().err
@@ -124,7 +126,7 @@ def test_a_bug_shows_the_log_of_the_rank_that_has_it(run, monkeypatch):
 
 def test_a_killed_job_is_a_failure(run, monkeypatch):
     use("Killed", monkeypatch)
-    with pytest.raises(SystemExit, match=re.escape("ranks [0, 1] ended without a word")):
+    with pytest.raises(SystemExit, match=re.escape("ranks [0, 1] ended without a result")):
         run_it(run)
     assert only_job(run)["state"] == "FAILED"
 
@@ -186,7 +188,7 @@ def test_settings_that_the_executor_cannot_fulfil(run):
     notes = plan(
         [replace(run, config=replace(run.config, cluster=replace(cluster, partition="gpu")))], ["train"], True
     ).notes
-    assert notes == ["trial: executor 'local' makes no use of cluster.partition"]
+    assert notes == ["trial: executor 'local' does not use cluster.partition"]
 
 
 # Slurm
@@ -194,8 +196,8 @@ def test_settings_that_the_executor_cannot_fulfil(run):
 
 def test_dry_run_prints_what_a_submission_writes(slurm_run, fake_slurm):
     step = one_step(slurm_run).steps[0]
-    foretold = sbatch_script([step], "afterok:7:8")
-    (job,) = submit([step], "afterok:7:8")
+    foretold = script_of([step], "afterok:7:8")
+    (job,) = executor_named("slurm").submit([step], "afterok:7:8")
     assert foretold == job.paths.submission_file.read_text()
     assert "%j" in foretold and job.job_id == "12"
     for line in (
@@ -207,7 +209,7 @@ def test_dry_run_prints_what_a_submission_writes(slurm_run, fake_slurm):
         assert line in foretold.splitlines()
     command = foretold.rstrip().splitlines()[-1]
     assert (
-        "--kill-on-bad-exit=1 --cpus-per-task=6 apptainer exec --nv my.sif python -u -m submitit.core._submit"
+        "--kill-on-bad-exit=1 --cpus-per-task=6 --export=ALL apptainer exec --nv my.sif python -u -m submitit.core._submit"
         in command
     )
 
@@ -215,7 +217,7 @@ def test_dry_run_prints_what_a_submission_writes(slurm_run, fake_slurm):
 def test_chain_on_slurm_depends_by_job_id(slurm_run, fake_slurm, monkeypatch, capsys):
     for name in ("SLURM_CPU_BIND", "PMIX_RANK", "MASTER_PORT"):  # as inside a job
         monkeypatch.setenv(name, "7")
-    submit_all(plan([slurm_run], parse_stages(None), explicit=False), [slurm_run])
+    executor_named("slurm").submit_all(plan([slurm_run], parse_stages(None), explicit=False), [slurm_run])
     jobs = {job["stage"]: job for job in json.loads((slurm_run.run_dir / "jobs.json").read_text())}
     assert {stage: (job["id"], job["after"]) for stage, job in jobs.items()} == {
         "shard": ("12", ""), "train": ("13", "afterok:12"), "classifier": ("14", "afterok:12"), "eval": ("15", "afterok:13:14"),
@@ -232,7 +234,7 @@ def test_chain_on_slurm_depends_by_job_id(slurm_run, fake_slurm, monkeypatch, ca
 
 
 def test_shard_is_one_task_without_gpu(slurm_run, fake_slurm):
-    text = sbatch_script(one_step(slurm_run, "shard").steps, None)
+    text = script_of(one_step(slurm_run, "shard").steps, None)
     assert "#SBATCH --ntasks-per-node=1" in text and "#SBATCH --nodes=1" in text
     assert "gpus" not in text and "dependency" not in text and "invalid-dep" not in text
 
@@ -242,12 +244,13 @@ def test_refused_job_says_why_and_what_is_queued(slurm_run, fake_slurm):
     refuse = '[ "$id" = 13 ] && { echo "sbatch: error: invalid partition specified: gpu" >&2; exit 1; }\n'
     (fake_slurm / "sbatch").write_text(script.replace("env >", refuse + "env >"))
     with pytest.raises(ConfigError, match="trial-train: .*invalid partition specified: gpu.*scancel 12"):
-        submit_all(plan([slurm_run], parse_stages(None), explicit=False), [slurm_run])
+        executor_named("slurm").submit_all(plan([slurm_run], parse_stages(None), explicit=False), [slurm_run])
 
 
 def test_dry_run_names_jobs_in_place_of_ids_and_needs_no_slurm(slurm_run, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert SlurmExecutor.affinity() == -1
-    text = describe([slurm_run], plan([slurm_run], parse_stages(None), explicit=False))
+    chain = plan([slurm_run], parse_stages(None), explicit=False)
+    text = "\n".join(executor_named("slurm").describe(chain))
     assert "#SBATCH --dependency='afterok:<trial-train>:<trial-classifier>'" in text
     assert not (slurm_run.run_dir / "logs").exists()

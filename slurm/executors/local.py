@@ -1,0 +1,242 @@
+"""The executors of this machine: run one job after the other, and stop on Ctrl-C or a hang-up."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config.schema import ClusterConfig, RunConfig
+from pipeline.errors import ConfigError
+from pipeline.prepare import ROOT
+from slurm import ledger
+from slurm.chain import Chain, Run, Step
+from slurm.executors import Executor, outside_jobs
+from slurm.executors.following import (
+    kill_ranks,
+    logs_of,
+    require_success,
+    stop_signals_interrupt,
+    tell,
+    tell_error,
+    terminal_signals_ignored,
+    watch,
+)
+from slurm.rank import GPU_CHOICE, visible_gpus
+from slurm.resources import gpu_request, stage_resources
+from slurm.status import LogTail
+
+if TYPE_CHECKING:
+    from submitit import Job
+
+
+# ---- executors
+
+
+class LocalExecutor(Executor):
+    """Each job is a set of processes of this machine, one per rank."""
+
+    def resources(self, config: RunConfig, stage: str) -> ClusterConfig:
+        """Return what the stage gets here; `auto` becomes all visible GPUs, with one rank for each."""
+        wanted = stage_resources(config, stage)
+        visible = visible_gpus()
+        if wanted.gpus_per_node == "auto":
+            ranks = len(visible) or wanted.tasks_per_node
+            return dataclasses.replace(wanted, gpus_per_node=len(visible), tasks_per_node=ranks)
+        count = gpu_request(wanted, stage).count
+        if count > len(visible):
+            choice = os.environ.get(GPU_CHOICE)
+            source = "nvidia-smi -L" if choice is None else f"{GPU_CHOICE}={choice!r}"
+            raise ConfigError(
+                f"key 'cluster.gpus_per_node' for stage {stage}: asked for {count} GPUs, but {source} "
+                f"shows {len(visible)}; ask for at most {len(visible)}, or 0 for the CPU"
+            )
+        if count and wanted.tasks_per_node > count:
+            raise ConfigError(
+                f"key 'cluster.tasks_per_node' for stage {stage}: got {wanted.tasks_per_node} ranks for "
+                f"{count} GPUs (cluster.gpus_per_node); every rank needs a GPU of its own"
+            )
+        return dataclasses.replace(wanted, gpus_per_node=count)
+
+    def place(self, run: Run) -> str:
+        """GPUs and processes of the train stage."""
+        wanted = self.resources(run.config, "train")
+        return f"training on {_devices(wanted)}: {wanted.tasks_per_node} process(es) on this machine"
+
+    def check(self, runs: list[Run], chain: Chain, preflight: bool) -> list[str]:
+        """Check what every stage asks for, and warn of an unsuitable batch on GPUs."""
+        from slurm.preflight.checks import batch_warnings
+
+        found: dict[str, None] = {}
+        for step in chain.steps:
+            wanted = self.resources(step.run.config, step.stage)
+            if step.stage == "train" and wanted.gpus_per_node:
+                found |= dict.fromkeys(batch_warnings(step.run.config, wanted.tasks_per_node, on_gpus=True))
+        return list(found)
+
+    def describe(self, chain: Chain) -> list[str]:
+        """Name each job, its predecessors and its processes."""
+        names = {step.output: step.name for step in chain.steps}
+        parts = []
+        for step in chain.steps:
+            wanted = self.resources(step.run.config, step.stage)
+            after = ", ".join(names[output] for output in step.after) or "nothing"
+            parts.append(
+                f"# job {step.name}, after: {after}\n"
+                f"# {self.name}: {wanted.tasks_per_node} process(es) on this machine, {_devices(wanted)}\n"
+            )
+        return parts
+
+    def launch(self, runs: list[Run], chain: Chain, sweep: Path | None, wait: bool) -> None:
+        """Run the chain, then show the comparison."""
+        from pipeline.rundir.redact import redact
+        from pipeline.tracking.mlflow_store import tracking_uri
+        from pipeline.tracking.sync import sync_run
+        from slurm.job import finish
+
+        try:
+            self.run_all(chain, after_each=sync_run)
+        except KeyboardInterrupt:
+            tell_error(f"stopped; continue with: python {shlex.join(sys.argv)}")
+            raise SystemExit(130) from None
+        if any(step.stage == "eval" for step in chain.steps):
+            print("\n" + finish([run.run_dir for run in runs], sweep))
+            if runs[0].config.tracking.enabled:
+                print(f"MLflow: mlflow ui --backend-store-uri {redact(tracking_uri(runs[0].config))}")
+
+    def run_all(self, chain: Chain, after_each: Callable[[Path], None]) -> None:
+        """Run the jobs one after the other, and call `after_each(run_dir)` after each, also after a failure.
+
+        Raises UserError with a stage's message, SystemExit with the end of the failing rank's log, and
+        KeyboardInterrupt (also for SIGTERM and SIGHUP) after the job has stopped.
+        """
+        with stop_signals_interrupt():
+            for step in chain.steps:
+                (job,) = self.submit([step])
+                tell(f"{step.name}: job {job.job_id}, {job.num_tasks} process(es), logs in {logs_of(step)}")
+                try:
+                    self.finish(job, step)
+                    require_success(job, step)
+                finally:
+                    after_each(step.run.run_dir)
+
+    def hand_over(
+        self,
+        config: RunConfig,
+        stage: str,
+        folder: Path,
+        dependency: str | None,
+        calls: Sequence[Callable[[], None]],
+    ) -> list[Job[None]]:
+        """Start the processes of one job; they run the code of this checkout."""
+        from submitit.local.local import LocalExecutor as Submitter
+
+        wanted = self.resources(config, stage)
+        choice = f"{GPU_CHOICE}={','.join(_chosen_gpus(wanted))}"
+        python = wanted.python or shlex.quote(sys.executable)
+        # submitit would number the GPUs from 0, whatever the user chose.
+        command = f"env {shlex.quote(choice)} {python}"
+        executor = Submitter(folder, max_num_timeout=wanted.max_timeouts, python=command)
+        executor.update_parameters(tasks_per_node=wanted.tasks_per_node, timeout_min=wanted.timeout_min)
+        with outside_jobs(PYTHONPATH=_python_path()), terminal_signals_ignored():
+            return [executor.submit(call) for call in calls]
+
+    def process_of(self, job: Job[None]) -> dict[str, Any]:
+        """The process of submitit's controller."""
+        return ledger.process(int(job.job_id))
+
+    def finish(self, job: Job[None], step: Step) -> None:
+        """Print rank 0's log as it grows until all ranks have left.
+
+        Ctrl-C asks the ranks to stop, a second one kills them.
+        """
+        log = LogTail(logs_of(step) / "rank0.log")
+        try:
+            watch(job, step, log)
+        except KeyboardInterrupt:
+            os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller passes it on to the ranks
+            tell_error(f"{step.name}: stopping; the step in progress is finished and saved (again: kill)")
+            try:
+                watch(job, step, log)
+            except KeyboardInterrupt:
+                kill_ranks(job)
+                watch(job, step, log)
+            raise
+
+    def states(self, jobs: list[dict[str, Any]]) -> dict[str, str]:
+        """A job whose process has gone without a word has failed. Jobs of other hosts are not known here."""
+        known = [job for job in jobs if "process" in job]
+        return {job["id"]: "FAILED" for job in known if ledger.alive(job["process"]) is False}
+
+    def cancel(self, jobs: list[dict[str, Any]]) -> list[str]:
+        """Ask the jobs of this host to stop, and name those of other hosts."""
+        lines = []
+        for job in jobs:
+            process = job.get("process")
+            if not process:
+                continue
+            alive = ledger.alive(process)
+            if alive is None:
+                lines.append(
+                    f"{job['stage']} job {job['id']} was started on {process['host']}: cancel it there"
+                )
+            elif alive:
+                os.kill(process["pid"], signal.SIGTERM)
+                lines.append(f"cancelled: {job['id']} ({job['stage']}); it saves its work and ends")
+        return lines
+
+
+class DebugExecutor(LocalExecutor):
+    """Every job is one rank in this very process: breakpoints work, and an error opens the debugger."""
+
+    def resources(self, config: RunConfig, stage: str) -> ClusterConfig:
+        """One rank, with at most one GPU."""
+        wanted = super().resources(config, stage)
+        gpus = min(1, gpu_request(wanted, stage).count)
+        return dataclasses.replace(wanted, tasks_per_node=1, gpus_per_node=gpus)
+
+    def hand_over(
+        self,
+        config: RunConfig,
+        stage: str,
+        folder: Path,
+        dependency: str | None,
+        calls: Sequence[Callable[[], None]],
+    ) -> list[Job[None]]:
+        """Prepare the job; it runs in `finish`, with the environment that it finds here."""
+        from submitit.local.debug import DebugExecutor as Submitter
+
+        choice = {GPU_CHOICE: ",".join(_chosen_gpus(self.resources(config, stage)))}
+        with outside_jobs(**choice):
+            executor = Submitter(folder)
+            return [executor.submit(call) for call in calls]
+
+    def process_of(self, job: Job[None]) -> dict[str, Any]:
+        """This process."""
+        return ledger.process(os.getpid())
+
+    def finish(self, job: Job[None], step: Step) -> None:
+        """Run the job. Its errors open the debugger and then come back here with their traceback."""
+        with suppress(SystemExit):
+            job.results()
+
+
+def _devices(wanted: ClusterConfig) -> str:
+    gpus = _chosen_gpus(wanted)
+    return f"{len(gpus)} GPU(s) ({GPU_CHOICE}={','.join(gpus)})" if gpus else "the CPU"
+
+
+def _chosen_gpus(wanted: ClusterConfig) -> list[str]:
+    count = wanted.gpus_per_node
+    assert isinstance(count, int)
+    return visible_gpus()[:count]
+
+
+def _python_path() -> str:
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

@@ -1,0 +1,185 @@
+"""Check one run before its submission: paths, space, weights, tracking server, time limits, batch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.config.schema import RunConfig
+from pipeline.data.records import RecordFormat
+from pipeline.data.sources.celeba import CELEBA_ATTRIBUTES
+from pipeline.rundir.layout import source_path
+from pipeline.runtime.split import ceil_div
+from pipeline.stages import STAGES
+from slurm.chain import Run
+from slurm.resources import gpu_request, stage_resources
+
+NETWORK_FILE_SYSTEMS = (
+    "nfs", "nfs4", "lustre", "gpfs", "beegfs", "beegfs_nodev", "ceph", "wekafs", "panfs", "pvfs2",
+    "orangefs", "cifs", "smb3", "afs", "glusterfs", "fuse.glusterfs", "fuse.juicefs", "fuse.cephfs",
+    "virtiofs", "9p", "daos", "quobyte", "gfs2", "ocfs2",
+)  # fmt: skip
+IMAGES = 202_599  # in CelebA
+CHECKPOINT_BYTES = 200e6  # more than the networks configured here need
+MLFLOW_LIMIT_S = 2.0
+SMALL_SHARE = 32  # with fewer images in a step a GPU mostly waits for kernel launches and communication
+SHORT_JOB_MIN = 10  # submitit counts every stop of a job as short as this as a time-out
+
+
+class Finding(NamedTuple):
+    """One thing to change, and whether the launch must stop for it."""
+
+    text: str
+    fatal: bool
+
+
+def source_is_there(run: Run) -> Iterator[Finding]:
+    """The folder with CelebA exists."""
+    source = source_path(run.config)
+    if run.config.shard.source and not source.is_dir():
+        yield Finding(f"key 'shard.source': {source}: no such folder", True)
+
+
+def folders_are_shared(run: Run) -> Iterator[Finding]:
+    """The runs directory can be written and, judged by the file system's type, nodes can see it."""
+    folder = _existing(Path(run.config.runs_dir))
+    if not os.access(folder, os.W_OK):
+        yield Finding(f"key 'runs_dir': {folder}: cannot be written", True)
+    for key, path in (("runs_dir", folder), ("shard.source", source_path(run.config))):
+        kind = file_system(path)
+        if path.exists() and kind not in NETWORK_FILE_SYSTEMS:
+            yield Finding(
+                f"key '{key}': {path} is on {kind}, a local file system; every node must see it at this path",
+                False,
+            )
+
+
+def space_suffices(run: Run) -> Iterator[Finding]:
+    """There is room for shards and checkpoints."""
+    config = run.config
+    images = IMAGES if config.shard.source else config.toy.n
+    if STAGES["shard"].complete(config, run.run_dir):
+        images = 0
+    shards = images * RecordFormat(config.shard.size, len(CELEBA_ATTRIBUTES)).length
+    needed = shards + (config.train.keep_checkpoints + 2) * CHECKPOINT_BYTES
+    free = shutil.disk_usage(_existing(Path(config.runs_dir))).free
+    if free < needed:
+        yield Finding(
+            f"key 'runs_dir': {config.runs_dir}: {free / 1e9:.3g} GB are free, "
+            f"but shards and checkpoints may need {needed / 1e9:.3g} GB",
+            True,
+        )
+
+
+def weights_are_there(run: Run) -> Iterator[Finding]:
+    """Weights that the evaluation loads exist: better to know now than at the end of the chain."""
+    hints = {
+        "inception_weights": "; `tools/fetch_weights.py` fetches it on a machine with internet access",
+        "network": "",
+    }
+    for key, hint in hints.items():
+        weights = getattr(run.config.eval, key)
+        if weights and not Path(weights).is_file():
+            yield Finding(f"key 'eval.{key}': {weights}: no such file{hint}", True)
+
+
+def mlflow_answers(run: Run) -> Iterator[Finding]:
+    """The tracking server answers, if one is configured."""
+    from pipeline.rundir.redact import redact
+    from pipeline.tracking.mlflow_store import tracking_uri
+
+    uri = tracking_uri(run.config)
+    if not run.config.tracking.enabled or not uri.startswith(("http://", "https://")):
+        return
+    where = f"key 'tracking.uri': {redact(uri)}"
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=MLFLOW_LIMIT_S).close()
+    except urllib.error.HTTPError as error:
+        if error.code == 403:
+            hint = "start the server with --allowed-hosts for this name"
+            yield Finding(f"{where} answers 403; {hint}", True)
+        elif error.code >= 500:  # other codes only say that this server has no /health
+            yield Finding(f"{where} answers {error.code}; check the server's log", True)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "reason", error)
+        hint = "start the server, or set tracking.enabled=false"
+        yield Finding(f"{where} does not answer ({why}); {hint}", True)
+
+
+def walltime_is_sound(run: Run) -> Iterator[Finding]:
+    """The warning before the time limit leaves time to work, and the limit suits submitit's rule."""
+    for stage in ("train", "classifier", "eval"):
+        wanted = stage_resources(run.config, stage)
+        if wanted.signal_delay_s >= wanted.timeout_min * 60:
+            yield Finding(
+                f"key 'cluster.signal_delay_s' for stage {stage}: {wanted.signal_delay_s} s before a limit "
+                f"of {wanted.timeout_min} min: jobs would stop at once",
+                True,
+            )
+        elif wanted.timeout_min <= SHORT_JOB_MIN:
+            yield Finding(
+                f"key 'cluster.timeout_min' for stage {stage}: {wanted.timeout_min}: in jobs of at most "
+                f"{SHORT_JOB_MIN} minutes every stop, also a preemption, counts as a time-out; "
+                f"cluster.max_timeouts={wanted.max_timeouts} are allowed",
+                False,
+            )
+
+
+def batch_fits(run: Run) -> Iterator[Finding]:
+    """The global batch suits the number of ranks."""
+    wanted = stage_resources(run.config, "train")
+    on_gpus = gpu_request(wanted, "train").count > 0
+    for text in batch_warnings(run.config, wanted.nodes * wanted.tasks_per_node, on_gpus):
+        yield Finding(text, False)
+
+
+def batch_warnings(config: RunConfig, ranks: int, on_gpus: bool) -> list[str]:
+    """Return warnings if a global batch is uneven over the ranks or leaves a GPU too little to do."""
+    batch = config.train.batch_size
+    found = []
+    even = ranks * ceil_div(batch, ranks)
+    lost = 1 - batch / even
+    if lost > 0:
+        found.append(
+            f"key 'train.batch_size': {batch} images over {ranks} ranks are shared unevenly: "
+            f"{lost:.0%} of the ranks' time is lost; {even} would be even"
+        )
+    if on_gpus and batch < SMALL_SHARE * ranks:
+        found.append(
+            f"key 'train.batch_size': {batch} images over {ranks} GPUs are {batch / ranks:.3g} per GPU and "
+            f"step; below {SMALL_SHARE} a GPU is mostly idle: use fewer GPUs or a larger global batch"
+        )
+    return found
+
+
+RUN_CHECKS = (
+    source_is_there,
+    folders_are_shared,
+    space_suffices,
+    weights_are_there,
+    mlflow_answers,
+    walltime_is_sound,
+    batch_fits,
+)
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def file_system(path: Path) -> str:
+    """Return the type of the file system that `path` is on."""
+    longest = ""
+    found = "unknown"
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, mount, kind, *_ = line.split()
+        mount = mount.replace("\\040", " ")
+        if str(path).startswith(mount) and len(mount) >= len(longest):
+            longest = mount
+            found = kind
+    return found

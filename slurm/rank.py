@@ -1,0 +1,151 @@
+"""Prepare one rank of a job: its variables, the port where the ranks meet, and its GPUs."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ConfigError
+from pipeline.rundir.files import write_text
+from pipeline.rundir.record import run_config
+from pipeline.runtime.preempt import StopFlag, Stopped
+from slurm.queue import ask
+from slurm.resources import gpu_request, stage_resources
+
+if TYPE_CHECKING:
+    from submitit import JobEnvironment
+
+GPU_CHOICE = "CUDA_VISIBLE_DEVICES"
+PORT_WAIT_S = 300.0  # a rank's container may start minutes before rank 0's
+PORT_POLL_S = 0.05
+
+
+# ---- variables and port
+
+
+def export_ranks(environment: JobEnvironment, stop: StopFlag) -> None:
+    """Set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT (all ranks).
+
+    The pipeline reads nothing else of the cluster. CUDA_VISIBLE_DEVICES stays as it is: a rank selects its
+    GPU by LOCAL_RANK.
+    """
+    from submitit.helpers import TorchDistributedEnvironment
+
+    TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+    if environment.num_tasks > 1:
+        os.environ["MASTER_PORT"] = str(shared_port(environment, stop))
+    if environment.num_nodes == 1:
+        os.environ["MASTER_ADDR"] = "127.0.0.1"  # a host's own name need not resolve
+
+
+def shared_port(environment: JobEnvironment, stop: StopFlag) -> int:
+    """Return a port that is free on rank 0's node (all ranks). Rank 0 tells the others by a file.
+
+    Submitit would derive the port from the job's id. If another program has that port, every restart
+    of the job fails. Raises Stopped if a stop request arrives first.
+    """
+    if environment.global_rank == 0:
+        port = reserve_port()
+        write_text(port_file(environment), str(port))
+        return port
+    file = port_file(environment)
+    give_up = time.monotonic() + PORT_WAIT_S
+    while time.monotonic() < give_up:
+        os.listdir(file.parent)  # makes a network file system ask its server again
+        with suppress(FileNotFoundError):
+            return int(file.read_text())
+        if stop.requested:
+            raise Stopped("before rank 0 had started")
+        time.sleep(PORT_POLL_S)
+    raise TimeoutError(f"Timed out waiting for rank 0, which writes its port to {file}")
+
+
+def port_file(environment: JobEnvironment) -> Path:
+    """Return the file with the port of this attempt; Slurm counts the requeues of a job."""
+    attempt = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return Path(environment.paths.folder) / f"{environment.job_id}_port_{attempt}"
+
+
+_held: list[socket.socket] = []  # open until this process ends
+
+
+def reserve_port() -> int:
+    """Return a free port of this host and hold it until torch listens on it.
+
+    A socket that is bound but does not listen keeps the kernel from giving the port to anybody else. With
+    SO_REUSEADDR, which torch's store sets too, both can be bound.
+    """
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    holder = socket.socket(family)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    holder.bind(("", 0))
+    _held.append(holder)
+    return int(holder.getsockname()[1])
+
+
+# ---- GPUs
+
+
+def visible_gpus() -> list[str]:
+    """Return the names of the GPUs that this process may use: indices, or UUIDs of GPUs and MIG devices.
+
+    CUDA_VISIBLE_DEVICES decides if it is set, because the user chose; otherwise nvidia-smi does.
+    """
+    choice = os.environ.get(GPU_CHOICE)
+    if choice is None:
+        return _listed_gpus(ask("nvidia-smi", "-L") or "")
+    names = []
+    for name in choice.split(","):
+        if name.strip() in ("", "-1", "NoDevFiles"):  # CUDA stops reading here
+            break
+        names.append(name.strip())
+    return names
+
+
+def _listed_gpus(text: str) -> list[str]:
+    """Parse `nvidia-smi -L`. A GPU that is split into MIG devices is replaced by these."""
+    devices: dict[str, list[str]] = {}
+    index = ""
+    for line in text.splitlines():
+        gpu = re.match(r"GPU (\d+):", line)
+        part = re.search(r"\(UUID: (MIG-[^)]+)\)", line)
+        if gpu:
+            index = gpu.group(1)
+            devices[index] = []
+        elif part and index:
+            devices[index].append(part.group(1))
+    names = []
+    for index, parts in devices.items():
+        names += parts or [index]
+    return names
+
+
+def require_gpus(environment: JobEnvironment, run_dir: Path, stage: str) -> None:
+    """Raise ConfigError if the stage asked for GPUs that PyTorch cannot use.
+
+    A run never falls back to the CPU in silence.
+    """
+    choice = os.environ.get(GPU_CHOICE, "")
+    wanted = stage_resources(run_config(run_dir), stage)
+    if environment.name() == "slurm":
+        needed = min(1, gpu_request(wanted, stage).count)  # a site may show each rank only its own GPU
+    else:
+        needed = len([name for name in choice.split(",") if name])  # set by the launcher
+    if not needed:
+        return
+    import torch
+
+    seen = torch.cuda.device_count()
+    if seen < needed:
+        raise ConfigError(
+            f"key 'cluster.gpus_per_node' for stage {stage}: got {wanted.gpus_per_node}, but PyTorch "
+            f"{torch.__version__} sees {seen} GPUs on {socket.gethostname()} ({GPU_CHOICE}={choice!r}); "
+            "check the driver and the build of PyTorch, or set cluster.gpus_per_node=0 for the CPU"
+        )
