@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from pipeline.data.sources.celeba import CELEBA_ATTRIBUTES
+from pipeline.data.sources.celeba_names import CELEBA_ATTRIBUTES
 
 
 def jpeg(seed: int, width: int = 178, height: int = 218) -> bytes:

@@ -77,7 +77,7 @@ def write_noise_celeba(folder: Path, n: int, seed: int = 0) -> Path:
     """A folder in CelebA's layout whose images are random colours and gradients: cheap, and no two alike."""
     from PIL import Image
 
-    from pipeline.data.sources.celeba import CELEBA_ATTRIBUTES
+    from pipeline.data.sources.celeba_names import CELEBA_ATTRIBUTES
 
     rng = np.random.default_rng(seed)
     (folder / "img_align_celeba").mkdir(parents=True)

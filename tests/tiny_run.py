@@ -12,8 +12,9 @@ import torch
 from cvae.model import CVAE
 from pipeline.config.load import dump, load
 from pipeline.config.schema import RunConfig
+from pipeline.data.manifest import content_digest
 from pipeline.data.records import TAIL, RecordFormat
-from pipeline.data.shards import Shards, content_digest
+from pipeline.data.shards import Shards
 from pipeline.evaluation import classifier
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_json

@@ -1,7 +1,8 @@
 """Verify shards at the speed of the disk, and make damaged ones again from their source.
 
-`python tools/check_shards.py FOLDER` reads every byte; `--repair RUN_DIR` writes what is damaged anew, byte for byte as it was,
-with the sharding and the source that RUN_DIR/config.yaml names. Exits with 1 where damage is left.
+`python tools/check_shards.py FOLDER` reads every byte. With `--repair RUN_DIR`, damaged tars are written
+again, byte for byte as they were, with the sharding and the source that RUN_DIR/config.yaml names.
+Exits with 1 if damage is left.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline.data.annotations import ANNOTATIONS, write_annotations
+from pipeline.data.manifest import MANIFEST, entries_of, read_manifest
 from pipeline.data.records import RecordFormat
-from pipeline.data.shards import MANIFEST, open_shard, read_manifest
+from pipeline.data.shards import open_shard
+from pipeline.data.sources.base import Source
 from pipeline.data.writer import write_shard
 from pipeline.errors import DataError, exit_code
 from pipeline.rundir import layout
@@ -30,16 +35,19 @@ from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.preempt import StopFlag
 from pipeline.stages.shard import planned
 
-log = logging.getLogger("check_shards")
+log = logging.getLogger("cvae.check_shards")
 
 
 def damage(folder: Path) -> dict[str, str]:
-    """Names of the tars that differ from the manifest, and how; extra ones included. Raises DataError where the manifest itself does."""
+    """Return the files that differ from the manifest, and how; tars that it does not list too.
+
+    Raises DataError if the manifest itself is damaged.
+    """
     manifest = read_manifest(folder, strangers="ignore")
     form = RecordFormat(manifest["size"], len(manifest["attributes"]))
-    entries = [entry for split in manifest["splits"].values() for entry in split["shards"]]
+    entries = entries_of(manifest)
 
-    def why(entry: dict) -> str:
+    def why(entry: dict[str, Any]) -> str:
         try:
             open_shard(folder, entry, form, "always").close()
         except DataError as error:
@@ -47,57 +55,68 @@ def damage(folder: Path) -> dict[str, str]:
         return ""
 
     start = time.monotonic()
-    with ThreadPoolExecutor(
-        len(os.sched_getaffinity(0))
-    ) as pool:  # hashing and reading leave the interpreter alone
-        found = {
-            entry["file"]: reason
-            for entry, reason in zip(entries, pool.map(why, entries), strict=True)
-            if reason
-        }
-    seconds, megabytes = time.monotonic() - start, sum(entry["bytes"] for entry in entries) / 1e6
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # hashing releases the interpreter lock
+        reasons = list(pool.map(why, entries))
+    seconds = time.monotonic() - start
+    megabytes = sum(entry["bytes"] for entry in entries) / 1e6
     log.info("%d shards, %.0f MB in %.2f s: %.0f MB/s", len(entries), megabytes, seconds, megabytes / seconds)
+    found = {entry["file"]: reason for entry, reason in zip(entries, reasons, strict=True) if reason}
     known = {entry["file"] for entry in entries}
-    return found | {
-        tar.name: f"{tar}: is not listed in {MANIFEST}"
-        for tar in folder.glob("*.tar")
-        if tar.name not in known
-    }
+    for tar in sorted(folder.glob("*.tar")):
+        if tar.name not in known:
+            found[tar.name] = f"{tar}: is not listed in {MANIFEST}"
+    if _annotations_differ(folder, manifest):
+        found[ANNOTATIONS] = f"{folder / ANNOTATIONS}: is missing or differs from {MANIFEST}"
+    return found
+
+
+def _annotations_differ(folder: Path, manifest: dict[str, Any]) -> bool:
+    if "annotations" not in manifest:
+        return False  # shards of an older version have no such file
+    file = folder / ANNOTATIONS
+    return not file.is_file() or sha256(file) != manifest["annotations"]["sha256"]
 
 
 def repair(folder: Path, names: set[str], run_dir: Path) -> None:
-    """Write the tars `names` again from the source; each takes its place only if it is byte for byte what the manifest lists."""
+    """Make the files `names` again from the source.
+
+    Each takes its place only if it is byte for byte what the manifest lists. Raises DataError.
+    """
     config = run_config(run_dir)
-    if layout.shards_dir(config).resolve() != folder.resolve():
+    shards = layout.shards_dir(config)
+    if shards.resolve() != folder.resolve():
         raise DataError(
-            f"{run_dir}: its shards are {layout.shards_dir(config)}, not {folder}; give a run that was trained on these"
+            f"{run_dir}: its shards are {shards}, not {folder}; give a run that was trained on these"
         )
-    celeba, tasks = planned(config, Context(run_dir, Ranks(), StopFlag(), log), len(os.sched_getaffinity(0)))
+    context = Context(run_dir, Ranks(), StopFlag(), log)
+    source, tasks = planned(config, context, len(os.sched_getaffinity(0)))
     manifest = read_manifest(folder, strangers="ignore")
-    if manifest["source"] != celeba.digests:
-        raise DataError(
-            f"{celeba.images}: is not the source that these shards were made from (its digests differ); nothing was changed"
-        )
-    wanted = {
-        entry["file"]: entry["sha256"] for split in manifest["splits"].values() for entry in split["shards"]
-    }
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".repair-") as aside:
+    wanted = {entry["file"]: entry["sha256"] for entry in entries_of(manifest)}
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".repair-") as made:
+        aside = Path(made)
         for task in tasks:
-            if task.file.name not in names:
-                continue
-            fresh = Path(aside) / task.file.name
-            write_shard(replace(task, file=fresh, done=None))
-            if sha256(fresh) != wanted[task.file.name]:
-                raise DataError(
-                    f"{task.file}: made again from {celeba.images}, it differs from {MANIFEST}: the images have changed"
-                )
-            os.replace(fresh, task.file)
-            sync_folder(folder)
-            log.info("%s: made again", task.file)
+            if task.file.name in names:
+                fresh = aside / task.file.name
+                write_shard(replace(task, file=fresh, done=None))
+                _take_place(fresh, task.file, wanted.get(task.file.name, ""), source)
+        if ANNOTATIONS in names:
+            write_annotations(aside, source.annotated)
+            _take_place(aside / ANNOTATIONS, folder / ANNOTATIONS, manifest["annotations"]["sha256"], source)
+
+
+def _take_place(fresh: Path, file: Path, wanted: str, source: Source) -> None:
+    if sha256(fresh) != wanted:
+        raise DataError(
+            f"{source.location}: is not the source that these shards were made from: "
+            f"{file.name}, made again, differs from {MANIFEST}; it was left as it is"
+        )
+    os.replace(fresh, file)
+    sync_folder(file.parent)
+    log.info("%s: made again", file)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line. Raises DataError; exits with 1 where damage is left."""
+    """Run the command line. Raises DataError; exits with 1 if damage is left."""
     parser = argparse.ArgumentParser(
         prog="tools/check_shards.py",
         description=__doc__,
@@ -111,16 +130,16 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    folder = (
-        layout.shards_dir(run_config(args.folder)) if (args.folder / "config.yaml").exists() else args.folder
-    )
+    folder = args.folder
+    if (folder / "config.yaml").exists():
+        folder = layout.shards_dir(run_config(folder))
     found = damage(folder)
     for reason in found.values():
         print(reason)
     if found and args.repair:
         repair(folder, set(found), args.repair.absolute())
         found = damage(folder)
-    print(f"{folder}: {f'{len(found)} damaged' if found else 'intact'}")
+    print(f"{folder}: {len(found)} damaged" if found else f"{folder}: intact")
     if found:
         raise SystemExit(1)
 

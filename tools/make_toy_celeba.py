@@ -21,15 +21,15 @@ def main() -> None:
     )
     parser.add_argument("--n", type=int, default=4000, help="number of faces")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder to make; left alone if it is complete already"
+        "--out", type=Path, required=True, help="folder to make; a complete one is left alone"
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other faces")
     parser.add_argument(
-        "--processes", type=int, default=os.cpu_count() or 1, help="the result does not depend on it"
+        "--processes", type=int, default=os.cpu_count() or 1, help="never changes the result"
     )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    make_toy_celeba(args.out, args.n, args.seed, args.processes, logging.getLogger("toy"))
+    make_toy_celeba(args.out, args.n, args.seed, args.processes)
     print(f"{args.n} faces in {args.out}")
 
 

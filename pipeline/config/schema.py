@@ -26,15 +26,16 @@ class ToyConfig:
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """From CelebA's files to shards (WebDataset tars)."""
+    """From a data set to shards (WebDataset tars)."""
 
-    source: str = ""  # folder in CelebA's official layout; empty: toy faces
-    crop: int = 148  # side of the centred square cut from the 178x218 image, pixels
+    source: str = ""  # folder that holds a data set, e.g. CelebA; empty: toy faces
+    crop: int = 148  # side of the centred square that is cut from each image, pixels
     size: int = 64  # side of the stored image, pixels
     samples_per_shard: int = 2048  # images in one tar
     seed: int = 0  # of the permutation that assigns images to shards
     allow_subset: bool = False  # accept annotations of images that are missing; the manifest counts them
     skip_damaged: bool = False  # leave out images that cannot be read; the manifest counts them
+    allow_upsampling: bool = False  # accept a size above crop, which only enlarges the images
 
 
 @dataclass(frozen=True)

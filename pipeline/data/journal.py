@@ -1,4 +1,7 @@
-"""What the shard stage has finished so far: an interrupted run goes on from here, and one damaged shard can be made again alone."""
+"""What the shard stage has finished so far.
+
+An interrupted run goes on from here, and one damaged shard can be made again alone.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from pipeline.rundir.files import write_text
 
 @dataclass(frozen=True)
 class ShardReport:
-    """One finished shard: its manifest entry, and what the manifest sums up."""
+    """One finished shard: its entry in the manifest, and what the manifest sums up."""
 
     file: str
     samples: int
@@ -24,17 +27,25 @@ class ShardReport:
 
 
 class Journal:
-    """`journal*.jsonl` beside the shards, one for each job that writes: first the sources' digests, then a report per line."""
+    """`journal*.jsonl` beside the shards, one for each job that writes.
+
+    The first line is the source's fingerprint, every other line a report.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
-    def resume(self, sources: dict[str, str], planned: set[str]) -> dict[str, ShardReport]:
-        """Reports of the `planned` shards that earlier runs on the same sources finished, from every journal; starts this run's own."""
+    def resume(self, fingerprint: dict[str, str], planned: set[str]) -> dict[str, ShardReport]:
+        """Start this run's journal with the reports that earlier runs left.
+
+        Reports are taken from every journal of the same source, for the `planned` shards.
+        """
         done: dict[str, ShardReport] = {}
         for file in sorted(self.file.parent.glob("journal*.jsonl")):
-            done |= {name: report for name, report in _read(file, sources).items() if name in planned}
-        lines = [sources, *(dataclasses.asdict(report) for report in done.values())]
+            for name, report in _read(file, fingerprint).items():
+                if name in planned:
+                    done[name] = report
+        lines = [fingerprint, *(dataclasses.asdict(report) for report in done.values())]
         write_text(self.file, "".join(json.dumps(line) + "\n" for line in lines))
         return done
 
@@ -46,21 +57,21 @@ class Journal:
             os.fsync(file.fileno())
 
 
-def _read(file: Path, sources: dict[str, str]) -> dict[str, ShardReport]:
+def _read(file: Path, fingerprint: dict[str, str]) -> dict[str, ShardReport]:
     done: dict[str, ShardReport] = {}
     try:
         first, *rest = file.read_text().splitlines()
-        if json.loads(first) == sources:
+        if json.loads(first) == fingerprint:
             for line in rest:
                 report = ShardReport(**json.loads(line))
                 done[report.file] = report
     except (OSError, ValueError, TypeError):
-        pass  # a last line that was cut off: the shards it lacks are written again
+        pass  # the last line may be cut off; the shards that it lacks are written again
     return done
 
 
 def clear_folder(folder: Path, keep: set[str]) -> None:
-    """Remove unfinished files and every tar but those in `keep`; only while no other job writes there."""
+    """Delete unfinished files and every tar except `keep`. No other job may be writing there."""
     for stale in [*folder.glob("*.tar"), *folder.glob(".*.tmp")]:
         if stale.name not in keep:
             stale.unlink()

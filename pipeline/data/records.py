@@ -1,6 +1,8 @@
-"""Bytes of one sample in a tar: two members of fixed size, so that every record has one length and the tar is an array.
+"""The bytes of one sample in a tar.
 
-`<key>.attrs.npy` (uint8 [A], 0 or 1) comes first, then `<key>.image.npy` (uint8 [S, S, 3], C order); plain ustar, mtime and owner 0.
+Each sample is two members of fixed size, so every record has one length and the tar is an array:
+`<key>.attrs.npy` (uint8 [A], 0 or 1), then `<key>.image.npy` (uint8 [S, S, 3], C order).
+The tar is plain ustar with mtime and owner 0.
 """
 
 from __future__ import annotations
@@ -12,44 +14,46 @@ import numpy as np
 
 from pipeline.runtime.split import ceil_div
 
-KEY = re.compile(
-    r"[A-Za-z0-9_-]{1,90}"
-)  # a dot would end WebDataset's key; a longer or non-ASCII name needs a second tar header
+# WebDataset ends a key at the first dot. A longer or non-ASCII name would need a second tar header.
+KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
 TAIL = bytes(1024)  # the two zero blocks that end a tar
 _BLOCK = 512
 _NPY_HEADER = 128
 
 
 def _padded(length: int) -> int:
+    """Round up to whole tar blocks."""
     return ceil_div(length, _BLOCK) * _BLOCK
 
 
 def _tar_header(name: str, length: int) -> bytes:
-    member = tarfile.TarInfo(name)  # mode 0644, mtime, uid and gid 0, no owner's name
+    member = tarfile.TarInfo(name)  # mode 0644; mtime, uid and gid 0; no owner name
     member.size = length
     return member.tobuf(tarfile.USTAR_FORMAT)
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """NumPy's format 1.0 for a uint8 array in C order; spelled out so that no numpy version can change it."""
+    """Return NumPy's header 1.0 of a uint8 array in C order. No NumPy version can change these bytes."""
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
     room = _NPY_HEADER - 10
     return b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little") + text.ljust(room - 1) + b"\n"
 
 
 class RecordFormat:
-    """Offsets and headers of records that hold `attributes` labels and one image of `size` x `size` pixels."""
+    """Offsets and headers of records with `attributes` labels and one image of `size` x `size` pixels."""
 
     def __init__(self, size: int, attributes: int) -> None:
-        self.attrs_shape, self.image_shape = (attributes,), (size, size, 3)
-        self.attrs_bytes, self.image_bytes = attributes, size * size * 3
+        self.attrs_shape = (attributes,)
+        self.image_shape = (size, size, 3)
+        self.attrs_bytes = attributes
+        self.image_bytes = size * size * 3
         self.attrs_at = _BLOCK + _NPY_HEADER
         self._image_member = _BLOCK + _padded(_NPY_HEADER + self.attrs_bytes)
         self.image_at = self._image_member + _BLOCK + _NPY_HEADER
         self.length = self._image_member + _BLOCK + _padded(_NPY_HEADER + self.image_bytes)
 
     def headers(self, key: str) -> list[tuple[int, bytes]]:
-        """(offset in the record, bytes) of the two tar and two npy headers."""
+        """Return (offset in the record, bytes) of the two tar headers and the two npy headers."""
         second = self._image_member
         return [
             (0, _tar_header(f"{key}.attrs.npy", _NPY_HEADER + self.attrs_bytes)),
@@ -59,27 +63,31 @@ class RecordFormat:
         ]
 
     def pack(self, keys: list[str], attributes: np.ndarray, images: np.ndarray) -> np.ndarray:
-        """Records of n samples: keys, uint8 [n, A] and uint8 [n, S, S, 3] -> uint8 [n, length]."""
+        """Pack n samples: keys, uint8 [n, A] and uint8 [n, S, S, 3] -> records uint8 [n, length]."""
         records = np.zeros((len(keys), self.length), np.uint8)
         for record, key in zip(records, keys, strict=True):
             for at, header in self.headers(key):
                 record[at : at + len(header)] = np.frombuffer(header, np.uint8)
-        records[:, self.attrs_at : self.attrs_at + self.attrs_bytes] = attributes
-        records[:, self.image_at : self.image_at + self.image_bytes] = images.reshape(
-            len(keys), self.image_bytes
-        )
+        attrs_end = self.attrs_at + self.attrs_bytes
+        image_end = self.image_at + self.image_bytes
+        records[:, self.attrs_at : attrs_end] = attributes
+        records[:, self.image_at : image_end] = images.reshape(len(keys), self.image_bytes)
         return records
 
-    def column(self, tar: np.ndarray, samples: int, at: int, length: int) -> np.ndarray:
-        """One field of all records of a tar (its bytes, uint8) as a strided view [samples] of opaque items of `length` bytes."""
-        return np.ndarray((samples,), np.dtype(("V", length)), tar, at, (self.length,))  # type: ignore[arg-type]
+    def attributes_of(self, tar: np.ndarray, samples: int) -> np.ndarray:
+        """View the attributes of all records of a tar (its bytes, uint8): strided, opaque items [samples]."""
+        opaque = np.dtype(("V", self.attrs_bytes))
+        return np.ndarray((samples,), opaque, tar, self.attrs_at, (self.length,))  # type: ignore[arg-type]
 
-    def keys(self, tar: np.ndarray, samples: int) -> np.ndarray:
-        """Member names of the attributes as a strided view, bytes [samples]; see `key_of`."""
+    def members_of(self, tar: np.ndarray, samples: int) -> np.ndarray:
+        """View the names of the attributes' members as strided bytes [samples]; see `key_of`."""
         return np.ndarray((samples,), "S100", tar, 0, (self.length,))  # type: ignore[arg-type]
 
 
 def key_of(member: bytes) -> str:
-    """Key of a sample from the name of its attributes member; an empty text where it is no such name."""
-    key = member.decode("ascii", "replace").removesuffix(".attrs.npy")
-    return key if KEY.fullmatch(key) and len(key) < len(member) else ""
+    """Return the key in the name of an attributes' member, or "" if it is no such name."""
+    name = member.decode("ascii", "replace")
+    key = name.removesuffix(".attrs.npy")
+    if key == name or not KEY.fullmatch(key):
+        return ""
+    return key

@@ -17,7 +17,6 @@ from cvae.distributions import Distribution, FlowDistribution
 from cvae.importance import importance_weighted_bound
 from pipeline.data.loader import to_float
 from pipeline.evaluation.features import Features
-from pipeline.evaluation.rare import FIGURE_5
 from pipeline.evaluation.reference import reference_features, reference_key
 from pipeline.evaluation.subject import Rows, Subject, edges
 from pipeline.runtime.split import spread
@@ -194,7 +193,7 @@ def _sample(subject: Subject, purpose: str, labels: np.ndarray) -> Rows:
 
 
 def _combinations(subject: Subject) -> np.ndarray:
-    """The rarest pairs, then triples, then the paper's own cases, as columns [K, 3] padded with -1.
+    """The rarest pairs, then triples, then the data set's showcase, as columns [K, 3] padded with -1.
 
     Rank 0 chooses, because only rank 0 has read the annotations, and sends its choice to all ranks.
     """
@@ -202,8 +201,8 @@ def _combinations(subject: Subject) -> np.ndarray:
     # Columns are sent plus one, so that 0 means "none" and the sum over ranks is rank 0's message.
     message = torch.zeros((MOST_COMBINATIONS, 3), dtype=torch.float64, device=subject.ranks.device)
     if subject.ranks.is_main:
-        paper = [tuple(names.index(name) for name in case) for case in FIGURE_5 if set(case) <= set(names)]
-        found = [*subject.counts.rare(2), *subject.counts.rare(3), *paper]
+        shown = [tuple(names.index(name) for name in case) for case in subject.showcase]
+        found = [*subject.counts.rare(2), *subject.counts.rare(3), *shown]
         for row, combination in zip(message, found, strict=False):
             row[: len(combination)] = 1 + torch.tensor(combination)
     chosen = subject.ranks.reduce_sum(message).cpu().numpy().astype(np.int64) - 1

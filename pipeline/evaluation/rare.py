@@ -1,4 +1,4 @@
-"""Rare combinations of attributes: can a model put together what it saw apart?"""
+"""Attributes that hardly ever occur together: can a model combine what it never or rarely saw combined?"""
 
 from __future__ import annotations
 
@@ -9,39 +9,46 @@ import numpy as np
 
 from pipeline.runtime.keyed import generator
 
-MIN_TRAIN, MIN_HELD_OUT = 50, 20  # images that a combination needs; with fewer, a labelling error is likely
+MIN_TRAIN = 50  # images that a combination needs; below this it is more likely a labelling error
+MIN_HELD_OUT = 20
 MOST = 10  # pairs, and triples
-EXCLUSIVE = (
-    {"Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair"},
-    {"Straight_Hair", "Wavy_Hair"},
-)  # one head has one of each
-FIGURE_5 = (("Heavy_Makeup", "Male"),)  # the case that arXiv 2511.08946 shows; too few images for a ceiling
+Groups = tuple[tuple[str, ...], ...]  # groups of attributes of which an image has at most one
 
 
 class Combination(NamedTuple):
     """Two or three attributes and how often they occur together."""
 
     attributes: tuple[str, ...]
-    annotated_count: int  # in the annotations of the whole training partition, even if an image is missing
+    annotated_count: int  # in all annotated training images, whether or not the image is there
     train_count: int
     held_out_count: int
     lift: float  # p(a, b, ...) / (p(a) p(b) ...) in these annotations; below 1 they avoid each other
 
 
 class Counts:
-    """How often attributes occur together, in three sets of labels uint8 [N, A]."""
+    """How often attributes occur together, in three sets of labels uint8 [N, A].
+
+    `exclusive` are groups of attributes that contradict each other.
+    """
 
     def __init__(
-        self, annotated: np.ndarray, train: np.ndarray, held_out: np.ndarray, names: list[str]
+        self,
+        annotated: np.ndarray,
+        train: np.ndarray,
+        held_out: np.ndarray,
+        names: list[str],
+        exclusive: Groups = (),
     ) -> None:
-        self.names, self.n = names, len(annotated)
-        # Bits run along images. An AND and a popcount count a combination: 9,880 triples take a
-        # second.
+        self.names = names
+        self.exclusive = exclusive
+        self.n = len(annotated)
+        # Bits run along images: a combination is counted by an AND and a popcount. One second is enough
+        # for the 9,880 triples of 40 attributes.
         self.packed = [np.packbits(labels.astype(bool).T, axis=1) for labels in (annotated, train, held_out)]
         self.alone = annotated.mean(0, dtype=np.float64)
 
     def of(self, chosen: tuple[int, ...]) -> Combination:
-        """Count one combination, given by its columns."""
+        """Return the counts of one combination, given by positions of attributes."""
         annotated, train, held_out = (_count(bits, chosen) for bits in self.packed)
         expected = self.n * float(np.prod(self.alone[list(chosen)]))
         return Combination(
@@ -53,49 +60,62 @@ class Counts:
         )
 
     def rare(self, size: int, most: int = MOST) -> list[tuple[int, ...]]:
-        """Return the combinations of `size` attributes with the lowest lift below 1, lowest first,
-        as columns.
+        """Return the combinations of `size` attributes with the lowest lift below 1, as positions.
 
-        At least 50 training and 20 held-out images carry each of them, and none contradicts itself.
+        At least MIN_TRAIN training and MIN_HELD_OUT held-out images carry each of them, and none
+        contradicts itself. The lowest lift comes first.
         """
-        names = self.names
-        pairs = {
-            (a, b)
-            for a, b in combinations(range(len(names)), 2)
-            if names[b] not in rivals(names[a]) and self._enough((a, b))
-        }
+        pairs = {pair for pair in combinations(range(len(self.names)), 2) if self._may_meet(*pair)}
         found = []
-        for chosen in combinations(range(len(names)), size):
-            if all(pair in pairs for pair in combinations(chosen, 2)) and self._enough(chosen):
-                found.append((self.of(chosen), chosen))
-        ordered = sorted((c.lift, c.attributes, chosen) for c, chosen in found if c.lift < 1)
-        return [chosen for _, _, chosen in ordered[:most]]
+        for chosen in combinations(range(len(self.names)), size):
+            if not all(pair in pairs for pair in combinations(chosen, 2)) or not self._enough(chosen):
+                continue
+            combination = self.of(chosen)
+            if combination.lift < 1:
+                found.append((combination.lift, combination.attributes, chosen))
+        return [chosen for _, _, chosen in sorted(found)[:most]]
+
+    def _may_meet(self, a: int, b: int) -> bool:
+        contradicts = self.names[b] in rivals(self.names[a], self.exclusive)
+        return not contradicts and self._enough((a, b))
 
     def _enough(self, chosen: tuple[int, ...]) -> bool:
-        train, held_out = (_count(bits, chosen) for bits in self.packed[1:])
-        return train >= MIN_TRAIN and held_out >= MIN_HELD_OUT
+        _, train, held_out = self.packed
+        return _count(train, chosen) >= MIN_TRAIN and _count(held_out, chosen) >= MIN_HELD_OUT
 
 
 def _count(bits: np.ndarray, chosen: tuple[int, ...]) -> int:
-    """Number of images with all chosen attributes, from bits [A, N / 8]."""
+    """Return how many images carry all of the chosen attributes; `bits` uint8 [A, N / 8]."""
     together = np.bitwise_and.reduce(bits[list(chosen)])
     return int(np.bitwise_count(together).sum())
 
 
-def rivals(name: str) -> set[str]:
+def rivals(name: str, exclusive: Groups) -> set[str]:
     """Return the attributes that contradict `name`."""
-    return set().union(*(group - {name} for group in EXCLUSIVE if name in group))
+    found: set[str] = set()
+    for group in exclusive:
+        if name in group:
+            found |= set(group) - {name}
+    return found
 
 
 def requests(
-    labels: np.ndarray, names: list[str], attributes: tuple[str, ...], n: int, seed: int
+    labels: np.ndarray,
+    names: list[str],
+    attributes: tuple[str, ...],
+    n: int,
+    seed: int,
+    exclusive: Groups = (),
 ) -> np.ndarray:
-    """Draw `n` rows from `labels` [N, A], set `attributes` in them and unset what contradicts these
-    -> uint8 [n, A].
+    """Return attributes to ask for, uint8 [n, A].
+
+    Rows are drawn from `labels` [N, A]. Then `attributes` are set, and what contradicts them is unset.
     """
     rng = generator(seed, "rare/" + "+".join(attributes), 0)
     drawn = labels[rng.integers(len(labels), size=n)].copy()
     drawn[:, [names.index(name) for name in attributes]] = 1
-    against = set().union(*(rivals(name) for name in attributes))
+    against: set[str] = set()
+    for name in attributes:
+        against |= rivals(name, exclusive)
     drawn[:, [i for i, name in enumerate(names) if name in against]] = 0
     return drawn

@@ -19,9 +19,10 @@ from cvae.distributions import DiagonalGaussian
 from cvae.losses import squared_error
 from cvae.model import CVAE
 from pipeline.config.schema import EvalConfig
-from pipeline.data.loader import columns, to_float
+from pipeline.data.loader import attribute_positions, to_float
 from pipeline.data.pixels import to_uint8
 from pipeline.data.shards import Shards
+from pipeline.data.sources.base import Annotations, DatasetInfo
 from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.rare import Counts, requests
@@ -47,15 +48,24 @@ class Subject:
     ranks: Ranks
     reference_dir: Path
     crop: int  # pixels of the stored crop; part of the key of cached features
-    # Attributes uint8 [N, A] and partition [N] of the whole dataset. Rank 0 has them if the files
-    # are at hand.
-    annotations: tuple[np.ndarray, np.ndarray] | None = None
+    annotations: Annotations | None = None  # of the whole dataset; rank 0 has them if they are at hand
     clock: dict[str, float] = field(default_factory=dict)  # seconds spent in gathering
 
     @property
     def n(self) -> int:
         """Number of images measured."""
         return min(self.settings.n, len(self.splits[self.settings.split]))
+
+    @property
+    def dataset(self) -> DatasetInfo:
+        """The facts about the data set in the shards' manifest."""
+        return self.splits["train"].info
+
+    @property
+    def showcase(self) -> list[tuple[str, ...]]:
+        """The data set's showcase combinations of which the model reads every attribute."""
+        read = set(self.info.attributes)
+        return [case for case in self.dataset.showcase if set(case) <= read]
 
     @property
     def memory_n(self) -> int:
@@ -65,7 +75,7 @@ class Subject:
     @property
     def read_columns(self) -> list[int]:
         """Positions of the model's attributes among the classifier's."""
-        return columns(self.classifier.attributes, self.info.attributes)
+        return attribute_positions(self.classifier.attributes, self.info.attributes)
 
     @cached_property
     def requested(self) -> np.ndarray:
@@ -80,7 +90,7 @@ class Subject:
         """All attributes of the n images in the classifier's order, uint8 [n, A]."""
         shards = self.splits[self.settings.split]
         chosen = shards.attributes()[self.positions(self.settings.split)]
-        return chosen[:, columns(shards.attribute_names, self.classifier.attributes)]
+        return chosen[:, attribute_positions(shards.attribute_names, self.classifier.attributes)]
 
     @cached_property
     def counts(self) -> Counts:
@@ -95,10 +105,10 @@ class Subject:
         train = self.labels("train")
         annotated = train
         if self.annotations is not None:
-            attributes, partition = self.annotations
-            read = columns(self.splits["train"].attribute_names, self.info.attributes)
-            annotated = attributes[partition == 0][:, read]
-        return Counts(annotated, train, np.concatenate(held_out), self.info.attributes)
+            read = attribute_positions(self.splits["train"].attribute_names, self.info.attributes)
+            annotated = self.annotations.labels[self.annotations.splits == 0][:, read]
+        exclusive = self.dataset.exclusive
+        return Counts(annotated, train, np.concatenate(held_out), self.info.attributes, exclusive)
 
     def positions(self, split: str) -> np.ndarray:
         """Positions of the images that represent a split: [n], or all of a smaller split."""
@@ -108,12 +118,13 @@ class Subject:
     def labels(self, split: str) -> np.ndarray:
         """The attributes of a whole split that the model reads, uint8 [N, A]."""
         shards = self.splits[split]
-        return shards.attributes()[:, columns(shards.attribute_names, self.info.attributes)]
+        return shards.attributes()[:, attribute_positions(shards.attribute_names, self.info.attributes)]
 
     def requests(self, attributes: tuple[str, ...], n: int) -> np.ndarray:
         """`n` rows of the split's attributes, uint8 [n, A], in which `attributes` are set."""
         labels = self.labels(self.settings.split)
-        return requests(labels, self.info.attributes, attributes, n, self.settings.seed)
+        exclusive = self.dataset.exclusive
+        return requests(labels, self.info.attributes, attributes, n, self.settings.seed, exclusive)
 
     def noise(self, purpose: str, indices: np.ndarray, *shape: int) -> Tensor:
         """Standard normal noise [n, *shape, D], a function of seed, purpose and index."""

@@ -14,7 +14,6 @@ from pipeline.evaluation.evidence import Evidence
 from pipeline.reporting.plots import scatter, unit_curves
 from pipeline.rundir.files import write_bytes
 
-COLOURED_FIRST = ("Male", "Smiling")  # if the model reads both; otherwise its first two attributes
 POINTS = 150  # of each coloured group, drawn and encoded
 PERPLEXITY = 30.0
 
@@ -45,9 +44,14 @@ def draw_latents(evidence: Evidence, units: list[dict[str, Any]], folder: Path) 
 
 
 def coloured_groups(evidence: Evidence) -> dict[str, np.ndarray]:
-    """Sort images by two attributes into four groups, the first POINTS images of each."""
+    """Sort images by two attributes into four groups, the first POINTS images of each.
+
+    The data set names the two. If the model does not read both, its first two attributes are used.
+    """
     names = evidence.info.attributes
-    pair = COLOURED_FIRST if set(COLOURED_FIRST) <= set(names) else tuple(names[:2])
+    pair = evidence.dataset.contrast
+    if len(pair) != 2 or not set(pair) <= set(names):
+        pair = tuple(names[:2])
     bits = evidence.requested[:, [names.index(name) for name in pair]].astype(bool)
     groups: dict[str, np.ndarray] = {}
     for values in product((True, False), repeat=2):

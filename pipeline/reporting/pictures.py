@@ -11,23 +11,12 @@ from PIL import Image
 from pipeline.data.pixels import to_uint8
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.metrics.neighbours import nearest
-from pipeline.evaluation.rare import FIGURE_5
 from pipeline.reporting.grids import grid, labelled
 from pipeline.runtime.split import ceil_div, spread
 
 COLUMNS, ROWS = 8, 8  # images
 SWEEP_STEPS = 8  # pictures from one end to the other
-SWEEPS = 8  # attributes
-SWEPT_FIRST = (  # if the model reads them; otherwise the model's first attributes
-    "Smiling",
-    "Male",
-    "Eyeglasses",
-    "Blond_Hair",
-    "Young",
-    "Heavy_Makeup",
-    "Bald",
-    "Pale_Skin",
-)
+SWEEPS = 8  # attributes, if the data set names none that the model reads
 
 
 @torch.no_grad()
@@ -46,9 +35,8 @@ def draw(evidence: Evidence, folder: Path) -> None:
     labelled(_sweeps(evidence)).save(folder / "one_attribute.png")
     if evidence.n > 1:
         grid(_interpolations(evidence), SWEEP_STEPS).save(folder / "interpolation.png")
-    for case in FIGURE_5:
-        if set(case) <= set(evidence.info.attributes):
-            _figure_5(evidence, case).save(folder / f"{'_'.join(case).lower()}.png")
+    for case in evidence.showcase:
+        _showcase(evidence, case).save(folder / f"{'_'.join(case).lower()}.png")
     if "rare" in evidence:
         _draw_rare(evidence, folder)
     if "memory" in evidence and "samples" in evidence:
@@ -94,7 +82,7 @@ def _draw_rare(evidence: Evidence, folder: Path) -> None:
         labelled(rows).save(folder / "rare.png")
 
 
-def _figure_5(evidence: Evidence, case: tuple[str, ...]) -> Image.Image:
+def _showcase(evidence: Evidence, case: tuple[str, ...]) -> Image.Image:
     """Samples of one of the paper's own combinations, beside the number of images that carry it."""
     columns = tuple(evidence.info.attributes.index(name) for name in case)
     counts = evidence.counts.of(columns)
@@ -126,7 +114,7 @@ def _sweeps(evidence: Evidence) -> list[tuple[str, np.ndarray]]:
     to 1.
     """
     read = evidence.info.attributes
-    names = [name for name in SWEPT_FIRST if name in read] or read[:SWEEPS]
+    names = [name for name in evidence.dataset.swept if name in read] or read[:SWEEPS]
     rows = []
     for number, name in enumerate(names):
         request = evidence.requested[[number % evidence.n]]

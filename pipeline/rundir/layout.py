@@ -44,7 +44,7 @@ def toy_dir(config: RunConfig) -> Path:
 
 
 def source_path(config: RunConfig) -> Path:
-    """Return the CelebA folder that is sharded: the user's, or the toy faces."""
+    """Return the folder of the data set that is sharded: the user's, or the toy faces."""
     if config.shard.source:
         return Path(config.shard.source).expanduser().absolute()
     return toy_dir(config)
@@ -52,10 +52,13 @@ def source_path(config: RunConfig) -> Path:
 
 def shards_digest(config: RunConfig) -> str:
     """Return the digest of the sections that the shard stage reads."""
-    source: Any = [TOY_FORMAT, to_dict(config.toy)]
+    section = to_dict(config.shard)
+    del section["allow_upsampling"]  # it permits a size, but changes no byte
     if config.shard.source:
-        source = {"path": str(source_path(config))}
-    return digest(["shard", SHARD_FORMAT, {**to_dict(config.shard), "source": source}])
+        section["source"] = {"path": str(source_path(config))}
+    else:
+        section["source"] = [TOY_FORMAT, to_dict(config.toy)]
+    return digest(["shard", SHARD_FORMAT, section])
 
 
 def shards_dir(config: RunConfig) -> Path:

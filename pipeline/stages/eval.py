@@ -16,8 +16,9 @@ import torch
 from pipeline.config.load import digest
 from pipeline.config.schema import RunConfig
 from pipeline.config.suggest import suggest
+from pipeline.data.annotations import read_annotations
 from pipeline.data.shards import Shards
-from pipeline.data.sources.celeba import read_annotations
+from pipeline.data.sources.base import Annotations
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluation import classifier
 from pipeline.evaluation.evidence import Evidence
@@ -153,29 +154,23 @@ def gather_evidence(config: RunConfig, context: Context, checkpoint: str) -> Evi
         splits=splits,
         ranks=context.ranks,
         reference_dir=layout.reference_dir(config),
-        crop=config.shard.crop,
+        crop=shards.crop,
         annotations=all_annotations(config, shards.manifest, context),
     )
 
 
-def all_annotations(
-    config: RunConfig, manifest: dict[str, Any], context: Context
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Read attributes [N, A] and partition [N] of all annotated images, even of missing files.
+def all_annotations(config: RunConfig, manifest: dict[str, Any], context: Context) -> Annotations | None:
+    """Read the labels of all annotated images, even of missing files.
 
-    Only rank 0 reads them; other ranks get None. So does rank 0 if the annotation files are out of
-    reach or are not those that the shards were made from.
+    Only rank 0 reads them; other ranks get None. So does rank 0 if they are out of reach.
     """
     if not context.ranks.is_main:
         return None
     try:
-        _, attributes, partition, digests = read_annotations(layout.source_path(config))
+        return read_annotations(layout.shards_dir(config), manifest, layout.source_path(config))
     except DataError as error:
         context.log.warning("rarity is counted only in the shards: %s", error)
         return None
-    if not digests.items() <= manifest.get("source", {}).items():
-        return None
-    return attributes, partition
 
 
 def stop_together(context: Context) -> None:
@@ -216,7 +211,7 @@ def protocol(config: RunConfig, evidence: Evidence) -> dict[str, Any]:
         "block": settings.block,
         "seed": settings.seed,
         "size": info.size,
-        "crop": config.shard.crop,
+        "crop": evidence.crop,
         "weights": settings.weights,
         "step": info.step,
         "images": info.images,

@@ -1,4 +1,4 @@
-"""CelebA files (or faces drawn here) -> WebDataset tars and their manifest, once for every run that wants the same."""
+"""The shard stage: a data set -> WebDataset tars and their manifest, made once for every run that wants them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from pathlib import Path
 import torch
 
 from pipeline.config.schema import RunConfig
+from pipeline.data.annotations import write_annotations
 from pipeline.data.journal import Journal, ShardReport, clear_folder
-from pipeline.data.pixels import HEIGHT, WIDTH
-from pipeline.data.shards import MANIFEST
-from pipeline.data.sources.celeba import Celeba, read_celeba
+from pipeline.data.manifest import MANIFEST, build_manifest
+from pipeline.data.sources.base import Source, require_sizes_fit
+from pipeline.data.sources.registry import open_source
 from pipeline.data.sources.toy.dataset import make_toy_celeba
-from pipeline.data.writer import ShardTask, build_manifest, check_space, plan_shards, write_shards
-from pipeline.errors import ConfigError
+from pipeline.data.sources.toy.source import ToyFaces
+from pipeline.data.workers import write_shards
+from pipeline.data.writer import ShardTask, check_space, plan_shards
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_json
 from pipeline.rundir.lock import locked
@@ -28,97 +30,110 @@ from pipeline.runtime.preempt import StopFlag, Stopped
 
 
 def run(config: RunConfig, context: Context) -> None:
-    """Fill layout.shards_dir(config); rank 0 works with all cores of its job, the other ranks wait for it.
+    """Fill layout.shards_dir(config). Rank 0 works with all cores of its job; the other ranks wait.
 
-    With `context.part` only that part's tars are written, beside other jobs that write theirs: the whole stage, run
-    afterwards, finds them, makes what is missing, and writes the manifest.
-    Raises ConfigError, DataError (what is wrong with the source), Stopped (finished shards are kept for the next start).
+    With `context.part`, only that part's tars are written, beside other jobs that write theirs. The whole
+    stage runs afterwards: it finds them, makes what is missing, and writes the manifest.
+    Raises ConfigError, DataError (what is wrong with the source), or Stopped; finished shards are kept.
     """
-    if config.shard.crop > min(WIDTH, HEIGHT):
-        raise ConfigError(
-            f"key 'shard.crop': got {config.shard.crop}, expected at most {WIDTH}: an aligned image is {WIDTH}x{HEIGHT} pixels"
-        )
     stopped = torch.zeros(1, device=context.ranks.device)
     if context.ranks.is_main:
         try:
-            make_part(config, context) if context.part else make_shards(config, context)
+            if context.part:
+                make_part(config, context)
+            else:
+                make_shards(config, context)
         except Stopped:
             stopped += 1
-    if context.ranks.reduce_sum(stopped).item():  # all ranks; also the barrier behind rank 0's work
-        raise Stopped(
-            "the shard stage was asked to stop; the next start goes on with the shards that are missing"
-        )
+    if context.ranks.reduce_sum(stopped).item():  # all ranks; the others wait here for rank 0's work
+        raise Stopped("the shard stage was asked to stop; the next start makes the shards that are missing")
 
 
 def make_shards(config: RunConfig, context: Context) -> None:
-    """The work of rank 0; waits where another run is making the same shards."""
-    folder, log = layout.shards_dir(config), context.log
+    """Make all shards (rank 0). If another run is making the same ones, wait for it."""
+    folder = layout.shards_dir(config)
     processes = len(os.sched_getaffinity(0))
     with held(folder.with_suffix(".lock"), context.stop):
-        if (folder / MANIFEST).exists():
-            log.info("%s is there already", folder)
+        if is_complete(folder, context):
             return
-        celeba, tasks = planned(config, context, processes)
-        start, journal = time.monotonic(), Journal(folder / "journal.jsonl")
-        done = journal.resume(celeba.digests, {task.file.name for task in tasks})
+        source, tasks = planned(config, context, processes)
+        start = time.monotonic()
+        journal = Journal(folder / "journal.jsonl")
+        done = journal.resume(source.fingerprint, {task.file.name for task in tasks})
         clear_folder(folder, keep=set(done))
         reports = write_all(tasks, done, journal, context, processes)
-        manifest = build_manifest(celeba, config.shard, reports)
+        annotations = write_annotations(folder, source.annotated)
+        manifest = build_manifest(source, config.shard, reports, annotations)
         write_json(folder / MANIFEST, manifest)
-    written, seconds = sum(report.samples for report in reports), time.monotonic() - start
-    log.info(
-        "%d images in %d shards, %.0f images/s; %d damaged",
-        written,
-        len(reports),
-        written / seconds,
-        manifest["counts"]["skipped"],
-    )
+    written = sum(report.samples for report in reports)
+    rate = written / (time.monotonic() - start)
+    damaged = manifest["counts"]["skipped"]
+    context.log.info("%d images in %d shards, %.0f images/s; %d damaged", written, len(reports), rate, damaged)
 
 
 def make_part(config: RunConfig, context: Context) -> None:
-    """Tars k, k + n, k + 2n, ... for part (k, n), noted in a journal of their own."""
+    """Write tars k, k + n, k + 2n, ... for part (k, n), noted in a journal of this part (rank 0)."""
     assert context.part is not None
-    (k, n), folder = context.part, layout.shards_dir(config)
+    k, n = context.part
+    folder = layout.shards_dir(config)
     processes = len(os.sched_getaffinity(0))
-    # Parts work side by side, but not beside the whole stage, which clears away what it does not know.
+    # Parts work side by side, but never beside the whole stage, which deletes what it does not know.
     with (
         held(folder.with_suffix(".lock"), context.stop, shared=True),
         held(folder.with_suffix(f".{k}-of-{n}.lock"), context.stop),
     ):
-        if (folder / MANIFEST).exists():
-            context.log.info("%s is there already", folder)
+        if is_complete(folder, context):
             return
-        celeba, tasks = planned(config, context, processes)
+        source, tasks = planned(config, context, processes)
+        mine = tasks[k::n]
         journal = Journal(folder / f"journal-{k}-of-{n}.jsonl")
-        done = journal.resume(celeba.digests, {task.file.name for task in tasks[k::n]})
-        reports = write_all(tasks[k::n], done, journal, context, processes)
-    context.log.info(
-        "part %d of %d: %d images in %d shards", k, n, sum(report.samples for report in reports), len(reports)
-    )
+        done = journal.resume(source.fingerprint, {task.file.name for task in mine})
+        reports = write_all(mine, done, journal, context, processes)
+    written = sum(report.samples for report in reports)
+    context.log.info("part %d of %d: %d images in %d shards", k, n, written, len(reports))
 
 
-def planned(config: RunConfig, context: Context, processes: int) -> tuple[Celeba, list[ShardTask]]:
-    """The source, checked (drawn first where it is the toy faces), and the shards that it will become."""
-    source, folder = layout.source_path(config), layout.shards_dir(config)
-    if not config.shard.source:
-        with held(source.with_suffix(".lock"), context.stop):
-            make_toy_celeba(source, config.toy.n, config.toy.seed, processes, context.log)
-    celeba = read_celeba(source, config.shard.allow_subset)
-    context.log.info("%s: %d images of %d annotated", celeba.images, len(celeba.names), celeba.annotated)
+def is_complete(folder: Path, context: Context) -> bool:
+    """Return whether the shards are there already, and say so."""
+    if not (folder / MANIFEST).exists():
+        return False
+    context.log.info("%s is there already", folder)
+    return True
+
+
+def planned(config: RunConfig, context: Context, processes: int) -> tuple[Source, list[ShardTask]]:
+    """Open and check the source, and plan its shards. Toy faces are drawn first if there are none yet.
+
+    Raises ConfigError if crop and size do not fit the images, DataError if the source is not sound.
+    """
+    require_sizes_fit(config.shard)
+    path = layout.source_path(config)
+    source: Source
+    if config.shard.source:
+        source = open_source(path, config.shard.allow_subset)
+    else:
+        with held(path.with_suffix(".lock"), context.stop):
+            make_toy_celeba(path, config.toy.n, config.toy.seed, processes, context.log)
+        source = ToyFaces.open(path)
+    require_sizes_fit(config.shard, source.info.native_size)
+    annotated = len(source.annotated.splits)
+    context.log.info("%s: %d images of %d annotated", source.location, len(source.keys), annotated)
+    folder = layout.shards_dir(config)
     folder.mkdir(parents=True, exist_ok=True)
-    return celeba, plan_shards(celeba, config.shard, folder)
+    return source, plan_shards(source, config.shard, folder)
 
 
 def write_all(
     tasks: list[ShardTask], done: dict[str, ShardReport], journal: Journal, context: Context, processes: int
 ) -> list[ShardReport]:
-    """Write the shards of `tasks` that are not `done`, each noted in `journal` when it is there."""
+    """Write the shards of `tasks` that are not `done`, and note each in `journal` when it is finished."""
     tasks = [replace(task, done=done.get(task.file.name)) for task in tasks]
     if not tasks:
         return []
     check_space(tasks, tasks[0].file.parent)
+    finished = write_shards(tasks, processes, context.stop)
     reports = []
-    for report in progress(write_shards(tasks, processes, context.stop), len(tasks), "shards", context.log):
+    for report in progress(finished, len(tasks), "shards", context.log):
         if done.get(report.file) != report:
             journal.add(report)
         reports.append(report)
@@ -127,9 +142,9 @@ def write_all(
 
 @contextmanager
 def held(lock: Path, stop: StopFlag, shared: bool = False) -> Iterator[None]:
-    """Hold the file `lock` against other processes, or `shared` with some (the kernel frees it, even after a kill).
+    """Hold the file `lock` against other processes; holders of a `shared` lock only exclude the others.
 
-    Raises Stopped where asked to stop while waiting.
+    The kernel frees it, even after a kill. Raises Stopped if a stop is requested during the wait.
     """
 
     def keep_waiting() -> bool:

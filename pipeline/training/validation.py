@@ -14,7 +14,7 @@ from torch import Tensor
 from cvae.distributions import kl_divergence
 from cvae.losses import active_units, bits_per_dim, gaussian_nll, squared_error
 from cvae.model import CVAE
-from pipeline.data.loader import columns, to_float
+from pipeline.data.loader import attribute_positions, to_float
 from pipeline.data.shards import Shards
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.keyed import generator, keyed_normal
@@ -50,13 +50,13 @@ class HeldOut:
 
 def whole_split(shards: Shards, attributes: list[str]) -> HeldOut:
     """Every image of a split."""
-    return HeldOut(shards, np.arange(len(shards)), columns(shards.attribute_names, attributes), "validation")
+    return HeldOut(shards, np.arange(len(shards)), attribute_positions(shards.attribute_names, attributes), "validation")
 
 
 def calibration_part(shards: Shards, attributes: list[str]) -> HeldOut:
     """2,048 fixed images of the training split, on which the decoder variance of finished weights is fitted."""
     chosen = np.sort(generator(0, "calibration", 0).permutation(len(shards))[:CALIBRATION_IMAGES])
-    return HeldOut(shards, chosen, columns(shards.attribute_names, attributes), "calibration")
+    return HeldOut(shards, chosen, attribute_positions(shards.attribute_names, attributes), "calibration")
 
 
 @torch.no_grad()

@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 from pipeline.config.schema import RunConfig
 from pipeline.data.records import RecordFormat
-from pipeline.data.sources.celeba import CELEBA_ATTRIBUTES
+from pipeline.data.sources.base import require_sizes_fit
+from pipeline.data.sources.celeba_names import CELEBA_ATTRIBUTES
+from pipeline.data.sources.registry import recognise
+from pipeline.errors import ConfigError, DataError
 from pipeline.rundir.layout import source_path
 from pipeline.runtime.split import ceil_div
 from pipeline.stages import STAGES
@@ -24,7 +27,6 @@ NETWORK_FILE_SYSTEMS = (
     "orangefs", "cifs", "smb3", "afs", "glusterfs", "fuse.glusterfs", "fuse.juicefs", "fuse.cephfs",
     "virtiofs", "9p", "daos", "quobyte", "gfs2", "ocfs2",
 )  # fmt: skip
-IMAGES = 202_599  # in CelebA
 CHECKPOINT_BYTES = 200e6  # more than the networks configured here need
 MLFLOW_LIMIT_S = 2.0
 SMALL_SHARE = 32  # with fewer images in a step a GPU mostly waits for kernel launches and communication
@@ -39,10 +41,18 @@ class Finding(NamedTuple):
 
 
 def source_is_there(run: Run) -> Iterator[Finding]:
-    """The folder with CelebA exists."""
-    source = source_path(run.config)
-    if run.config.shard.source and not source.is_dir():
-        yield Finding(f"key 'shard.source': {source}: no such folder", True)
+    """The source's folder holds a known data set, and the images are not to be enlarged."""
+    if STAGES["shard"].complete(run.config, run.run_dir):
+        return  # the shards are there, so nothing reads the source any more
+    try:
+        require_sizes_fit(run.config.shard)
+    except ConfigError as error:
+        yield Finding(str(error), True)
+    if run.config.shard.source:
+        try:
+            recognise(source_path(run.config))
+        except DataError as error:
+            yield Finding(f"key 'shard.source': {error}", True)
 
 
 def folders_are_shared(run: Run) -> Iterator[Finding]:
@@ -62,10 +72,8 @@ def folders_are_shared(run: Run) -> Iterator[Finding]:
 def space_suffices(run: Run) -> Iterator[Finding]:
     """There is room for shards and checkpoints."""
     config = run.config
-    images = IMAGES if config.shard.source else config.toy.n
-    if STAGES["shard"].complete(config, run.run_dir):
-        images = 0
-    shards = images * RecordFormat(config.shard.size, len(CELEBA_ATTRIBUTES)).length
+    images, attributes = _samples_to_write(run)
+    shards = images * RecordFormat(config.shard.size, attributes).length
     needed = shards + (config.train.keep_checkpoints + 2) * CHECKPOINT_BYTES
     free = shutil.disk_usage(_existing(Path(config.runs_dir))).free
     if free < needed:
@@ -74,6 +82,20 @@ def space_suffices(run: Run) -> Iterator[Finding]:
             f"but shards and checkpoints may need {needed / 1e9:.3g} GB",
             True,
         )
+
+
+def _samples_to_write(run: Run) -> tuple[int, int]:
+    """Return at most how many samples the shard stage will write, and how many attributes they have."""
+    config = run.config
+    if STAGES["shard"].complete(config, run.run_dir):
+        return 0, 1
+    if not config.shard.source:
+        return config.toy.n, len(CELEBA_ATTRIBUTES)
+    source = source_path(config)
+    try:
+        return recognise(source).estimate(source)
+    except DataError:
+        return 0, 1  # `source_is_there` reports it
 
 
 def weights_are_there(run: Run) -> Iterator[Finding]:

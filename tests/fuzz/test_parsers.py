@@ -19,8 +19,10 @@ import pytest
 import torch
 
 from pipeline.config import load as configuration
-from pipeline.data.shards import Shards, content_digest
-from pipeline.data.sources.celeba import CELEBA_ATTRIBUTES, read_attributes, read_partition
+from pipeline.data.manifest import content_digest
+from pipeline.data.shards import Shards
+from pipeline.data.sources.celeba_annotations import parse_attributes, parse_partition
+from pipeline.data.sources.celeba_names import CELEBA_ATTRIBUTES
 from pipeline.errors import UserError
 from pipeline.rundir import layout
 from pipeline.rundir.files import seal, write_json
@@ -62,7 +64,7 @@ class Attributes(Target):
         self.content = f"4\n{' '.join(CELEBA_ATTRIBUTES)}\n{rows}\n".encode()
 
     def read(self, content: bytes) -> object:
-        return read_attributes(self.put(f"a.{self.suffix}", content))
+        return parse_attributes(f"a.{self.suffix}", content)
 
 
 class AttributesCsv(Attributes):
@@ -80,7 +82,7 @@ class Partition(Target):
     content = b"000001.jpg 0\n000002.jpg 1\n000003.jpg 2\n"
 
     def read(self, content: bytes) -> object:
-        return read_partition(self.put("p.txt", content))
+        return parse_partition("p.txt", content)
 
 
 class Manifest(Target):

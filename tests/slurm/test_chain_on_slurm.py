@@ -107,7 +107,7 @@ def test_four_ranks_on_two_nodes_trained(chain):
 def test_shards_made_by_an_array_are_those_of_one_process(chain, noise_celeba, tmp_path):
     run_dir, _ = chain
     from pipeline.config.load import dump, load
-    from pipeline.data.shards import read_manifest
+    from pipeline.data.manifest import read_manifest
     from pipeline.run import run_stage
     from pipeline.rundir import layout
 

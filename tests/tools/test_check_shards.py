@@ -1,6 +1,7 @@
 """Every damaged tar is listed, and made again byte for byte from its source."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,17 @@ def test_damage_is_listed_and_repaired_from_the_source(run_dir, capsys):
     assert tars(run_dir) == before and "intact" in capsys.readouterr().out
 
 
+def test_annotations_are_checked_and_made_again(run_dir, capsys):
+    file = folder_of(run_dir) / "annotations.safetensors"
+    before = file.read_bytes()
+    file.write_bytes(before[:-1])
+    with pytest.raises(SystemExit):
+        main([str(run_dir)])
+    assert "annotations.safetensors: is missing or differs" in capsys.readouterr().out
+    main([str(run_dir), "--repair", str(run_dir)])
+    assert file.read_bytes() == before
+
+
 def test_an_extra_tar_is_listed_and_left_alone(run_dir, capsys):
     (folder_of(run_dir) / "train-00099.tar").write_bytes(b"?")
     with pytest.raises(SystemExit):
@@ -60,8 +72,8 @@ def test_another_source_repairs_nothing(run_dir, tmp_path):
     before = tars(run_dir)
     victim = folder_of(run_dir) / min(before)
     victim.write_bytes(b"")
-    changed = tmp_path / "source" / "img_align_celeba" / "000001.jpg"
-    changed.write_bytes(changed.read_bytes() + b"\0")
+    shutil.rmtree(tmp_path / "source")
+    write_noise_celeba(tmp_path / "source", 20, seed=1)
     with pytest.raises(DataError, match="is not the source that these shards were made from"):
         main([str(run_dir), "--repair", str(run_dir)])
     assert victim.read_bytes() == b""

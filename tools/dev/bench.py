@@ -24,7 +24,8 @@ import torch
 
 from pipeline.config import load as configuration
 from pipeline.config.schema import RunConfig
-from pipeline.data.sources.celeba import read_celeba
+from pipeline.data.sources.celeba import Celeba
+from pipeline.data.sources.celeba_images import CelebaImages
 from pipeline.data.sources.toy.dataset import make_toy_celeba
 from pipeline.errors import ConfigError, exit_code
 from pipeline.config.paths import absolute_paths
@@ -125,11 +126,12 @@ def workspace(
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=config.runs_dir) as folder:
         os.environ["XDG_CACHE_HOME"] = folder  # the cache of verified shards
         try:
-            celeba = read_celeba(layout.source_path(config), config.shard.allow_subset)
-            if celeba.images.suffix == ".zip":
-                with zipfile.ZipFile(celeba.images) as archive:
+            celeba = Celeba.open(layout.source_path(config), config.shard.allow_subset)
+            if celeba.images.place.suffix == ".zip":
+                with zipfile.ZipFile(celeba.images.place) as archive:
                     archive.extractall(folder)
-                celeba = replace(celeba, images=Path(folder) / celeba.images.stem)
+                unpacked = CelebaImages(Path(folder) / celeba.images.inside)
+                celeba = replace(celeba, images=unpacked)
             config = replace(config, runs_dir=folder)
             shard_stage.run(config, stages.context(Path(folder), Ranks()))
             yield Bench(config, celeba, repeats, seconds, precisions)

@@ -22,7 +22,7 @@ from pipeline.evaluation.metrics.statistics import (
     weighted_average_precision,
     wilson,
 )
-from pipeline.evaluation.rare import FIGURE_5, MIN_HELD_OUT, MIN_TRAIN, Combination
+from pipeline.evaluation.rare import MIN_HELD_OUT, MIN_TRAIN, Combination
 
 MIN_GROUP = 200  # images in a group, and outside of it
 
@@ -295,7 +295,7 @@ def _rare_row(
     low, high = wilson(found, n)
 
     too_few = combination.train_count < MIN_TRAIN or combination.held_out_count < MIN_HELD_OUT
-    figure_5 = attributes in FIGURE_5 and too_few
+    figure_5 = attributes in evidence.showcase and too_few
     return {
         **combination._asdict(),
         "dataset_count": _dataset_count(evidence, attributes),
@@ -317,4 +317,4 @@ def _dataset_count(evidence: Evidence, attributes: tuple[str, ...]) -> int | Non
         return None
     names = evidence.splits["train"].attribute_names
     columns = [names.index(name) for name in attributes]
-    return int(evidence.annotations[0][:, columns].all(1).sum())
+    return int(evidence.annotations.labels[:, columns].all(1).sum())

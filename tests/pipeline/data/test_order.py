@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.order import Stream, plan
-from pipeline.runtime.distributed import share
+from pipeline.runtime.split import share
 
 BOUNDS = np.cumsum([0, 10, 10, 9, 9, 9])
 

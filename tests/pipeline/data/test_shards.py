@@ -16,11 +16,15 @@ import webdataset
 
 from pipeline.config.schema import ShardConfig
 from pipeline.data import shards as shards_module
-from pipeline.data.pixels import crop_centre, decode, resize
+from pipeline.data.annotations import write_annotations
+from pipeline.data.manifest import build_manifest, content_digest
+from pipeline.data.pixels import crop_centre, resize
 from pipeline.data.records import RecordFormat, key_of
-from pipeline.data.shards import Shards, content_digest
-from pipeline.data.sources.celeba import CELEBA_ATTRIBUTES, read_celeba, read_image
-from pipeline.data.writer import build_manifest, plan_shards, write_shards
+from pipeline.data.shards import Shards
+from pipeline.data.sources.celeba import Celeba
+from pipeline.data.sources.celeba_names import CELEBA_ATTRIBUTES
+from pipeline.data.workers import write_shards
+from pipeline.data.writer import plan_shards
 from pipeline.errors import DataError
 from pipeline.rundir.files import seal, sha256, write_json
 from pipeline.runtime.preempt import StopFlag
@@ -33,9 +37,10 @@ TRAIN = 13  # -> shards of 4, 4 and 5
 def write(source: Path, folder: Path, config: ShardConfig = CONFIG, processes: int = 1) -> Path:
     """Shards and manifest of `source` in the new `folder`."""
     folder.mkdir(parents=True)
-    celeba = read_celeba(source)
+    celeba = Celeba.open(source)
     reports = list(write_shards(plan_shards(celeba, config, folder), processes, StopFlag()))
-    write_json(folder / "manifest.json", build_manifest(celeba, config, reports))
+    annotations = write_annotations(folder, celeba.annotated)
+    write_json(folder / "manifest.json", build_manifest(celeba, config, reports, annotations))
     return folder
 
 
@@ -115,20 +120,20 @@ def test_a_record_is_what_tarfile_and_numpy_would_write(size: int, key: str) -> 
     packed = record.pack([key], attributes, images)
     assert packed.shape == (1, record.length)
     assert packed.tobytes() == wanted.getvalue()[: record.length]
-    assert key_of(bytes(record.keys(packed.reshape(-1), 1)[0])) == key
+    assert key_of(bytes(record.members_of(packed.reshape(-1), 1)[0])) == key
 
 
 def test_samples_are_the_cropped_and_resized_images_of_their_split(original: Path) -> None:
-    celeba = read_celeba(original.parent / "source")
+    celeba = Celeba.open(original.parent / "source")
     seen = []
     for index, split in enumerate(("train", "val", "test")):
         shards = Shards(original, split)
         images, attributes = shards.gather(np.arange(len(shards)))
         for i, key in enumerate(shards.keys(np.arange(len(shards)))):
-            row = celeba.names.index(f"{key}.jpg")
-            assert celeba.partition[row] == index
-            np.testing.assert_array_equal(attributes[i], celeba.attributes[row])
-            crop = crop_centre(decode(read_image(celeba.images, f"{key}.jpg")), 148)
+            row = celeba.keys.index(key)
+            assert celeba.splits[row] == index
+            np.testing.assert_array_equal(attributes[i], celeba.labels[row])
+            crop = crop_centre(celeba.images.read(f"{key}.jpg"), 148)
             np.testing.assert_array_equal(images[i], resize(crop[None], 32)[0])
             seen.append(f"{key}.jpg")
         assert shards.manifest["splits"][split]["label_counts"] == attributes.sum(0).tolist()
@@ -145,7 +150,7 @@ def test_bytes_depend_neither_on_processes_nor_place_nor_packing(original: Path,
 
 
 def test_a_seeded_permutation_assigns_samples_to_even_shards(original: Path, tmp_path: Path) -> None:
-    celeba = read_celeba(original.parent / "source")
+    celeba = Celeba.open(original.parent / "source")
 
     def plan(seed: int) -> list[list[str]]:
         return [

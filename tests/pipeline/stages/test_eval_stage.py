@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config.load import load
-from pipeline.data.shards import content_digest
+from pipeline.data.manifest import content_digest
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.rundir import layout, record
 from pipeline.rundir.files import write_json

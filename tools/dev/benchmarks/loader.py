@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import Prefetcher, TrainBatches
 from pipeline.data.shards import Shards
-from pipeline.data.sources.celeba import SPLITS, Celeba
+from pipeline.data.sources.base import SPLITS
+from pipeline.data.sources.celeba import Celeba
 from pipeline.evaluation import vision
 from pipeline.rundir import layout
 from tools.dev.benchmarks.harness import Bench, Contenders, Result, measure, one_thread
@@ -43,10 +44,10 @@ class JpegFolder(Dataset):
     """
 
     def __init__(self, celeba: Celeba, config: RunConfig) -> None:
-        train_rows = np.flatnonzero(celeba.partition == SPLITS.index("train"))
+        train_rows = np.flatnonzero(celeba.splits == SPLITS.index("train"))
         rows = np.random.default_rng(0).permutation(train_rows)
-        self.files = [celeba.images / celeba.names[row] for row in rows]
-        self.labels = torch.from_numpy(celeba.attributes[rows]).float()
+        self.files = [celeba.images.place / celeba.names[row] for row in rows]
+        self.labels = torch.from_numpy(celeba.labels[rows]).float()
         self.crop = config.shard.crop
         self.size = config.shard.size
         self.length = len(self.files)  # of one pass; a longer pass starts again at the first file

@@ -19,7 +19,8 @@ import torch
 
 from pipeline.config import load as configuration
 from pipeline.config.schema import RunConfig
-from pipeline.data.writer import plan_shards, write_shards
+from pipeline.data.workers import write_shards
+from pipeline.data.writer import plan_shards
 from pipeline.prepare import ROOT
 from pipeline.rundir.metrics_log import MetricsLog
 from pipeline.runtime.context import Context

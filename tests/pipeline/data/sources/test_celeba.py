@@ -12,14 +12,12 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from pipeline.data.pixels import crop_centre, decode, resize
-from pipeline.data.sources.celeba import (
-    CELEBA_ATTRIBUTES,
-    MAX_JPEG_BYTES,
-    list_images,
-    read_celeba,
-    read_image,
-)
+from pipeline.data.pixels import crop_centre, resize
+from pipeline.data.sources.base import ImageError
+from pipeline.data.sources.celeba import Celeba
+from pipeline.data.sources.celeba_images import MAX_BYTES, list_images
+from pipeline.data.sources.celeba_names import CELEBA_ATTRIBUTES
+from pipeline.data.sources.decode import decode
 from pipeline.errors import DataError
 from tests.celeba_source import jpeg, make_source, write_images
 
@@ -49,15 +47,15 @@ def line(file: Path, number: int) -> str:
 @pytest.mark.parametrize("archive", [False, True])
 @pytest.mark.parametrize("csv", [False, True])
 def test_every_layout_reads_the_same(tmp_path: Path, archive: bool, csv: bool) -> None:
-    celeba = read_celeba(make_source(tmp_path / "with 'quotes' and spaces", archive=archive, csv=csv))
-    plain = read_celeba(make_source(tmp_path / "plain"))
+    celeba = Celeba.open(make_source(tmp_path / "with 'quotes' and spaces", archive=archive, csv=csv))
+    plain = Celeba.open(make_source(tmp_path / "plain"))
     assert celeba.names == [f"{i:06d}.jpg" for i in range(1, 12)]
-    np.testing.assert_array_equal(celeba.attributes, np.random.default_rng(11).choice([-1, 1], (11, 40)) > 0)
-    assert celeba.partition.tolist() == [0] * 7 + [1] * 2 + [2] * 2
-    assert celeba.digests["images"] == plain.digests["images"]
-    assert celeba.attributes.dtype == np.uint8
+    np.testing.assert_array_equal(celeba.labels, np.random.default_rng(11).choice([-1, 1], (11, 40)) > 0)
+    assert celeba.splits.tolist() == [0] * 7 + [1] * 2 + [2] * 2
+    assert celeba.fingerprint["images"] == plain.fingerprint["images"]
+    assert celeba.labels.dtype == np.uint8
     for i, name in enumerate(celeba.names):
-        assert read_image(celeba.images, name) == jpeg(i)
+        assert celeba.images.read_bytes(name) == jpeg(i)
 
 
 def test_attribute_names_are_the_official_forty() -> None:
@@ -72,14 +70,14 @@ def test_attribute_names_are_the_official_forty() -> None:
 
 def test_line_ends_byte_order_mark_and_row_order_do_not_matter(tmp_path: Path) -> None:
     source = make_source(tmp_path / "a")
-    before = read_celeba(source)
+    before = Celeba.open(source)
     head, names, *rows = (source / ATTRIBUTES).read_text().splitlines()
     (source / ATTRIBUTES).write_bytes(
         b"\xef\xbb\xbf" + "\r\n".join([head, names, *reversed(rows), "", ""]).encode()
     )
-    after = read_celeba(source)
+    after = Celeba.open(source)
     assert after.names == before.names
-    np.testing.assert_array_equal(after.attributes, before.attributes)
+    np.testing.assert_array_equal(after.labels, before.labels)
 
 
 def test_kaggles_folder_in_a_folder(tmp_path: Path) -> None:
@@ -87,7 +85,7 @@ def test_kaggles_folder_in_a_folder(tmp_path: Path) -> None:
     (source / FOLDER).rename(source / "inner")
     (source / FOLDER).mkdir()
     (source / "inner").rename(source / FOLDER / FOLDER)
-    assert len(read_celeba(source).names) == 11
+    assert len(Celeba.open(source).names) == 11
 
 
 def test_members_elsewhere_in_the_zip_are_never_touched(tmp_path: Path) -> None:
@@ -101,9 +99,9 @@ def test_members_elsewhere_in_the_zip_are_never_touched(tmp_path: Path) -> None:
             f"{FOLDER}/sub/9.jpg",
         ):
             zipped.writestr(name, b"evil")
-    celeba = read_celeba(source)
-    assert read_image(celeba.images, "000001.jpg") == jpeg(0)
-    assert len(list_images(source / ZIP)) == 11
+    celeba = Celeba.open(source)
+    assert celeba.images.read_bytes("000001.jpg") == jpeg(0)
+    assert len(celeba.names) == 11
 
 
 def test_subset_only_when_asked_for(tmp_path: Path) -> None:
@@ -112,12 +110,12 @@ def test_subset_only_when_asked_for(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"1 of 11 annotated images are not there.*000003.jpg.*shard.allow_subset=true"
     ):
-        read_celeba(source)
-    celeba = read_celeba(source, allow_subset=True)
-    assert (len(celeba.names), celeba.annotated) == (10, 11)
+        Celeba.open(source)
+    celeba = Celeba.open(source, allow_subset=True)
+    assert (len(celeba.names), len(celeba.annotated.splits)) == (10, 11)
     assert "000003.jpg" not in celeba.names
     whole = np.random.default_rng(11).choice([-1, 1], (11, 40)) > 0
-    np.testing.assert_array_equal(celeba.attributes, np.delete(whole, 2, axis=0))
+    np.testing.assert_array_equal(celeba.labels, np.delete(whole, 2, axis=0))
 
 
 # ---- what is refused
@@ -183,28 +181,28 @@ def test_broken_annotations_are_named(tmp_path: Path, case: str) -> None:
     damage, message = BROKEN[case]
     damage(source)
     with pytest.raises(DataError, match=message):
-        read_celeba(source)
+        Celeba.open(source)
 
 
 def test_missing_folder_and_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match="nowhere: no such folder; shard.source must name one that holds img_align_celeba/"
     ):
-        read_celeba(tmp_path / "nowhere")
+        Celeba.open(tmp_path / "nowhere")
     with pytest.raises(DataError, match="neither img_align_celeba nor img_align_celeba.zip"):
-        read_celeba(tmp_path)
+        Celeba.open(tmp_path)
     source = make_source(tmp_path / "a")
     for file in (source / FOLDER).iterdir():
         file.unlink()
     with pytest.raises(DataError, match="holds no image"):
-        read_celeba(source)
+        Celeba.open(source)
 
 
 def test_html_page_saved_as_zip(tmp_path: Path) -> None:
     source = make_source(tmp_path / "a", archive=True)
     (source / ZIP).write_text("<!DOCTYPE html><title>Google Drive - Quota exceeded</title>")
     with pytest.raises(DataError, match=r"celeba.zip: is an HTML page, not a zip archive.*download it again"):
-        read_celeba(source)
+        Celeba.open(source)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.9, 0.999])
@@ -213,22 +211,22 @@ def test_truncated_zip(tmp_path: Path, kept: float) -> None:
     content = (source / ZIP).read_bytes()
     (source / ZIP).write_bytes(content[: int(kept * len(content))])
     with pytest.raises(DataError, match=r"celeba.zip: is no complete zip archive.*download it again"):
-        read_celeba(source)
+        Celeba.open(source)
 
 
 def test_damaged_and_huge_members(tmp_path: Path) -> None:
     source = make_source(tmp_path / "a", archive=True)
     with zipfile.ZipFile(source / ZIP, "a", zipfile.ZIP_DEFLATED) as zipped:
-        zipped.writestr(f"{FOLDER}/huge.jpg", bytes(MAX_JPEG_BYTES + 1))
+        zipped.writestr(f"{FOLDER}/huge.jpg", bytes(MAX_BYTES + 1))
     content = bytearray((source / ZIP).read_bytes())
     content[content.index(jpeg(4)) + 500] ^= 1
     (source / ZIP).write_bytes(content)
-    list_images(source / ZIP)
-    with pytest.raises(ValueError, match="cannot be unpacked.*CRC"):
-        read_image(source / ZIP, "000005.jpg")
-    with pytest.raises(ValueError, match="larger than"):
-        read_image(source / ZIP, "huge.jpg")
-    assert read_image(source / ZIP, "000006.jpg") == jpeg(5)
+    images, _ = list_images(source / ZIP)
+    with pytest.raises(ImageError, match="cannot be unpacked.*CRC"):
+        images.read_bytes("000005.jpg")
+    with pytest.raises(ImageError, match="larger than"):
+        images.read_bytes("huge.jpg")
+    assert images.read_bytes("000006.jpg") == jpeg(5)
 
 
 # ---- pixels
@@ -239,10 +237,10 @@ def test_truncated_jpegs_are_refused(cut: int | str) -> None:
     whole = jpeg(0)
     keep = {"half": len(whole) // 2, "header": 100}.get(str(cut)) or len(whole) - int(cut)
     assert decode(whole).shape == (218, 178, 3)
-    with pytest.raises(ValueError, match="damaged or truncated JPEG"):
+    with pytest.raises(ImageError, match="damaged or truncated JPEG"):
         decode(whole[:keep])
     if cut != "header":
-        with pytest.raises(ValueError, match="damaged or truncated JPEG"):
+        with pytest.raises(ImageError, match="damaged or truncated JPEG"):
             decode(whole[: max(keep - 50, 700)] + b"\xff\xd9")  # closed again by hand
 
 
@@ -252,12 +250,13 @@ def test_other_content_is_refused() -> None:
     for content, message in (
         (b"", "is empty"),
         (b"<html>", "is not a JPEG"),
-        (png.getvalue(), "is not a JPEG"),
+        (b"GIF89a", "is not a JPEG or PNG"),
+        (png.getvalue()[:-30], "is a damaged or truncated PNG"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ImageError, match=message):
             decode(content)
-    with pytest.raises(ValueError, match="is 218x178 pixels, expected 178x218"):
-        decode(jpeg(0, 218, 178))
+    with pytest.raises(ImageError, match="is 218x178 pixels, expected 178x218"):
+        decode(jpeg(0, 218, 178), (218, 178))
 
 
 def test_grey_jpeg_becomes_rgb() -> None:

@@ -1,0 +1,130 @@
+"""The interface of a data set: what the shard stage asks of it, and what later stages know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Protocol
+
+import numpy as np
+
+from pipeline.config.schema import ShardConfig
+from pipeline.errors import ConfigError
+
+SPLITS = ("train", "val", "test")  # a sample's split is stored as a position in this tuple
+
+
+class ImageError(ValueError):
+    """One image cannot be used. The message goes on after the image's name, e.g. "is empty"."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """Facts about a data set that evaluation and reports need; the manifest carries them.
+
+    Attributes are given by name. A name that a model does not read is ignored.
+    """
+
+    name: str
+    native_size: tuple[int, int] | None = None  # (height, width) of every image; None: sizes differ
+    exclusive: tuple[tuple[str, ...], ...] = ()  # groups of which an image has at most one attribute
+    showcase: tuple[tuple[str, ...], ...] = ()  # combinations that reports show, however rare
+    swept: tuple[str, ...] = ()  # attributes that pictures vary one at a time; empty: the first ones
+    contrast: tuple[str, ...] = ()  # two attributes that colour drawings of latents; empty: the first two
+
+
+class Annotations(NamedTuple):
+    """The labels of every annotated image, whether or not the image itself is there."""
+
+    labels: np.ndarray  # uint8 [M, A], 0 or 1
+    splits: np.ndarray  # uint8 [M], positions in SPLITS
+
+
+class ImageReader(Protocol):
+    """Reads single images. It must be small and picklable, because every worker process gets a copy."""
+
+    def read(self, name: str) -> np.ndarray:
+        """Return the pixels of one image, uint8 [H, W, 3]. Raises ImageError if it cannot be used."""
+
+    def where(self, name: str) -> str:
+        """Return the path of one image, for messages."""
+
+
+class Source(Protocol):
+    """A data set that was opened and checked. Only `images` opens image files.
+
+    Samples are sorted by key. Row i of `names`, `keys`, `labels` and `splits` describes one sample.
+    """
+
+    expects: ClassVar[str]  # what a folder of this kind holds, for messages
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        """Return whether `folder` looks like this kind of data set. Opens no image."""
+
+    @classmethod
+    def estimate(cls, folder: Path) -> tuple[int, int]:
+        """Return the largest likely number of samples and of attributes. Must be cheap."""
+
+    @classmethod
+    def open(cls, folder: Path, allow_subset: bool) -> Source:
+        """Read and check everything but the images. Raises DataError.
+
+        With `allow_subset`, annotations may list images that are not there.
+        """
+
+    @property
+    def info(self) -> DatasetInfo:
+        """The facts that go into the manifest."""
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the A binary attributes."""
+
+    @property
+    def images(self) -> ImageReader:
+        """The reader of this data set's images."""
+
+    @property
+    def location(self) -> str:
+        """Where the images are, for messages."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names under which `images` finds the samples."""
+
+    @property
+    def keys(self) -> list[str]:
+        """The names of the samples in shards; each matches `records.KEY`."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Attributes, uint8 [N, A], 0 or 1."""
+
+    @property
+    def splits(self) -> np.ndarray:
+        """Splits, uint8 [N], positions in SPLITS."""
+
+    @property
+    def annotated(self) -> Annotations:
+        """The labels of all annotated images."""
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Digests of everything that decides the shards' content, wherever the folder lies."""
+
+
+def require_sizes_fit(config: ShardConfig, native_size: tuple[int, int] | None = None) -> None:
+    """Raise ConfigError if the crop does not fit into the images, or if images would be enlarged."""
+    if native_size is not None and config.crop > min(native_size):
+        height, width = native_size
+        raise ConfigError(
+            f"key 'shard.crop': got {config.crop}, expected at most {min(native_size)}: "
+            f"the images have {width}x{height} pixels"
+        )
+    if config.size > config.crop and not config.allow_upsampling:
+        raise ConfigError(
+            f"key 'shard.size': got {config.size}, expected at most key 'shard.crop' = {config.crop}: "
+            "a larger size only enlarges the images; lower shard.size, raise shard.crop, "
+            "or set shard.allow_upsampling=true"
+        )

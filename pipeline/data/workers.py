@@ -1,0 +1,67 @@
+"""Write many shards at a time, in worker processes that a stop request or a dead parent ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+
+import torch
+
+from pipeline.data.journal import ShardReport
+from pipeline.data.writer import ShardTask, write_shard
+from pipeline.runtime.preempt import StopFlag, Stopped
+
+
+def write_shards(tasks: list[ShardTask], processes: int, stop: StopFlag) -> Iterator[ShardReport]:
+    """Write the tasks' shards and yield each report as it is ready. `processes` never changes the bytes.
+
+    Raises DataError at the first bad image. After a stop request, the shards in flight are finished,
+    then Stopped is raised.
+    """
+    if processes == 1 or len(tasks) == 1:
+        for task in tasks:
+            _honour(stop)
+            yield write_shard(task)
+        return
+    spawn = multiprocessing.get_context("spawn")  # fork is not safe beside threads (torch, log, tracking)
+    pool = ProcessPoolExecutor(min(processes, len(tasks)), spawn, _start_worker)
+    futures = [pool.submit(write_shard, task) for task in tasks]
+    try:
+        for future in as_completed(futures):
+            if stop.requested:
+                for waiting in futures:
+                    waiting.cancel()  # no effect on those in flight
+            if not future.cancelled():
+                yield future.result()
+    except BrokenProcessPool:
+        _honour(stop)  # a signal to the whole job reached a worker that was still starting
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if any(future.cancelled() for future in futures):
+        _honour(stop)
+
+
+def _honour(stop: StopFlag) -> None:
+    if stop.requested:
+        raise Stopped("asked to stop between two shards; finished ones are kept")
+
+
+def _start_worker() -> None:
+    """Use one thread, leave stop signals to the parent, and do not outlive it."""
+    torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
