@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from pipeline.config import load as configuration
+from pipeline.config.paths import absolute_paths
 from pipeline.config.schema import RunConfig
 from pipeline.data.sources.celeba import Celeba
 from pipeline.data.sources.celeba_images import CelebaImages
 from pipeline.data.sources.toy.dataset import make_toy_celeba
 from pipeline.errors import ConfigError, exit_code
-from pipeline.config.paths import absolute_paths
 from pipeline.prepare import ROOT, commit
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_json, write_text
