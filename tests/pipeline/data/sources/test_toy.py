@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.sources.celeba import CELEBA_ATTRIBUTES
+from pipeline.data.sources.celeba_names import CELEBA_ATTRIBUTES
 from pipeline.data.sources.toy.attributes import EXCLUDED_BY, EXCLUSIVE, MARGINALS, NAMES, sample_attributes
 from pipeline.data.sources.toy.canvas import smooth
 from pipeline.data.sources.toy.dataset import make_toy_celeba
