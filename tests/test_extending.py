@@ -13,6 +13,8 @@ from tests.test_docs import FENCE
 PAGE = ROOT / "docs/extending.md"
 REGISTRIES = (
     "cvae.prior:PRIORS",
+    "pipeline.evaluation.metrics.registry:METRICS",
+    "pipeline.data.sources.registry:SOURCES",
     "pipeline.stages:STAGES",
     "pipeline.config.schema:CHOICES",
 )

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pipeline.config.schema import RunConfig, StageResources
+from pipeline.config.schema import RunConfig
 from pipeline.prepare import ROOT
 from pipeline.rundir.files import write_text
 
@@ -126,7 +126,7 @@ def sections(section: type, prefix: str) -> list[str]:
 
 def page() -> str:
     """Return the text of docs/configuration.md."""
-    parts = [HEAD.rstrip(), *sections(RunConfig, ""), *sections(StageResources, "cluster.stages.STAGE.")]
+    parts = [HEAD.rstrip(), *sections(RunConfig, "")]
     return "\n\n".join(parts) + "\n"
 
 
