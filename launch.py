@@ -8,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config import load as configuration
-from pipeline.config.paths import absolute_paths
 from pipeline.config.schema import ClusterConfig, RunConfig
 from pipeline.config.sweep import read_sweep
 from pipeline.errors import ConfigError, exit_code
-from pipeline.prepare import prepare, recorded, require_continuable
+from pipeline.prepare import prepare, recorded, require_continuable, resolved
 from pipeline.rundir.layout import shared_dir
 from pipeline.rundir.redact import redact
 from slurm.chain import Chain, Run, parse_stages, plan
@@ -134,7 +133,7 @@ def _continued(args: argparse.Namespace, overlays: list[Path]) -> Run:
 
 
 def _run(config: RunConfig, run_dir: Path | None) -> Run:
-    config = absolute_paths(config)
+    config = resolved(config)
     return Run(config, run_dir or Path(config.runs_dir) / config.name)
 
 

@@ -9,14 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import load as configuration
+from pipeline.config.paths import absolute_paths
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.rundir import layout
 from pipeline.rundir.files import append_line, write_text
 from pipeline.rundir.redact import redact
 from pipeline.stages import STAGES
+from pipeline.tracking.mlflow_store import with_store
 
 ROOT = Path(__file__).resolve().parents[1]  # of the code
+
+
+def resolved(config: RunConfig) -> RunConfig:
+    """Return the configuration that every job and tool reads: absolute paths, and the tracker's store."""
+    return with_store(absolute_paths(config))
 
 
 def recorded(run_dir: Path) -> RunConfig | None:

@@ -6,12 +6,13 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.loader import Prefetcher
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_json
+from pipeline.rundir.metrics_log import MetricsLog
 from pipeline.runtime.context import Context
 from pipeline.runtime.owner import Ownership, owned
 from pipeline.runtime.preempt import Stopped
 from pipeline.runtime.split import ceil_div
 from pipeline.runtime.watchdog import Watchdog
-from pipeline.tracking.sync import LiveSync, MetricsLog
+from pipeline.tracking.sync import LiveSync
 from pipeline.training.profile import profiler
 from pipeline.training.saver import Saver
 from pipeline.training.steps import StepMonitor

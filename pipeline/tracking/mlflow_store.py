@@ -1,4 +1,4 @@
-"""The MLflow store itself: which one, how to open it quietly, who may write, and writes within MLflow's limits."""
+"""The MLflow store: which one, how to open it, who may write, and writes within MLflow's limits."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import json
 import logging
 import os
 import re
+import socket
 import time
+import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from pipeline.config.paths import absolute_path
 from pipeline.config.schema import RunConfig
-from pipeline.errors import ConfigError, UserError
+from pipeline.errors import ConfigError
+from pipeline.rundir.files import give_usual_mode
 from pipeline.rundir.lock import locked
 from pipeline.rundir.redact import redact
+from pipeline.tracking.base import TrackingError
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -23,30 +30,59 @@ if TYPE_CHECKING:
 
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100  # MLflow's own limits
 LOCK_TIMEOUT_S = 120.0
+CONNECT_TIMEOUT_S = 10.0
+SQLITE = "sqlite:///"
 QUIET = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default waits for a dead server for minutes
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # a slow server is not a dead one; only the feeding thread waits
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # seconds; a slow server is not a dead one
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
-class TrackingError(UserError):
-    """The MLflow store could not be reached or refused to be written."""
+def with_store(config: RunConfig) -> RunConfig:
+    """Return the configuration with the store written out, so that every job and tool finds the same one.
+
+    Empty keys are filled from MLflow's own variables, and a relative SQLite path becomes absolute.
+    """
+    tracking = config.tracking
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if uri.startswith(SQLITE):
+        path = uri.removeprefix(SQLITE)
+        uri = SQLITE + absolute_path("tracking.uri", path)
+    experiment = tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "")
+    return replace(config, tracking=replace(tracking, uri=uri, experiment=experiment))
 
 
-def tracking_uri(config: RunConfig) -> str:
-    """The store of this run: `tracking.uri`, or one SQLite file for all runs of `runs_dir`."""
-    return config.tracking.uri or f"sqlite:///{runs_dir(config) / 'mlflow.db'}"
+def store_uri(config: RunConfig) -> str:
+    """Return the store of a run: `tracking.uri`, or one SQLite file for all runs of `runs_dir`."""
+    return config.tracking.uri or f"{SQLITE}{runs_dir(config) / 'mlflow.db'}"
+
+
+def experiment_name(config: RunConfig) -> str:
+    """Return the experiment that a run belongs to."""
+    return config.tracking.experiment or "cvae"
 
 
 def runs_dir(config: RunConfig) -> Path:
-    """The absolute folder of all runs."""
+    """Return the absolute folder of all runs."""
     return Path(config.runs_dir).expanduser().absolute()
 
 
+def is_server(uri: str) -> bool:
+    """Return whether the store is a server."""
+    return uri.startswith(("http://", "https://"))
+
+
+def database_file(uri: str) -> Path | None:
+    """Return the file of a SQLite store; None for another store."""
+    if not uri.startswith(SQLITE):
+        return None
+    return Path(uri.removeprefix(SQLITE).split("?")[0])
+
+
 def store_errors() -> tuple[type[Exception], ...]:
-    """What MLflow raises where a store is unreachable, locked or refuses."""
+    """Return what MLflow raises if a store is unreachable, locked, or refuses."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -54,20 +90,70 @@ def store_errors() -> tuple[type[Exception], ...]:
     return MlflowException, RequestException, SQLAlchemyError, OSError
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error, short and without credentials."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return redact(lines[0])[:300]
+
+
 def open_client(uri: str) -> MlflowClient:
-    """A client of its own (no global active run), impatient and silent."""
+    """Return an impatient and silent client; it has nothing to do with MLflow's global active run."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
     for noisy in ("alembic", "mlflow.store", "mlflow.tracking"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what fails is raised too, and told in one line
-    return MlflowClient(tracking_uri=uri)
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # an error is raised too, and told in one line
+    file = database_file(uri)
+    is_new = file is not None and not file.exists()
+    client = MlflowClient(tracking_uri=uri)
+    if file is not None and is_new:
+        client.search_experiments(max_results=1)  # makes the file
+        give_usual_mode(file)  # SQLite makes files that the group may not write
+    return client
+
+
+def require_listening(uri: str) -> None:
+    """Raise TrackingError if nobody listens at `uri`.
+
+    A connection costs nothing, but importing mlflow takes seconds of the GIL. A proxy is not asked.
+    """
+    url = urlsplit(uri)
+    host = url.hostname or ""
+    if url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
+        return
+    usual_port = 443 if url.scheme == "https" else 80
+    try:
+        socket.create_connection((host, url.port or usual_port), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise TrackingError(f"MLflow server {redact(uri)} does not answer ({error})") from None
+
+
+def server_problem(uri: str) -> str:
+    """Ask a server whether it is well; return what is wrong, in words, or "".
+
+    Certificates are checked as MLflow's client checks them, with the variables that configure it.
+    """
+    import requests
+
+    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
+    verify: bool | str = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH", "") or not insecure
+    where = f"key 'tracking.uri': {redact(uri)}"
+    try:
+        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=CONNECT_TIMEOUT_S, verify=verify)
+    except (requests.RequestException, OSError, ValueError) as error:
+        why = first_line(error)
+        return f"{where} does not answer ({why}); start the server, or set tracking.enabled=false"
+    if answer.status_code == 403:
+        return f"{where} answers 403; start the server with --allowed-hosts for this name"
+    if answer.status_code >= 500:
+        return f"{where} answers {answer.status_code}; is the server well?"
+    return ""  # other codes only say that this server has no /health
 
 
 @contextmanager
 def held(file: Path) -> Iterator[None]:
-    """Hold the lock `file`; raises TrackingError if another process keeps it for LOCK_TIMEOUT_S."""
+    """Hold the lock `file`. Raises TrackingError if another process keeps it for LOCK_TIMEOUT_S."""
     give_up = time.monotonic() + LOCK_TIMEOUT_S
 
     def keep_waiting() -> bool:
@@ -83,53 +169,53 @@ def held(file: Path) -> Iterator[None]:
 
 @contextmanager
 def database_lock(uri: str) -> Iterator[None]:
-    """One process at a time on a SQLite file: several that open a fresh one at once destroy it. A server sees to itself."""
-    if not uri.startswith("sqlite:"):
+    """Let one process at a time use a SQLite file; several that open a new one at once destroy it."""
+    file = database_file(uri)
+    if file is None:
         yield
         return
-    database = Path(uri.split("///", 1)[-1].split("?")[0])
-    with held(database.with_name(database.name + ".lock")):
+    with held(file.with_name(f"{file.name}.lock")):
         yield
 
 
 def tagged_run_dirs(uri: str, experiment: str, tags: list[str]) -> list[Path]:
-    """Directories of the runs in a store that carry all `tags` ("key=value"), by name; raises ConfigError or TrackingError."""
-    pairs = [tag.partition("=") for tag in tags]
-    if wrong := [
-        tag for tag, (_, equals, _) in zip(tags, pairs, strict=True) if not equals or "'" in tag or "`" in tag
-    ]:
+    """Return the directories of the runs in a store that carry all `tags` ("key=value"), by name.
+
+    Raises ConfigError or TrackingError.
+    """
+    where = " and ".join(_condition(tag) for tag in tags)
+    file = database_file(uri)
+    if file is not None and not file.is_file():
         raise ConfigError(
-            f"--tag {wrong[0]}: expected KEY=VALUE without quotes, for example variant=sigma_cvae_nf"
-        )
-    file = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:") and not file.is_file():
-        raise ConfigError(
-            f"--uri {redact(uri)}: no such file; name the store of the runs, for example sqlite:///runs/mlflow.db"
+            f"--uri {redact(uri)}: no such file; name the store of the runs, e.g. sqlite:///runs/mlflow.db"
         )
     try:
         client = open_client(uri)
         found = client.get_experiment_by_name(experiment)
-        where = " and ".join(f"tags.`{key}` = '{value}'" for key, _, value in pairs)
         runs = client.search_runs([found.experiment_id], where) if found else []
     except store_errors() as error:
-        raise TrackingError(
-            f"MLflow store {redact(uri)} cannot be read: {redact(str(error))[:300]}"
-        ) from None
+        raise TrackingError(f"MLflow store {redact(uri)} cannot be read: {first_line(error)}") from None
     run_dirs = sorted({run.data.tags["run_dir"] for run in runs if "run_dir" in run.data.tags})
     if not run_dirs:
-        raise ConfigError(
-            f"--tag {' --tag '.join(tags)}: no run in experiment {experiment!r} of {redact(uri)} carries it"
-        )
+        asked = " ".join(f"--tag {tag}" for tag in tags)
+        raise ConfigError(f"{asked}: no run in experiment {experiment!r} of {redact(uri)} carries it")
     return [Path(run_dir) for run_dir in run_dirs]
 
 
+def _condition(tag: str) -> str:
+    key, equals, value = tag.partition("=")
+    if not equals or "'" in tag or "`" in tag:
+        raise ConfigError(f"--tag {tag}: expected KEY=VALUE without quotes, e.g. variant=sigma_cvae_nf")
+    return f"tags.`{key}` = '{value}'"
+
+
 def clean_name(text: str) -> str:
-    """`text` with what MLflow refuses in names replaced."""
+    """Return `text` with the characters replaced that MLflow refuses in names."""
     return re.sub(r"[^A-Za-z0-9_\-. :/]", "_", text)
 
 
 def as_text(value: Any) -> str:
-    """A parameter or tag as MLflow keeps it: strings as they are, the rest as JSON."""
+    """Return a parameter or tag as MLflow keeps it: a string as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -147,7 +233,8 @@ def log_params(client: MlflowClient, run_id: str, params: dict[str, str]) -> Non
     """Log `params` in batches that MLflow accepts."""
     from mlflow.entities import Param
 
-    for chunk in _chunks([Param(key, value) for key, value in params.items()], PARAMS_PER_BATCH):
+    entities = [Param(key, value) for key, value in params.items()]
+    for chunk in _chunks(entities, PARAMS_PER_BATCH):
         client.log_batch(run_id, params=chunk)
 
 
@@ -158,3 +245,31 @@ def set_tags(client: MlflowClient, run: Run, wanted: dict[str, str]) -> None:
     tags = [RunTag(key, value) for key, value in wanted.items() if run.data.tags.get(key) != value]
     for chunk in _chunks(tags, PARAMS_PER_BATCH):
         client.log_batch(run.info.run_id, tags=chunk)
+
+
+def held_metric(client: MlflowClient, run: Run, name: str) -> list[Metric]:
+    """Return what the store holds of one metric; asks nothing about one that it has never seen."""
+    return client.get_metric_history(run.info.run_id, name) if name in run.data.metrics else []
+
+
+def the_run(
+    client: MlflowClient, experiment_id: str, tags: dict[str, str], started_ms: int, name: str
+) -> Run:
+    """Return the one run with these tags; it is created if there is none.
+
+    The HTTP client repeats a request whose answer is late, so a run may be created twice. The one that was
+    written to stays, and the others are deleted, now or at the next pass.
+    """
+    where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+
+    def all_of_them() -> list[Run]:
+        found = client.search_runs([experiment_id], where)
+        return sorted(found, key=lambda run: (-len(run.data.params), run.info.run_id))
+
+    found = all_of_them()
+    if not found:
+        client.create_run(experiment_id, started_ms, tags, name)
+        found = all_of_them()
+    for double in found[1:]:
+        client.delete_run(double.info.run_id)
+    return found[0]

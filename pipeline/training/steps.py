@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.errors import UserError
-from pipeline.tracking.sync import MetricsLog
+from pipeline.rundir.metrics_log import MetricsLog
 
 T = TypeVar("T")
 LOG_LINE_EVERY_S = 15.0

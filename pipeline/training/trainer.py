@@ -24,9 +24,9 @@ from pipeline.errors import DataError
 from pipeline.reporting.fixed_noise import draw_fixed_noise
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_json
+from pipeline.rundir.metrics_log import MetricsLog
 from pipeline.runtime.context import Context
 from pipeline.runtime.split import ceil_div, share
-from pipeline.tracking.sync import MetricsLog
 from pipeline.training.checkpoint import Checkpoints, load_model, require_same, restore, state_tensors
 from pipeline.training.health import complaints
 from pipeline.training.optim import Ema, Precision, kl_weight, learning_rate, make_optimizer

@@ -95,9 +95,7 @@ class LocalExecutor(Executor):
 
     def launch(self, runs: list[Run], chain: Chain, sweep: Path | None, wait: bool) -> None:
         """Run the chain, then show the comparison."""
-        from pipeline.rundir.redact import redact
-        from pipeline.tracking.mlflow_store import tracking_uri
-        from pipeline.tracking.sync import sync_run
+        from pipeline.tracking.sync import make_tracker, sync_run
         from slurm.job import finish
 
         try:
@@ -107,8 +105,9 @@ class LocalExecutor(Executor):
             raise SystemExit(130) from None
         if any(step.stage == "eval" for step in chain.steps):
             print("\n" + finish([run.run_dir for run in runs], sweep))
-            if runs[0].config.tracking.enabled:
-                print(f"MLflow: mlflow ui --backend-store-uri {redact(tracking_uri(runs[0].config))}")
+            viewer = make_tracker(runs[0].run_dir, runs[0].config).viewer
+            if viewer:
+                print(f"MLflow: {viewer}")
 
     def run_all(self, chain: Chain, after_each: Callable[[Path], None]) -> None:
         """Run the jobs one after the other, and call `after_each(run_dir)` after each, also after a failure.

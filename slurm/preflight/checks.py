@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +17,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.rundir.layout import source_path
 from pipeline.runtime.split import ceil_div
 from pipeline.stages import STAGES
+from pipeline.tracking.sync import make_tracker
 from slurm.chain import Run
 from slurm.resources import gpu_request, stage_resources
 
@@ -28,7 +27,6 @@ NETWORK_FILE_SYSTEMS = (
     "virtiofs", "9p", "daos", "quobyte", "gfs2", "ocfs2",
 )  # fmt: skip
 CHECKPOINT_BYTES = 200e6  # more than the networks configured here need
-MLFLOW_LIMIT_S = 2.0
 SMALL_SHARE = 32  # with fewer images in a step a GPU mostly waits for kernel launches and communication
 SHORT_JOB_MIN = 10  # submitit counts every stop of a job as short as this as a time-out
 
@@ -110,27 +108,11 @@ def weights_are_there(run: Run) -> Iterator[Finding]:
             yield Finding(f"key 'eval.{key}': {weights}: no such file{hint}", True)
 
 
-def mlflow_answers(run: Run) -> Iterator[Finding]:
+def tracker_answers(run: Run) -> Iterator[Finding]:
     """The tracking server answers, if one is configured."""
-    from pipeline.rundir.redact import redact
-    from pipeline.tracking.mlflow_store import tracking_uri
-
-    uri = tracking_uri(run.config)
-    if not run.config.tracking.enabled or not uri.startswith(("http://", "https://")):
-        return
-    where = f"key 'tracking.uri': {redact(uri)}"
-    try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=MLFLOW_LIMIT_S).close()
-    except urllib.error.HTTPError as error:
-        if error.code == 403:
-            hint = "start the server with --allowed-hosts for this name"
-            yield Finding(f"{where} answers 403; {hint}", True)
-        elif error.code >= 500:  # other codes only say that this server has no /health
-            yield Finding(f"{where} answers {error.code}; check the server's log", True)
-    except (OSError, ValueError) as error:
-        why = getattr(error, "reason", error)
-        hint = "start the server, or set tracking.enabled=false"
-        yield Finding(f"{where} does not answer ({why}); {hint}", True)
+    problem = make_tracker(run.run_dir, run.config).problem()
+    if problem:
+        yield Finding(problem, True)
 
 
 def walltime_is_sound(run: Run) -> Iterator[Finding]:
@@ -184,7 +166,7 @@ RUN_CHECKS = (
     folders_are_shared,
     space_suffices,
     weights_are_there,
-    mlflow_answers,
+    tracker_answers,
     walltime_is_sound,
     batch_fits,
 )

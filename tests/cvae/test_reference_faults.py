@@ -93,7 +93,7 @@ def test_validation_gives_the_model_back_in_training_mode_and_repeats_itself(tra
 
 def test_best_weights_are_a_copy_on_disk(trainer):
     trainer.train_step(trainer.prepare(0))
-    from pipeline.tracking.sync import MetricsLog
+    from pipeline.rundir.metrics_log import MetricsLog
     from pipeline.training.saver import Saver
 
     metrics = MetricsLog(trainer.run_dir / "metrics.jsonl", None)

@@ -13,7 +13,7 @@ import pytest
 from pipeline.errors import ConfigError, DataError
 from pipeline.reporting.comparison import compare
 from pipeline.reporting.text import text_table
-from pipeline.tracking.sync import Feeder
+from pipeline.tracking.sync import tracker_of
 from tests.conftest import ROOT
 from tests.fake_run import add_eval, make_run, sources_and_tags
 
@@ -73,7 +73,7 @@ def test_runs_by_their_tag_in_mlflow(tmp_path: Path) -> None:
             evals=1,
             fd=fd,
         )
-        Feeder(run).push()
+        tracker_of(run).push()
     where = ["--uri", f"sqlite:///{tmp_path}/mlflow.db", "--experiment", "tags"]
 
     def call(*more):

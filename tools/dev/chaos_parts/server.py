@@ -184,10 +184,10 @@ def _sync_and_check(run_dir: Path, uri: str) -> int:
     """
     from pipeline.rundir.record import read_json
     from pipeline.tracking.mlflow_store import open_client
-    from pipeline.tracking.mlflow_sync import Feeder
+    from pipeline.tracking.sync import tracker_of
 
     for _ in range(2):
-        Feeder(run_dir).push()
+        tracker_of(run_dir).push()
     client = open_client(uri)
     run_id = read_json(run_dir / "mlflow.json")["run_id"]
     wanted: dict[str, list[tuple[int, float]]] = {}

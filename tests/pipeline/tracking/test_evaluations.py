@@ -1,0 +1,110 @@
+"""Evaluations are child runs, and the run's state follows its files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.tracking.base import TrackingError
+from pipeline.tracking.sync import sync_run, tracker_of
+from tests.fake_run import add_eval, add_metrics, make_run
+from tests.pipeline.tracking.in_store import client, parent_of, runs_of
+
+
+def test_evaluations_are_children_and_head_the_parent(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(runs, "evals", ("tracking.experiment=evals", "name=paper"), steps=5, evals=1, step=90)
+    (run / "eval/2").mkdir()  # not complete
+    from mlflow.tracking import MlflowClient
+
+    def crash(*_: Any) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifacts", crash)
+        with pytest.raises(TrackingError, match="disk full"):
+            tracker_of(run).push()
+    (run / "report.html").write_text("<html></html>")
+    for _ in range(2):
+        tracker_of(run).push()
+    store = client(runs)
+    parent = parent_of(store, "evals")
+    (child,) = [r for r in runs_of(store, "evals") if r.info.run_id != parent.info.run_id]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (child.info.run_name, child.info.status, child.data.tags["variant"]) == (
+        "eval_1",
+        "FINISHED",
+        "paper",
+    )
+    assert child.data.params["split"] == "test" and child.data.params["n"] == "3000"
+    wanted = {
+        "fd_classifier_samples": 21.5,
+        "fd_classifier_samples_low": 21.0,
+        "fd_classifier_samples_high": 22.0,
+    }
+    wanted |= {"ceiling.attribute_accuracy": 0.95, "floor.attribute_accuracy": 0.6}
+    assert wanted.items() <= child.data.metrics.items()
+    assert len(store.get_metric_history(child.info.run_id, "mse")) == 1
+    assert {f.path for f in store.list_artifacts(child.info.run_id)} == {"metrics.json", "samples"}
+    headline = store.get_metric_history(parent.info.run_id, "test/fd_classifier_samples")
+    assert [(m.step, m.value) for m in headline] == [(90, 21.5)]
+    assert {f.path for f in store.list_artifacts(parent.info.run_id)} == {
+        "config.yaml",
+        "report.html",
+        "eval_1",
+    }
+    assert len(store.list_artifacts(parent.info.run_id, "eval_1")) == 2
+
+    later = add_eval(run, 3, step=90, fd=20.0) / "metrics.json"  # again, on the same checkpoint
+    os.utime(later, (later.stat().st_atime, later.stat().st_mtime + 60))
+    for _ in range(2):
+        tracker_of(run).push()
+    assert parent_of(store, "evals").data.metrics["test/fd_classifier_samples"] == 20.0
+    assert len(store.get_metric_history(parent.info.run_id, "test/fd_classifier_samples")) == 2
+    assert len(store.get_metric_history(parent.info.run_id, "test/mse")) == 1
+    assert sorted(r.info.run_name for r in runs_of(store, "evals")) == ["eval_1", "eval_3", "evals"]
+
+
+def test_status_follows_the_files(runs: Path) -> None:
+    run = make_run(runs, "status", ("tracking.experiment=status",), steps=1)
+    store = client(runs)
+
+    def status() -> str:
+        tracker_of(run).push()
+        return parent_of(store, "status").info.status
+
+    def touch(file: Path, at: int) -> None:
+        os.utime(file, (at, at))
+
+    assert status() == "RUNNING"
+    touch(run / "train/metrics.jsonl", 100)
+    (run / "logs/train").mkdir(parents=True)
+    (run / "logs/train/error.json").write_text("{}")
+    touch(run / "logs/train/error.json", 200)
+    assert status() == "FAILED"
+    add_metrics(run, range(2, 3))  # resumed
+    assert status() == "RUNNING"
+    (run / "train/done.json").write_text('{"step": 8, "images": 999, "seconds": 5}')  # of a shorter length
+    assert status() == "RUNNING"
+    (run / "train/done.json").write_text('{"step": 8, "images": 1024, "seconds": 5}')
+    (run / "jobs.json").write_text('[{"stage": "eval", "id": "9", "state": "PENDING"}]')
+    assert status() == "RUNNING"  # the evaluation is still to come
+    add_eval(run, 1)
+    assert status() == "FINISHED"
+    assert parent_of(store, "status").info.end_time == int(
+        (run / "eval/1/metrics.json").stat().st_mtime * 1000
+    )
+    (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace("images: 1000", "images: 2000")
+    )
+    assert status() == "RUNNING"  # trained longer
+    (run / "jobs.json").write_text('[{"stage": "train", "id": "9", "state": "CANCELLED by 0"}]')
+    assert status() == "KILLED"
+
+
+def test_disabled_tracking_makes_no_store(tmp_path: Path) -> None:
+    run = make_run(tmp_path, overrides=("tracking.enabled=false",), steps=2)
+    sync_run(run)
+    assert not (tmp_path / "mlflow.db").exists() and not (run / "mlflow.json").exists()

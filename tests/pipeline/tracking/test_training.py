@@ -1,0 +1,172 @@
+"""What a training leaves in MLflow: everything once, however often it is sent."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.rundir.metrics_log import MetricsLog
+from pipeline.tracking import mlflow_store
+from pipeline.tracking.base import TrackingError
+from pipeline.tracking.sync import sync_run, tracker_of
+from tests.fake_run import add_eval, add_metrics, make_run, png, train_values
+from tests.pipeline.tracking.in_store import assert_holds_file_once, client, parent_of, runs_of
+
+
+def test_two_processes_on_a_fresh_store(runs: Path) -> None:
+    store = client(runs)
+    found = {r.info.run_name: r.info.run_id for r in runs_of(store, "first")}
+    assert sorted(found) == ["first_0", "first_1"]
+    for name, run_id in found.items():
+        assert_holds_file_once(store, run_id, runs / name)
+    assert store.get_experiment_by_name("first").artifact_location.startswith("file:///")
+
+
+def test_everything_once_however_often(runs: Path) -> None:
+    run = make_run(runs, "often", ("tracking.experiment=often", "name=paper", "seed=3"), steps=40)
+    (run / "config_history.jsonl").write_text('{"step": 0, "commit": "abc123"}\n')
+    job = {"stage": "train", "id": "17", "state": "TIMEOUT"}
+    (run / "jobs.json").write_text(
+        json.dumps([job, job | {"state": "RUNNING"}, job | {"id": "18", "state": "PENDING"}])
+    )
+    tracker_of(run).push()
+    add_metrics(run, range(41, 61))
+    feeder = tracker_of(run)
+    for _ in range(3):
+        feeder.push()
+    sync_run(run)
+    store = client(runs)
+    parent = parent_of(store, "often")
+    assert_holds_file_once(store, parent.info.run_id, run)
+    assert 7 not in {
+        m.step for m in store.get_metric_history(parent.info.run_id, "train/grad_norm")
+    }  # it was inf
+    assert (
+        parent.data.params["train.batch_size"] == "64"
+        and parent.data.params["model.net.channels"] == "[32, 64, 128, 256]"
+    )
+    assert not [key for key in parent.data.params if key.startswith(("cluster", "tracking"))]
+    wanted = {
+        "variant": "paper",
+        "seed": "3",
+        "mlflow.source.git.commit": "abc123",
+        "stage.train": "PENDING",
+        "jobs.train": "17 18",
+    }
+    assert wanted.items() <= parent.data.tags.items()
+    assert [f.path for f in store.list_artifacts(parent.info.run_id)] == ["config.yaml"]
+
+
+def test_a_pass_that_dies_half_way_is_completed(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(runs, "half", ("tracking.experiment=half",), steps=30)
+    monkeypatch.setattr(mlflow_store, "METRICS_PER_BATCH", 50)
+    from mlflow.tracking import MlflowClient
+
+    sent, log_batch = [], MlflowClient.log_batch
+
+    def dying(self: Any, run_id: str, metrics: Any = (), **more: Any) -> None:
+        log_batch(self, run_id, metrics=metrics, **more)
+        sent.append(len(metrics))
+        if len([n for n in sent if n]) == 3:
+            raise OSError("connection reset after the server had written the batch")
+
+    monkeypatch.setattr(MlflowClient, "log_batch", dying)
+    feeder = tracker_of(run)
+    with pytest.raises(TrackingError, match="connection reset"):
+        feeder.push()
+    store = client(runs)
+    assert 0 < len(store.get_metric_history(parent_of(store, "half").info.run_id, "train/loss")) < 30
+    feeder.push()
+    assert max(sent) <= 50
+    assert_holds_file_once(store, parent_of(store, "half").info.run_id, run)
+
+
+def test_crash_between_creating_and_noting_does_not_double_the_run(runs: Path) -> None:
+    run = make_run(runs, "crash", ("tracking.experiment=crash",), steps=2)
+    tracker_of(run).push()
+    note = json.loads((run / "mlflow.json").read_text())
+    (run / "mlflow.json").write_text(json.dumps({"run_dir_id": note["run_dir_id"]}))
+    tracker_of(run).push()
+    assert len(runs_of(client(runs), "crash")) == 1
+    assert json.loads((run / "mlflow.json").read_text())["run_id"] == note["run_id"]
+
+
+def test_resumed_training_adds_only_what_is_new(runs: Path) -> None:
+    run = make_run(runs, "resumed", ("tracking.experiment=resumed",), steps=25)
+    tracker_of(run).push()
+    log = MetricsLog(run / "train/metrics.jsonl", 20)  # killed at 25, the checkpoint was at 20
+    for step in range(21, 31):
+        log.append(step, train_values(step) | {"train/grad_norm": 0.0})
+    log.close()
+    tracker_of(run).push()
+    store = client(runs)
+    history = store.get_metric_history(parent_of(store, "resumed").info.run_id, "train/loss")
+    assert sorted(m.step for m in history) == list(range(1, 31))
+
+
+def test_changed_parameters_become_tags(runs: Path) -> None:
+    run = make_run(runs, "changed", ("tracking.experiment=changed",), steps=1)
+    tracker_of(run).push()
+    original = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(original.replace("images: 1000", "images: 2000"))
+    tracker_of(run).push()
+    parent = parent_of(client(runs), "changed")
+    assert parent.data.params["train.images"] == "1000" and parent.data.tags["changed.train.images"] == "2000"
+    assert [key for key in parent.data.tags if key.startswith("changed.")] == ["changed.train.images"]
+    (run / "config.yaml").write_text(original)
+    tracker_of(run).push()
+    assert parent_of(client(runs), "changed").data.tags["changed.train.images"] == "1000"
+
+
+@pytest.mark.usefixtures("with_store")
+@pytest.mark.parametrize("late", [False, True])
+def test_a_doubled_request_leaves_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """The client repeats a create request whose answer was late; the double appears at once, or later."""
+    from mlflow.tracking import MlflowClient
+
+    run, create, again = make_run(tmp_path, steps=3), MlflowClient.create_run, []
+    add_eval(run, 1)
+
+    def create_twice(client: MlflowClient, *args: Any) -> Any:
+        again.append(args)
+        if not late:
+            create(client, *args)
+        return create(client, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_run", create_twice)
+        tracker_of(run).push()
+    store = mlflow_store.open_client(f"sqlite:///{tmp_path}/mlflow.db")
+    for args in again if late else ():
+        store.create_run(*args)
+    tracker_of(run).push()
+    found = store.search_runs([again[0][0]])
+    assert len(again) == len(found) == 2 and all(r.data.params for r in found)  # the run, and its evaluation
+    (parent,) = [r for r in found if "mlflow.parentRunId" not in r.data.tags]
+    assert len(store.get_metric_history(parent.info.run_id, "train/loss")) == 3
+
+
+@pytest.mark.usefixtures("with_store")
+def test_samples_of_fixed_noise_become_one_image_per_step(tmp_path: Path) -> None:
+    run = make_run(tmp_path, steps=3)
+    folder = run / "train/samples"
+    folder.mkdir()
+    for step in (10, 20):
+        (folder / f"step_{step:08d}.png").write_bytes(png(step))
+        for _ in range(2):
+            tracker_of(run).push()
+    store = mlflow_store.open_client(f"sqlite:///{tmp_path}/mlflow.db")
+    parent = parent_of(store, "cvae")
+    names = [
+        file.path for file in store.list_artifacts(parent.info.run_id, "images") if file.path.endswith(".png")
+    ]
+    assert sorted(int(re.fullmatch(r"images/samples[+%]step[+%](\d+)[+%].*", name)[1]) for name in names) == [
+        10,
+        20,
+    ]
