@@ -1,5 +1,6 @@
-"""The model: a conditional VAE with an analytic decoder variance and a conditional prior. Torch and the standard library only.
+"""The model: a conditional VAE with an analytic decoder variance and a conditional prior.
 
-Shapes: B images of a batch, C channels, H = W pixels, P = C*H*W, A attributes, D latent dimensions, E size of e(y).
-Images are in [-1, 1]; everything reported is in nats per image unless its name says otherwise.
+It needs torch and the standard library only. Letters in shapes: B images of a batch, C channels,
+H = W pixels of a side, P = C*H*W, A attributes, D latent dimensions, E size of e(y).
+Images are in [-1, 1]. Values are in nats per image unless their name says otherwise.
 """

@@ -1,4 +1,7 @@
-"""Conditioners: binary attributes y [B, A] in {0, 1} -> a vector e(y) [B, E]."""
+"""Conditioners: they turn binary attributes y [B, A] in {0, 1} into a vector e(y) [B, E].
+
+A new conditioner needs its class and its line in `CONDITIONERS`. Its attribute `width` is E.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from cvae.config import ConditionerConfig
 
 
 class MultiHot(nn.Module):
-    """One linear map of the signs +-1 of all attributes, then SiLU."""
+    """One linear map of the attributes as signs +1 and -1, followed by SiLU."""
 
     def __init__(self, config: ConditionerConfig, n_attributes: int) -> None:
         super().__init__()
@@ -17,12 +20,15 @@ class MultiHot(nn.Module):
         self.net = nn.Sequential(nn.Linear(n_attributes, config.width), nn.SiLU())
 
     def forward(self, y: Tensor) -> Tensor:
-        """y [B, A] -> e [B, width]."""
+        """Map y [B, A] to e(y) [B, width]."""
         return self.net(2 * y - 1)
 
 
 class SharedEmbedding(nn.Module):
-    """The paper's nn.Embedding(2, width), one for all attributes; e(y) lists the attributes' vectors one after another."""
+    """The paper's nn.Embedding(2, width), shared by all attributes.
+
+    e(y) lists the vectors of all attributes one after another.
+    """
 
     def __init__(self, config: ConditionerConfig, n_attributes: int) -> None:
         super().__init__()
@@ -30,7 +36,7 @@ class SharedEmbedding(nn.Module):
         self.embedding = nn.Embedding(2, config.width)
 
     def forward(self, y: Tensor) -> Tensor:
-        """y [B, A] -> e [B, A * width]."""
+        """Map y [B, A] to e(y) [B, A * width]."""
         return self.embedding(y.to(torch.int64)).flatten(1)
 
 

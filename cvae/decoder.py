@@ -1,4 +1,8 @@
-"""Decoder: the mean image of p(x|z,y)."""
+"""Decoders: networks of the mean image of p(x|z,y).
+
+A new decoder needs its class and its line in `DECODERS`. It is built from
+(config, image_size, n_condition) and maps z [B, D] and e(y) [B, E] to images.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +13,37 @@ from cvae.config import ModelConfig
 from cvae.layers import ACTIVATIONS, full_precision, halvings, norm
 
 
-class Decoder(nn.Module):
-    """z [B, D], e(y) [B, E] -> mean image [B, 3, H, H] in [-1, 1]; mirrors the encoder, any image size."""
+class ConvDecoder(nn.Module):
+    """Transposed stride-2 convolutions that mirror the encoder `conv`; any image size."""
 
     def __init__(self, config: ModelConfig, image_size: int, n_condition: int) -> None:
         super().__init__()
-        net, sizes = config.net, halvings(image_size, len(config.net.channels))[::-1]
+        net = config.net
+        sizes = halvings(image_size, len(net.channels))[::-1]
         channels = [*reversed(net.channels), 3]
+        last = len(channels) - 2
         self.first = (channels[0], sizes[0], sizes[0])
         self.linear = nn.Linear(config.z_dim + n_condition, channels[0] * sizes[0] ** 2)
+
         layers: list[nn.Module] = []
-        for i, (n_in, n_out) in enumerate(zip(channels, channels[1:], strict=False)):
-            odd = sizes[i + 1] - 2 * sizes[i]  # 86 -> 43 -> 21: the way back needs one more pixel
-            is_last = i == len(channels) - 2
+        for i in range(last + 1):
+            # 86 pixels shrink to 43, then to 21: on the way back 21 needs one more pixel.
+            odd = sizes[i + 1] - 2 * sizes[i]
+            # The norm's own shift makes a bias in front of it useless.
+            bias = i == last or net.norm == "none"
             layers.append(
-                nn.ConvTranspose2d(
-                    n_in, n_out, 4, 2, 1, output_padding=odd, bias=is_last or net.norm == "none"
-                )
+                nn.ConvTranspose2d(channels[i], channels[i + 1], 4, 2, 1, output_padding=odd, bias=bias)
             )
-            layers += [nn.Tanh()] if is_last else [norm(net.norm, n_out), ACTIVATIONS[net.activation]()]
+            if i < last:
+                layers += [norm(net.norm, channels[i + 1]), ACTIVATIONS[net.activation]()]
+        layers.append(nn.Tanh())
         self.convs = nn.Sequential(*layers)
 
     def forward(self, z: Tensor, e: Tensor) -> Tensor:
-        """Mean image in at least float32, also under autocast."""
-        features = self.linear(torch.cat((z, e.to(z.dtype)), dim=1)).unflatten(1, self.first)
+        """Map z [B, D], e(y) [B, E] to a mean image [B, 3, H, H] in [-1, 1], at least float32."""
+        inputs = torch.cat((z, e.to(z.dtype)), dim=1)
+        features = self.linear(inputs).unflatten(1, self.first)
         return full_precision(self.convs(features))
+
+
+DECODERS: dict[str, type[ConvDecoder]] = {"conv": ConvDecoder}

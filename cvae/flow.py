@@ -10,17 +10,21 @@ from cvae.layers import mlp
 
 
 class AffineCoupling(nn.Module):
-    """u_kept = z_kept; u_moved = z_moved * exp(s) + t, where s and t see z_kept and, if `conditional`, e(y).
+    """Keep one half of z, and scale and shift the other half.
 
-    |s| < bound (tanh), so the log-determinant stays below bound * D/2; the last layer starts at zero: the identity.
+    u_kept = z_kept; u_moved = z_moved * exp(s) + t. A network computes s and t from z_kept and, if
+    `conditional`, from e(y). |s| < bound (tanh), so the log-determinant stays below bound * D/2.
+    The network's last layer starts at zero, so the layer starts as the identity.
     """
 
     def __init__(self, dim: int, keep_first: bool, n_condition: int, config: FlowConfig) -> None:
         super().__init__()
-        self.cut, self.keep_first, self.bound = dim // 2, keep_first, config.bound
+        self.cut = dim // 2
+        self.keep_first = keep_first
+        self.bound = config.bound
         self.conditional = config.conditional
         n_kept = self.cut if keep_first else dim - self.cut
-        n_in = n_kept + (n_condition if config.conditional else 0)
+        n_in = n_kept + n_condition if config.conditional else n_kept
         self.net = mlp(n_in, config.hidden, 2 * (dim - n_kept), config.depth, nn.LeakyReLU)
 
     def _split(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,35 +35,39 @@ class AffineCoupling(nn.Module):
         return torch.cat((kept, moved) if self.keep_first else (moved, kept), dim=1)
 
     def _scale_shift(self, kept: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-        raw, shift = self.net(torch.cat((kept, e), dim=1) if self.conditional else kept).chunk(2, dim=1)
+        inputs = torch.cat((kept, e), dim=1) if self.conditional else kept
+        raw, shift = self.net(inputs).chunk(2, dim=1)
         return self.bound * torch.tanh(raw / self.bound), shift
 
     def forward(self, z: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-        """z [B, D], e [B, E] -> u [B, D], log|det du/dz| [B]."""
+        """Map z [B, D], e [B, E] to u [B, D] and log|det du/dz| [B]."""
         kept, moved = self._split(z)
         log_scale, shift = self._scale_shift(kept, e)
         return self._join(kept, moved * log_scale.exp() + shift), log_scale.sum(1)
 
     def inverse(self, u: Tensor, e: Tensor) -> Tensor:
-        """u [B, D], e [B, E] -> z [B, D]."""
+        """Map u [B, D], e [B, E] back to z [B, D]."""
         kept, moved = self._split(u)
         log_scale, shift = self._scale_shift(kept, e)
         return self._join(kept, (moved - shift) * (-log_scale).exp())
 
 
 class Flow(nn.Module):
-    """f: z -> u, a stack of coupling layers whose kept half alternates, so that every dimension is transformed.
+    """f: z -> u, a stack of coupling layers.
 
-    `alternate=False` keeps one half for ever, as the paper's code does.
+    The layers keep the two halves in turn, so the stack transforms every dimension.
+    `alternate=False` always keeps the first half, as the paper's code does.
     """
 
     def __init__(self, dim: int, n_condition: int, config: FlowConfig) -> None:
         super().__init__()
-        keep_first = [i % 2 == 0 or not config.alternate for i in range(config.layers)]
-        self.layers = nn.ModuleList(AffineCoupling(dim, keep, n_condition, config) for keep in keep_first)
+        self.layers = nn.ModuleList()
+        for i in range(config.layers):
+            keep_first = i % 2 == 0 or not config.alternate
+            self.layers.append(AffineCoupling(dim, keep_first, n_condition, config))
 
     def forward(self, z: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-        """z [B, D], e [B, E] -> u = f(z) [B, D], log|det df/dz| [B]."""
+        """Map z [B, D], e [B, E] to u = f(z) [B, D] and log|det df/dz| [B]."""
         log_det = z.new_zeros(len(z))
         for layer in self.layers:
             z, more = layer(z, e)
@@ -67,7 +75,7 @@ class Flow(nn.Module):
         return z, log_det
 
     def inverse(self, u: Tensor, e: Tensor) -> Tensor:
-        """u [B, D], e [B, E] -> z = f^-1(u) [B, D]."""
+        """Map u [B, D], e [B, E] to z = f^-1(u) [B, D]."""
         for layer in reversed(self.layers):
             u = layer.inverse(u, e)  # type: ignore[operator]
         return u

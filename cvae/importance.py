@@ -13,11 +13,14 @@ from cvae.model import CVAE
 
 @torch.no_grad()
 def importance_weighted_bound(model: CVAE, x: Tensor, y: Tensor, noise: Tensor, s2: float) -> Tensor:
-    """log (1/K) sum_k p(x|z_k,y) p(z_k|y) / q(z_k|x,y) <= log p(x|y) in expectation (arXiv 1509.00519) -> [B], nats.
+    """Return log (1/K) sum_k p(x|z_k,y) p(z_k|y) / q(z_k|x,y) -> [B], nats.
 
-    noise [K, B, D] standard normal; s2: decoder variance on the [-1, 1] scale.
+    Its expectation is at most log p(x|y). `noise` [K, B, D] is standard normal; `s2` is the decoder
+    variance on the [-1, 1] scale.
     """
-    q, prior, pixels = model.encode(x, y), model.prior(y), x[0].numel()
+    q = model.encode(x, y)
+    prior = model.prior(y)
+    pixels = x[0].numel()
     log_weights = []
     for eps in noise:
         z = q.sample(eps)

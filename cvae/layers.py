@@ -1,4 +1,4 @@
-"""Small parts that several nets share."""
+"""Small parts that several networks share."""
 
 from __future__ import annotations
 
@@ -7,54 +7,59 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU}
-NORMS = ("group", "none")
 
 
 def norm(name: str, channels: int) -> nn.Module:
-    """GroupNorm over at most 8 groups, or nothing; never a norm that mixes the images of a batch."""
-    return (
-        nn.Identity()
-        if name == "none"
-        else nn.GroupNorm(next(g for g in (8, 4, 2, 1) if channels % g == 0), channels)
-    )
+    """Return GroupNorm with at most 8 groups, or the identity for `none`.
+
+    No norm here mixes the images of a batch: a step must not depend on how ranks share the batch.
+    """
+    if name == "none":
+        return nn.Identity()
+    groups = next(n for n in (8, 4, 2, 1) if channels % n == 0)
+    return nn.GroupNorm(groups, channels)
 
 
 def mlp(
     n_in: int, hidden: int, n_out: int, depth: int = 1, activation: type[nn.Module] = nn.SiLU
 ) -> nn.Sequential:
-    """`depth` hidden layers of `hidden` units; the output starts at zero."""
-    widths = [n_in, *[hidden] * depth]
-    layers = [m for a, b in zip(widths, widths[1:], strict=False) for m in (nn.Linear(a, b), activation())]
-    return nn.Sequential(*layers, zeroed(nn.Linear(widths[-1], n_out)))
+    """Return `depth` hidden layers of `hidden` units and an output layer that starts at zero."""
+    layers: list[nn.Module] = []
+    width = n_in
+    for _ in range(depth):
+        layers += [nn.Linear(width, hidden), activation()]
+        width = hidden
+    return nn.Sequential(*layers, zeroed(nn.Linear(width, n_out)))
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:
-    """The layer with weights and bias 0: what it parametrises starts at the identity, or at N(0, I)."""
+    """Set weights and bias to 0, so a flow starts as the identity and a prior as N(0, I)."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
 
 
 def soft_floor(x: Tensor, floor: float) -> Tensor:
-    """Smooth lower bound: about x far above `floor`, never below it, with a gradient everywhere."""
+    """Bound x from below smoothly: about x far above `floor`, with a gradient everywhere."""
     return floor + F.softplus(x - floor)
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """At least float32: half types are raised, float64 stays."""
+    """Raise half types to float32; keep float32 and float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def halvings(size: int, times: int) -> list[int]:
-    """Side lengths after 0, 1, ... stride-2 convolutions (kernel 4, padding 1): [64, 32, 16, ...].
+    """Return the side lengths after 0, 1, ... stride-2 convolutions (kernel 4, padding 1).
 
-    Raises ValueError where fewer than 2 pixels would be left.
+    64 pixels give [64, 32, 16, ...]. Raises ValueError if fewer than 2 pixels would be left.
     """
     sizes = [size]
     for _ in range(times):
         sizes.append(sizes[-1] // 2)
     if sizes[-1] < 2:
         raise ValueError(
-            f"model.net.channels: {times} halvings of a {size} pixel image leave {sizes[-1]}; use fewer entries"
+            f"model.net.channels: {times} halvings of a {size} pixel image leave {sizes[-1]} pixels, "
+            "expected at least 2; use fewer entries"
         )
     return sizes

@@ -1,4 +1,4 @@
-"""The conditional VAE put together from its configuration."""
+"""The conditional VAE, built from its configuration."""
 
 from __future__ import annotations
 
@@ -9,68 +9,102 @@ from torch import Tensor, nn
 
 from cvae.attributes import CONDITIONERS
 from cvae.config import ModelConfig
-from cvae.decoder import Decoder
-from cvae.distributions import DiagonalGaussian, Distribution, kl_divergence
-from cvae.encoder import Encoder
-from cvae.losses import Losses, Sums, combine, squared_error
+from cvae.decoder import DECODERS
+from cvae.distributions import DiagonalGaussian, Distribution
+from cvae.encoder import ENCODERS
+from cvae.losses import (
+    Losses,
+    Sums,
+    Terms,
+    loss_terms,
+    loss_weights,
+    means,
+    objective,
+    pack,
+    squared_error,
+    unpack,
+)
 from cvae.prior import PRIORS
 from cvae.variance import DECODER_VARIANCES
 
 
 def identity(x: Tensor) -> Tensor:
-    """The reduction over ranks where there is one rank."""
+    """The reduction over ranks of a single rank."""
     return x
 
 
 class CVAE(nn.Module):
-    """Conditional VAE for images [B, 3, S, S] in [-1, 1] and attributes [B, A] in {0, 1}."""
+    """A conditional VAE for images [B, 3, S, S] in [-1, 1] and attributes [B, A] in {0, 1}."""
 
     def __init__(self, config: ModelConfig, image_size: int, n_attributes: int) -> None:
         super().__init__()
-        self.z_dim, self.image_size, self.n_attributes = config.z_dim, image_size, n_attributes
+        self.z_dim = config.z_dim
+        self.image_size = image_size
+        self.n_attributes = n_attributes
         self.conditioner = CONDITIONERS[config.conditioner.name](config.conditioner, n_attributes)
-        self.encoder = Encoder(config, image_size, self.conditioner.width)
-        self.decoder = Decoder(config, image_size, self.conditioner.width)
-        self.conditional_prior = PRIORS[config.prior.name](config, self.conditioner.width)
+        n_condition = self.conditioner.width
+        self.encoder = ENCODERS[config.encoder.name](config, image_size, n_condition)
+        self.decoder = DECODERS[config.decoder.name](config, image_size, n_condition)
+        self.conditional_prior = PRIORS[config.prior.name](config, n_condition)
         self.variance = DECODER_VARIANCES[config.variance.name](config.variance)
+        self.loss_terms = loss_terms(config.losses)
+        self.loss_weights = loss_weights(config.losses)
 
     @property
     def pixels(self) -> int:
         """P = 3 * S * S."""
         return 3 * self.image_size * self.image_size
 
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """The names of the values of `terms`."""
+        return ("sse", "kl", "log_det", *self.loss_weights)
+
     def condition(self, y: Tensor) -> Tensor:
-        """e(y) [B, E], never under autocast: the prior needs it whole."""
+        """Return e(y) [B, E]; never under autocast, since the prior needs full precision."""
         with torch.autocast(y.device.type, enabled=False):
             return self.conditioner(y)
 
     def encode(self, x: Tensor, y: Tensor) -> DiagonalGaussian:
-        """q(z|x,y)."""
+        """Return q(z|x,y)."""
         return self.encoder(x, self.condition(y))
 
     def prior(self, y: Tensor) -> Distribution:
-        """p(z|y), the one prior of training and sampling."""
+        """Return p(z|y), the one prior of training and sampling."""
         with torch.autocast(y.device.type, enabled=False):
             return self.conditional_prior(self.condition(y))
 
     def decode(self, z: Tensor, y: Tensor) -> Tensor:
-        """Mean of p(x|z,y): [B, 3, S, S] in [-1, 1]."""
+        """Return the mean of p(x|z,y): [B, 3, S, S] in [-1, 1]."""
         return self.decoder(z, self.condition(y))
 
-    def sums(self, x: Tensor, y: Tensor, noise: Tensor) -> Sums:
-        """Squared error, KL and log-determinant summed over these images; noise [B, D] is that of z ~ q."""
-        if len(x) == 0:  # a rank without a share still takes part in the collectives of the backward pass
-            blank = self.sums(
-                x.new_zeros(1, *x.shape[1:]), y.new_zeros(1, *y.shape[1:]), noise.new_zeros(1, self.z_dim)
-            )
-            return Sums(*(0 * s for s in blank))
+    def terms(self, x: Tensor, y: Tensor, noise: Tensor) -> Terms:
+        """Run the model once: q(z|x,y) and every named term of each image [B].
+
+        `noise` [B, D] is standard normal; z = mean_q + std_q * noise.
+        """
         e = self.condition(y)
         q = self.encoder(x, e)
         z = q.sample(noise)
-        sse = squared_error(x, self.decoder(z, e)).sum()
+        decoded = self.decoder(z, e)
         with torch.autocast(x.device.type, enabled=False):
-            kl, log_det = kl_divergence(q, self.conditional_prior(e), z)
-        return Sums(sse, kl.sum(), log_det.sum(), sse.new_tensor(float(len(x))))
+            kl, log_det = self.conditional_prior(e).kl_from(q, z)
+            values = {"sse": squared_error(x, decoded), "kl": kl, "log_det": log_det}
+            for name, term in self.loss_terms.items():
+                values[name] = term(x, decoded, y)
+        return Terms(q, values)
+
+    def sums(self, x: Tensor, y: Tensor, noise: Tensor) -> Sums:
+        """Sum the terms over these images, which may be none."""
+        if len(x) == 0:
+            # A rank without images still takes part in the collectives of the backward pass.
+            blank = [t.new_zeros(1, *t.shape[1:]) for t in (x, y, noise)]
+            one = self.sums(*blank)
+            return {name: 0 * value for name, value in one.items()}
+        values = self.terms(x, y, noise).values
+        sums = {name: value.sum() for name, value in values.items()}
+        sums["images"] = sums["sse"].new_tensor(float(len(x)))
+        return sums
 
     def forward(
         self,
@@ -81,11 +115,14 @@ class CVAE(nn.Module):
         scale: float,
         reduce_sum: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:
-        """Losses of the global batch, of which these images are this rank's share (all ranks call it; the share may be empty).
+        """Return the losses of the global batch (all ranks; a rank's share may be empty).
 
-        `scale`: ranks / images of the global batch. `reduce_sum`: float64 sums of this share [4] -> of the global batch [4].
+        `scale`: ranks / images of the global batch. `reduce_sum` turns this share's packed sums into
+        those of the global batch; both are float64.
         """
         local = self.sums(x, y, noise)
-        total = Sums(*reduce_sum(torch.stack([s.detach().double() for s in local])))
-        s2 = self.variance(total.sse / (total.images * self.pixels))
-        return combine(local, total, s2, beta, scale, self.pixels)
+        total = unpack(reduce_sum(pack(local)), local)
+        s2 = self.variance(total["sse"] / (total["images"] * self.pixels))
+        values = means(total, s2.detach(), self.pixels, beta, self.loss_weights)
+        share = objective(local, s2, self.pixels, beta, self.loss_weights, scale)
+        return Losses(share, values)

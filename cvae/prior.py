@@ -1,4 +1,8 @@
-"""Conditional priors p(z|y): each maps e(y) [B, E] to a distribution of z [B, D]."""
+"""Conditional priors p(z|y): each maps e(y) [B, E] to a distribution of z [B, D].
+
+A new prior needs its class and its line in `PRIORS`. It is built from (config, n_condition) and
+returns a `Distribution`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from cvae.layers import full_precision, mlp, soft_floor, zeroed
 
 
 class AttributeConv(nn.Module):
-    """The paper's encoder p: two 1-d convolutions along the attributes' embeddings, then a linear layer."""
+    """The paper's encoder p: two 1-d convolutions along the attribute embeddings and a linear layer."""
 
     def __init__(self, n_condition: int, width: int, hidden: int, n_out: int) -> None:
         super().__init__()
@@ -26,30 +30,35 @@ class AttributeConv(nn.Module):
         self.out = zeroed(nn.Linear(n_condition, n_out))
 
     def forward(self, e: Tensor) -> Tensor:
-        """e [B, A * width] -> [B, n_out]."""
-        return self.out(self.convs(e.unflatten(1, (-1, self.width)).transpose(1, 2)))
+        """Map e [B, A * width] to [B, n_out]."""
+        embeddings = e.unflatten(1, (-1, self.width)).transpose(1, 2)
+        return self.out(self.convs(embeddings))
 
 
 def prior_net(config: ModelConfig, n_condition: int) -> nn.Module:
-    """Network of mu_p(y) and ln sigma_p(y): e [B, E] -> [B, 2D], zero at the start, i.e. N(0, I)."""
+    """Return the network of mu_p(y) and ln sigma_p(y), e [B, E] -> [B, 2D]; it starts at N(0, I).
+
+    Raises ValueError if `conv1d` has no attribute embeddings to run along.
+    """
     if config.prior.net == "mlp":
         return mlp(n_condition, config.prior.hidden, 2 * config.z_dim)
     if config.conditioner.name != "embedding":
         raise ValueError(
-            "model.prior.net=conv1d runs along attribute embeddings: set model.conditioner.name=embedding"
+            "model.prior.net=conv1d runs along attribute embeddings, "
+            f"but model.conditioner.name={config.conditioner.name}; set model.conditioner.name=embedding"
         )
     return AttributeConv(n_condition, config.conditioner.width, config.prior.hidden, 2 * config.z_dim)
 
 
 class StandardPrior(nn.Module):
-    """p(z|y) = N(0, I), whatever y."""
+    """p(z|y) = N(0, I) for every y."""
 
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
         super().__init__()
         self.z_dim = config.z_dim
 
     def forward(self, e: Tensor) -> DiagonalGaussian:
-        """e [B, E] -> distribution of z [B, D]."""
+        """Map e [B, E] to a distribution of z [B, D]."""
         zeros = full_precision(e).new_zeros(len(e), self.z_dim)
         return DiagonalGaussian(zeros, zeros)
 
@@ -59,10 +68,11 @@ class GaussianPrior(nn.Module):
 
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
         super().__init__()
-        self.net, self.log_sigma_min = prior_net(config, n_condition), config.log_sigma_min
+        self.net = prior_net(config, n_condition)
+        self.log_sigma_min = config.log_sigma_min
 
     def forward(self, e: Tensor) -> DiagonalGaussian:
-        """e [B, E] -> distribution of z [B, D]."""
+        """Map e [B, E] to a distribution of z [B, D]."""
         mean, log_std = self.net(full_precision(e)).chunk(2, dim=1)
         return DiagonalGaussian(mean, soft_floor(log_std, self.log_sigma_min))
 
@@ -76,8 +86,8 @@ class FlowPrior(nn.Module):
         self.flow = Flow(config.z_dim, n_condition, config.prior.flow)
 
     def forward(self, e: Tensor) -> FlowDistribution:
-        """e [B, E] -> distribution of z [B, D]."""
-        # The log-determinant is off by 0.05 nats in bfloat16, hence at least float32 throughout.
+        """Map e [B, E] to a distribution of z [B, D]."""
+        # At least float32 throughout: in bfloat16 the log-determinant is off by 0.05 nats.
         return FlowDistribution(self.base(e), self.flow, full_precision(e))
 
 

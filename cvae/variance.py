@@ -1,4 +1,7 @@
-"""Decoder variance sigma^2, one number for all pixels, on the [-1, 1] image scale (sigma-VAE, arXiv 2006.13202)."""
+"""Decoder variances: sigma^2, one number for all pixels, on the [-1, 1] image scale.
+
+See sigma-VAE, arXiv 2006.13202. A new variance needs its class and its line in `DECODER_VARIANCES`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ class UnitVariance(nn.Module):
         super().__init__()
 
     def forward(self, mse: Tensor) -> Tensor:
-        """MSE of the global batch [] -> sigma^2 []."""
+        """Map the MSE of the global batch [] to sigma^2 []."""
         return torch.ones_like(mse)
 
 
@@ -28,14 +31,15 @@ class LearnedVariance(nn.Module):
         self.log_s2 = nn.Parameter(torch.zeros(()))
 
     def forward(self, mse: Tensor) -> Tensor:
-        """MSE of the global batch [] -> sigma^2 []."""
+        """Map the MSE of the global batch [] to sigma^2 []."""
         return self.floor + self.log_s2.exp()
 
 
 class OptimalVariance(nn.Module):
     """sigma*^2 = SSE / (N P) over the GLOBAL batch, the maximum-likelihood variance.
 
-    A stationary point of the loss in sigma^2, so it is detached and the gradient stays exact; the floor is exact on both sides.
+    It is a stationary point of the loss in sigma^2, so the gradient stays exact although sigma^2 is
+    detached. The floor is exact on both sides.
     """
 
     def __init__(self, config: VarianceConfig) -> None:
@@ -43,7 +47,7 @@ class OptimalVariance(nn.Module):
         self.floor = config.floor
 
     def forward(self, mse: Tensor) -> Tensor:
-        """MSE of the global batch [] -> sigma^2 []."""
+        """Map the MSE of the global batch [] to sigma^2 []."""
         return mse.detach().clamp(min=self.floor)
 
 

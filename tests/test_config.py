@@ -12,7 +12,7 @@ from pipeline.config.load import flatten, load, with_values
 from pipeline.config.paths import absolute_paths
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.training.checkpoint import require_same
+from pipeline.training.weights import require_same
 
 CONFIGS = Path("configs")
 

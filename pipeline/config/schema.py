@@ -53,8 +53,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam; the learning rate rises linearly, then falls along a cosine."""
+    """The optimizer; the learning rate rises linearly, then falls along a schedule."""
 
+    name: str = "adam"  # optimizer: adam (AdamW if weight_decay is not 0)
+    schedule: str = "cosine"  # how the learning rate falls after the warm-up: cosine | linear
     lr: float = 1e-3  # highest learning rate
     beta1: float = 0.9  # decay of the gradient's running mean
     beta2: float = 0.999  # decay of the squared gradient's running mean
@@ -181,8 +183,13 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)  # jobs
 
 
+OPTIMIZER_NAMES = ("adam",)
+SCHEDULE_NAMES = ("cosine", "linear")
+
 # The words that a key accepts. A test compares the names of components with their registries.
 CHOICES: dict[str, tuple[str, ...]] = {
+    "model.encoder.name": cvae_config.ENCODER_NAMES,
+    "model.decoder.name": cvae_config.DECODER_NAMES,
     "model.conditioner.name": cvae_config.CONDITIONER_NAMES,
     "model.prior.name": cvae_config.PRIOR_NAMES,
     "model.prior.net": cvae_config.PRIOR_NET_NAMES,
@@ -191,6 +198,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.net.activation": cvae_config.ACTIVATION_NAMES,
     "data.verify": ("once", "always"),
     "data.damaged": ("stop", "exclude"),
+    "optim.name": OPTIMIZER_NAMES,
+    "optim.schedule": SCHEDULE_NAMES,
     "train.precision": ("auto", "fp32", "bf16", "fp16", "fp64"),
     "classifier.precision": ("auto", "fp32", "bf16", "fp16"),
     "eval.split": ("val", "test"),

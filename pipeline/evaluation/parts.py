@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cvae.distributions import Distribution, FlowDistribution
 from cvae.importance import importance_weighted_bound
 from pipeline.data.loader import to_float
 from pipeline.evaluation.features import Features
@@ -93,7 +92,7 @@ def latents(subject: Subject) -> Rows:
             "drawn": drawn,
             "log_p_encoded": prior.log_prob(encoded),
             "log_p_drawn": prior.log_prob(drawn),
-            "log_det": log_det(prior, drawn),
+            "log_det": prior.log_det(drawn),
         }
 
     return subject.map(rows, subject.n)
@@ -162,13 +161,6 @@ def reference_keys(subject: Subject, split: str) -> list[dict[str, Any]]:
     shards, n = subject.splits[split], len(subject.positions(split))
     block, crop = subject.settings.block, subject.crop
     return [reference_key(shards, split, n, block, extractor, crop) for extractor in subject.extractors]
-
-
-def log_det(prior: Distribution, z: Tensor) -> Tensor:
-    """log|det df/dz| at z [B, D] -> [B]; 0 without a flow."""
-    if isinstance(prior, FlowDistribution):
-        return prior.flow(z, prior.e)[1]
-    return z.new_zeros(len(z))
 
 
 def _split_features(subject: Subject, split: str) -> Rows:

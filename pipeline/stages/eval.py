@@ -34,7 +34,8 @@ from pipeline.rundir.files import write_json
 from pipeline.runtime.context import Context
 from pipeline.runtime.preempt import Stopped
 from pipeline.tracking.sync import sync_run
-from pipeline.training.checkpoint import Checkpoints, load_model
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.weights import load_model
 
 
 def run(config: RunConfig, context: Context) -> None:

@@ -1,9 +1,15 @@
-"""Precision, optimizer, schedules and the moving average of the weights; time is counted in images, never in ranks."""
+"""Optimizers, schedules, precision, and the moving average of the weights.
+
+Schedules count images, never steps of a rank, so they do not depend on the number of ranks.
+A new optimizer or schedule needs its function, its line in `OPTIMIZERS` or `SCHEDULES`, and its name
+in pipeline/config/schema.py.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
 import torch
@@ -14,30 +20,34 @@ from pipeline.errors import ConfigError
 
 
 class Precision:
-    """What `auto | fp32 | bf16 | fp16 | fp64` means on a device: autocast type, parameter type, gradient scaler."""
+    """What `auto | fp32 | bf16 | fp16 | fp64` means on a device: dtypes, autocast and gradient scaler."""
 
     def __init__(self, name: str, device: torch.device) -> None:
-        cuda = device.type == "cuda"
+        on_gpu = device.type == "cuda"
         if name == "auto":
-            name = "fp32" if not cuda else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-        if name == "fp16" and not cuda:
+            name = _best_precision() if on_gpu else "fp32"
+        if name == "fp16" and not on_gpu:
             raise ConfigError("key 'train.precision': fp16 needs a GPU; use bf16 or fp32 on a CPU")
-        self.name, self.device_type = name, device.type
+        self.name = name
+        self.device_type = device.type
         self.half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
-        self.dtype = torch.float64 if name == "fp64" else torch.float32
+        self.dtype = torch.float64 if name == "fp64" else torch.float32  # of parameters
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
     def autocast(self) -> AbstractContextManager:
-        """Forward passes run in this."""
-        return torch.autocast(
-            self.device_type, dtype=self.half or torch.bfloat16, enabled=self.half is not None
-        )
+        """Return the context in which forward passes run."""
+        half = self.half or torch.bfloat16
+        return torch.autocast(self.device_type, dtype=half, enabled=self.half is not None)
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW (Adam where weight_decay is 0); the learning rate is a tensor's worth set at every step."""
+def _best_precision() -> str:
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def adam(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW with decoupled weight decay; Adam if weight_decay is 0."""
     return torch.optim.AdamW(
-        model.parameters(),
+        parameters,
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,
@@ -45,29 +55,61 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     )
 
 
+# Each must be fused: the trainer skips a bad step on the device through the attribute `found_inf`.
+OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], OptimConfig], torch.optim.Optimizer]] = {"adam": adam}
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Return the optimizer `config.name`. The caller sets the learning rate before every step."""
+    return OPTIMIZERS[config.name](model.parameters(), config)
+
+
+def cosine(progress: float) -> float:
+    """Half a cosine from 1 to 0."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def linear(progress: float) -> float:
+    """A straight line from 1 to 0."""
+    return 1 - progress
+
+
+# Each maps the progress after the warm-up, 0 to 1, to a height that falls from 1 to 0.
+SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "linear": linear}
+
+
 def learning_rate(images: int, total: int, config: OptimConfig) -> float:
-    """Linear warm-up over `warmup_images`, then a cosine down to `final_lr_fraction` at `total` images."""
+    """Return the learning rate after `images` of `total` images.
+
+    It rises linearly over `warmup_images`, then falls to `final_lr_fraction` along the schedule.
+    """
     if images < config.warmup_images:
         return config.lr * (images + 1) / (config.warmup_images + 1)
     progress = min(1.0, (images - config.warmup_images) / max(1, total - config.warmup_images))
     low = config.final_lr_fraction
-    return config.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return config.lr * (low + (1 - low) * SCHEDULES[config.schedule](progress))
 
 
 def kl_weight(images: int, warmup_images: int) -> float:
-    """beta: linear from 0 to 1 over `warmup_images`."""
-    return min(1.0, images / warmup_images) if warmup_images else 1.0
+    """Return beta: it rises linearly from 0 to 1 over `warmup_images`."""
+    if not warmup_images:
+        return 1.0
+    return min(1.0, images / warmup_images)
 
 
 class Ema:
-    """Exponential moving average of the weights, in a model of its own; the same on every rank without talking."""
+    """An exponential moving average of the weights, held in a second model.
+
+    Every rank computes the same average without communication.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model, self.decay = copy.deepcopy(model).eval().requires_grad_(False), decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """average += (1 - decay) (weights - average); young averages follow faster."""
+        """Add (1 - decay) * (weights - average); the decay is smaller during the first steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
         theirs: list[Tensor] = [p.detach() for p in model.parameters()]
         torch._foreach_lerp_(list(self.model.parameters()), theirs, 1 - decay)

@@ -1,11 +1,11 @@
-"""What happens around the steps of a loop: reading results one step late, counting bad ones, metrics, progress."""
+"""What surrounds the steps of the loop: read results one step late, count bad steps, log progress."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from logging import Logger
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pipeline.config.schema import TrainConfig
 from pipeline.errors import UserError
-from pipeline.rundir.metrics_log import MetricsLog
+from pipeline.training.saver import Recorder
 
 T = TypeVar("T")
 LOG_LINE_EVERY_S = 15.0
@@ -25,47 +26,59 @@ class TrainingDiverged(UserError):
 
 
 class Record(NamedTuple):
-    """One step: numbers still on their way from the device, and what the host knew already."""
+    """One step: values that the host knows, and numbers that are still on the device."""
 
     step: int  # optimizer steps done, this one included
     values: dict[str, float]  # known on the host
     names: tuple[str, ...]
-    numbers: Tensor  # float64 [len(names)], named by `names`; has "bad" and "stop"
+    numbers: Tensor  # float64 [len(names)]; includes "bad" and "stop"
     indices: np.ndarray  # samples of this rank
+
+    @classmethod
+    def of(
+        cls, step: int, values: dict[str, float], measured: dict[str, Tensor], indices: np.ndarray
+    ) -> Record:
+        """Stack `measured`, [] each, into one tensor, so that one copy brings it to the host."""
+        numbers = torch.stack([value.detach().double() for value in measured.values()])
+        return cls(step, values, tuple(measured), numbers, indices)
+
+
+BadSteps = list[tuple[Record, dict[str, float]]]
 
 
 class StepMonitor:
-    """Every rank has one and reads the same reduced numbers at the same step; only rank 0 has `metrics` to write.
+    """Reads the numbers of each step. Every rank has one and reads the same numbers at the same step.
 
-    `testify(bad_steps)` writes down what this rank knows about the bad steps before the run stops, and returns the file.
+    `testify(bad_steps)` writes what this rank knows about a divergence and returns the file.
     """
 
     def __init__(
         self,
-        metrics: MetricsLog | None,
-        log: Logger,
-        interval: int,
-        max_bad: int,
-        step: int,
+        train: TrainConfig,
+        first: int,
         last: int,
-        batch: int,
-        testify: Callable[[list[tuple[Record, dict[str, float]]]], object],
+        recorder: Recorder,
+        log: logging.Logger,
+        testify: Callable[[BadSteps], object],
     ) -> None:
-        self.testify, self.bad_steps = testify, list[tuple[Record, dict[str, float]]]()
-        self.metrics, self.log, self.interval, self.max_bad = metrics, log, interval, max_bad
-        self.first, self.last, self.batch = step, last, batch
+        self.train = train
+        self.first = first
+        self.last = last
+        self.recorder = recorder
+        self.log = log
+        self.testify = testify
+        self.n_bad = 0  # bad steps in all
+        self.bad_in_a_row: BadSteps = []
         self.pending: tuple[Record, Tensor, torch.cuda.Event | None] | None = None
-        self.bad = 0
-        self.start = self.window_start = self.line = time.monotonic()
-        self.window_step, self.waited = step, 0.0
-        self.bar = (
-            tqdm(total=last, initial=step, desc="train", leave=False)
-            if metrics and sys.stderr.isatty()
-            else None
-        )
+        self.start = self.window_start = self.last_line = time.monotonic()
+        self.window_step = first
+        self.waited = 0.0  # seconds of this window spent waiting for data
+        self.bar: tqdm | None = None
+        if log.isEnabledFor(logging.INFO) and sys.stderr.isatty():  # other ranks log only warnings
+            self.bar = tqdm(total=last, initial=first, desc="train", leave=False)
 
     def timed(self, items: Iterable[T]) -> Iterator[T]:
-        """Pass `items` on and count the time spent waiting for them."""
+        """Pass `items` on, and count the seconds spent waiting for them."""
         iterator = iter(items)
         while True:
             before = time.monotonic()
@@ -76,68 +89,86 @@ class StepMonitor:
             yield item
 
     def push(self, record: Record) -> bool:
-        """Start copying this step's numbers to the host, read those of the step before: was a stop agreed there?"""
+        """Start to copy this step's numbers to the host, and read those of the step before.
+
+        Returns whether the ranks agreed in the step before to stop.
+        """
         stop = self.flush()
-        on_gpu = record.numbers.is_cuda
-        host = record.numbers.to("cpu", non_blocking=True) if on_gpu else record.numbers
-        event = torch.cuda.Event() if on_gpu else None
-        if event:
-            event.record()
-        self.pending = (record, host, event)
+        numbers, copied = record.numbers, None
+        if numbers.is_cuda:
+            numbers = numbers.to("cpu", non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        self.pending = (record, numbers, copied)
         return stop
 
     def flush(self) -> bool:
         """Read the pending step. Raises TrainingDiverged on every rank at the same step."""
         if self.pending is None:
             return False
-        (record, host, event), self.pending = self.pending, None
-        if event:
-            event.synchronize()
-        values = record.values | dict(zip(record.names, host.tolist(), strict=True))
-        stop, bad = values.pop("stop") > 0, values.pop("bad") > 0
+        record, numbers, copied = self.pending
+        self.pending = None
+        if copied:
+            copied.synchronize()
+        values = record.values | dict(zip(record.names, numbers.tolist(), strict=True))
+        stop = values.pop("stop") > 0
+        bad = values.pop("bad") > 0
         self._count_bad(bad, record, values)
-        if record.step % self.interval == 0:
+        if record.step % self.train.log_interval == 0:
             self._write(record.step, values)
-        self._progress(record.step, values)
+        self._show_progress(record.step, values)
         return stop
 
     def _count_bad(self, bad: bool, record: Record, values: dict[str, float]) -> None:
-        self.bad += bad
-        self.bad_steps = [*self.bad_steps, (record, values)] if bad else []
-        if bad:
-            self.log.warning(
-                "step %d: the loss or its gradient is not finite; the step was skipped: %s",
-                record.step,
-                values,
-            )
-        if len(self.bad_steps) > self.max_bad:
+        if not bad:
+            self.bad_in_a_row = []
+            return
+        self.n_bad += 1
+        self.bad_in_a_row = [*self.bad_in_a_row, (record, values)]
+        self.log.warning(
+            "step %d: the loss or its gradient is not finite; the step was skipped: %s", record.step, values
+        )
+        n = len(self.bad_in_a_row)
+        if n > self.train.max_bad_steps:
+            file = self.testify(self.bad_in_a_row)
             raise TrainingDiverged(
-                f"step {record.step}: {len(self.bad_steps)} steps in a row without a finite loss and gradient; last terms {values}; "
-                f"terms and samples of all of them are in {self.testify(self.bad_steps)}; lower optim.lr, or raise train.kl_warmup_images"
+                f"step {record.step}: {n} steps in a row without a finite loss and gradient; "
+                f"last terms {values}; the terms and samples of all of them are in {file}; "
+                "lower optim.lr, or raise train.kl_warmup_images"
             )
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         now = time.monotonic()
         elapsed = max(now - self.window_start, 1e-9)
-        rates = {
-            "images_per_s": (step - self.window_step) * self.batch / elapsed,
+        images = (step - self.window_step) * self.train.batch_size
+        numbers = values | {
+            "images_per_s": images / elapsed,
             "data_wait_share": self.waited / elapsed,
+            "bad_steps": float(self.n_bad),
         }
-        if self.metrics:
-            numbers = values | rates | {"bad_steps": float(self.bad)}
-            self.metrics.append(step, {f"train/{k}": v for k, v in numbers.items()})
-        self.window_start, self.window_step, self.waited = now, step, 0.0
+        self.recorder.append(step, {f"train/{name}": value for name, value in numbers.items()})
+        self.window_start = now
+        self.window_step = step
+        self.waited = 0.0
 
-    def _progress(self, step: int, values: dict[str, float]) -> None:
+    def _show_progress(self, step: int, values: dict[str, float]) -> None:
         if self.bar:
             self.bar.update(step - self.bar.n)
             self.bar.set_postfix(loss=f"{values['loss']:.1f}")
+            return
         now = time.monotonic()
-        if not self.bar and now - self.line >= LOG_LINE_EVERY_S:
-            self.line = now
-            rate = (step - self.first) / (now - self.start)
-            left = (self.last - step) / rate if rate else float("nan")
-            text = "step %d/%d, loss %.1f (nll %.1f, kl %.1f), %.0f images/s, %.0f s left"
-            self.log.info(
-                text, step, self.last, values["loss"], values["nll"], values["kl"], rate * self.batch, left
-            )
+        if now - self.last_line < LOG_LINE_EVERY_S:
+            return
+        self.last_line = now
+        steps_per_s = (step - self.first) / (now - self.start)
+        seconds_left = (self.last - step) / steps_per_s if steps_per_s else float("nan")
+        self.log.info(
+            "step %d/%d, loss %.1f (nll %.1f, kl %.1f), %.0f images/s, %.0f s left",
+            step,
+            self.last,
+            values["loss"],
+            values["nll"],
+            values["kl"],
+            steps_per_s * self.train.batch_size,
+            seconds_left,
+        )

@@ -1,7 +1,9 @@
 """Properties that hold for every combination in the registries."""
 
+import copy
 import itertools
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -10,18 +12,28 @@ from cvae.attributes import CONDITIONERS
 from cvae.config import (
     ACTIVATION_NAMES,
     CONDITIONER_NAMES,
+    DECODER_NAMES,
+    ENCODER_NAMES,
+    LOSS_TERM_NAMES,
     NORM_NAMES,
     PRIOR_NAMES,
     VARIANCE_NAMES,
     ConditionerConfig,
+    DecoderConfig,
+    EdgesConfig,
+    EncoderConfig,
     FlowConfig,
+    LossConfig,
     ModelConfig,
     NetConfig,
     PriorConfig,
     VarianceConfig,
 )
-from cvae.layers import ACTIVATIONS, NORMS
-from cvae.losses import importance_weighted_bound
+from cvae.decoder import DECODERS
+from cvae.encoder import ENCODERS
+from cvae.importance import importance_weighted_bound
+from cvae.layers import ACTIVATIONS, norm
+from cvae.losses import LOSS_TERMS, Frozen, LossTerm
 from cvae.model import CVAE
 from cvae.prior import PRIORS
 from cvae.variance import DECODER_VARIANCES
@@ -37,6 +49,9 @@ def make(
     norm="group",
     size=SIZE,
     dtype=torch.float64,
+    encoder="conv",
+    decoder="conv",
+    edges=0.0,
 ) -> CVAE:
     torch.manual_seed(0)
     config = ModelConfig(
@@ -45,6 +60,9 @@ def make(
         conditioner=ConditionerConfig(conditioner, 4),
         prior=PriorConfig(prior, net, 16, FlowConfig(layers=2, hidden=16)),
         variance=VarianceConfig(variance),
+        encoder=EncoderConfig(encoder),
+        decoder=DecoderConfig(decoder),
+        losses=LossConfig(EdgesConfig(edges)),
     )
     return CVAE(config, size, A).to(dtype)
 
@@ -68,12 +86,32 @@ EVERY = list(itertools.product(PRIOR_NAMES, VARIANCE_NAMES, CONDITIONER_NAMES))
 
 
 def test_registries_are_what_the_configuration_names():
-    assert (
-        tuple(PRIORS) == PRIOR_NAMES
-        and tuple(DECODER_VARIANCES) == VARIANCE_NAMES
-        and tuple(CONDITIONERS) == CONDITIONER_NAMES
-    )
-    assert tuple(ACTIVATIONS) == ACTIVATION_NAMES and NORMS == NORM_NAMES
+    assert tuple(ENCODERS) == ENCODER_NAMES
+    assert tuple(DECODERS) == DECODER_NAMES
+    assert tuple(PRIORS) == PRIOR_NAMES
+    assert tuple(DECODER_VARIANCES) == VARIANCE_NAMES
+    assert tuple(CONDITIONERS) == CONDITIONER_NAMES
+    assert tuple(LOSS_TERMS) == LOSS_TERM_NAMES
+    assert tuple(field.name for field in fields(LossConfig)) == LOSS_TERM_NAMES
+    assert tuple(ACTIVATIONS) == ACTIVATION_NAMES
+    for name in NORM_NAMES:
+        assert norm(name, 12)(torch.randn(2, 12, 3, 3)).shape == (2, 12, 3, 3)
+
+
+@pytest.mark.parametrize("encoder,decoder", list(itertools.product(ENCODER_NAMES, DECODER_NAMES)))
+@pytest.mark.parametrize("size", [32, 43])
+def test_encoders_and_decoders_keep_their_interface(encoder, decoder, size):
+    """Shapes, value range, float32 under autocast, and a dependence on the attributes."""
+    model = make(encoder=encoder, decoder=decoder, size=size, dtype=torch.float32)
+    x, y, noise = batch(size, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        q = model.encode(x, y)
+        decoded = model.decode(q.sample(noise), y)
+    assert q.mean.shape == q.log_std.shape == (B, D) and decoded.shape == x.shape
+    assert q.mean.dtype == q.log_std.dtype == decoded.dtype == torch.float32
+    assert decoded.abs().max() <= 1 and (q.log_std >= -6).all()
+    assert not torch.equal(model.encode(x, 1 - y).mean, model.encode(x, y).mean)
+    assert not torch.equal(model.decode(noise, 1 - y), model.decode(noise, y))
 
 
 @pytest.mark.parametrize("prior,variance,conditioner", EVERY)
@@ -142,7 +180,11 @@ def test_kl_equals_monte_carlo(prior):
     draws = torch.randn(20_000, 2, D, generator=g, dtype=torch.float64)
     with torch.no_grad():
         ours = torch.stack(
-            [model.sums(x[i : i + 1], y[i : i + 1], n[i : i + 1]).kl for n in draws[:400] for i in range(2)]
+            [
+                model.sums(x[i : i + 1], y[i : i + 1], n[i : i + 1])["kl"]
+                for n in draws[:400]
+                for i in range(2)
+            ]
         ).view(-1, 2)
         samples = torch.stack([q.log_prob(z) - p.log_prob(z) for z in map(q.sample, draws)])
     error = 4 * (samples.std(0) / math.sqrt(len(samples)) + ours.std(0) / math.sqrt(len(ours)))
@@ -168,7 +210,7 @@ def test_objective_is_that_of_the_equations(prior, variance):
         qd, pd = (torch.distributions.Normal(d.mean, d.log_std.exp()) for d in (q, p))
         kl = torch.distributions.kl_divergence(qd, pd).sum(1).mean()
     loss = nll + beta * kl  # s2 NOT detached here: it is a stationary point
-    torch.testing.assert_close(out.loss, loss.detach())
+    torch.testing.assert_close(out.values["loss"], loss.detach())
     wanted = torch.autograd.grad(loss / pixels, list(model.parameters()), allow_unused=True)
     ours = torch.autograd.grad(out.objective, list(model.parameters()), allow_unused=True)
     for w, o in zip(wanted, ours, strict=True):
@@ -211,10 +253,98 @@ def test_importance_weighted_bound_grows_with_k_and_contains_the_elbo():
     many = importance_weighted_bound(model, x, y, noise, 0.3)
     assert (many >= one).all()
     sums = [model.sums(x[:1], y[:1], n[:1]) for n in noise[:, :1]]
-    sse = torch.stack([s.sse for s in sums]).mean()
+    sse = torch.stack([s["sse"] for s in sums]).mean()
     p_log = -(sse / 0.6 + model.pixels / 2 * math.log(2 * math.pi * 0.3))
     z = [model.encode(x[:1], y[:1]).sample(n[:1]) for n in noise[:, :1]]
     kl = torch.stack(
         [model.encode(x[:1], y[:1]).log_prob(v) - model.prior(y[:1]).log_prob(v) for v in z]
     ).mean()
     torch.testing.assert_close(one[0], (p_log - kl).detach(), rtol=1e-9, atol=1e-6)
+
+
+def shown_terms(name: str, images: torch.Tensor, decoded: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    config = {"edges": EdgesConfig(1.0)}[name]
+    return LOSS_TERMS[name](config)(images, decoded, y)
+
+
+@pytest.mark.parametrize("name", LOSS_TERM_NAMES)
+def test_a_loss_term_is_one_number_per_image(name):
+    x, y, _ = batch()
+    decoded = (0.9 * x).requires_grad_(True)
+    values = shown_terms(name, x, decoded, y)
+    assert values.shape == (B,) and (values > 0).all()
+    torch.testing.assert_close(shown_terms(name, x[:1], decoded[:1], y[:1]), values[:1])
+    assert shown_terms(name, x, x, y).abs().max() == 0
+    values.sum().backward()
+    assert decoded.grad.isfinite().all() and decoded.grad.abs().max() > 0
+    assert shown_terms(name, x.half(), x.half(), y).dtype == torch.float32
+
+
+def test_edges_is_half_the_squared_laplacian():
+    x, y, _ = batch(size=8)
+    error = x - 0.5 * x
+    laplacian = -4 * error[:, :, 1:-1, 1:-1]
+    for across, down in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        laplacian = laplacian + error[:, :, down : down + 6, across : across + 6]
+    wanted = 0.5 * laplacian.square().sum((1, 2, 3))
+    torch.testing.assert_close(shown_terms("edges", x, 0.5 * x, y), wanted)
+
+
+@pytest.mark.parametrize("prior", PRIOR_NAMES)
+def test_terms_are_computed_once_and_summed(prior):
+    model, (x, y, noise) = shaken(make(prior, edges=0.5)), batch()
+    q, values = model.terms(x, y, noise)
+    assert tuple(values) == model.term_names
+    assert all(value.shape == (B,) for value in values.values())
+    sums = model.sums(x, y, noise)
+    assert sums["images"] == B
+    for name, value in values.items():
+        torch.testing.assert_close(sums[name], value.sum())
+    torch.testing.assert_close(q.mean, model.encode(x, y).mean)
+
+
+def test_a_further_term_adds_its_weight_to_the_objective_and_its_name_to_the_values():
+    plain, more, (x, y, noise) = shaken(make()), make(edges=0.25), batch()
+    more.load_state_dict(plain.state_dict())
+    without, with_it = plain(x, y, noise, 0.7, 1 / B), more(x, y, noise, 0.7, 1 / B)
+    assert set(with_it.values) - set(without.values) == {"edges"}
+    edges = with_it.values["edges"]
+    torch.testing.assert_close(with_it.values["loss"], without.values["loss"] + 0.25 * edges)
+    added = (0.25 * edges / plain.pixels).detach()
+    torch.testing.assert_close(with_it.objective.detach(), without.objective.detach() + added)
+
+
+class FrozenNetTerm(LossTerm):
+    """A perceptual distance: a frozen random network and one trained scale."""
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.features = Frozen(torch.nn.Conv2d(3, 4, 3))
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, images, decoded, y):
+        error = self.features(images) - self.features(decoded)
+        return self.scale * error.square().flatten(1).sum(1)
+
+
+def test_a_frozen_network_of_a_term_is_no_part_of_the_model(monkeypatch):
+    monkeypatch.setitem(LOSS_TERMS, "edges", FrozenNetTerm)
+    plain, model, (x, y, noise) = make(), make(edges=1.0), batch()
+    assert model.state_dict().keys() - plain.state_dict().keys() == {"loss_terms.edges.scale"}
+    frozen = model.loss_terms["edges"].features.network
+    before = copy.deepcopy(frozen.state_dict())
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    out = model(x, y, noise, 1.0, 1 / B)  # float64: the network follows its input
+    out.objective.backward()
+    optimizer.step()
+    assert out.values["edges"] > 0
+    assert model.loss_terms["edges"].scale.grad.abs() > 0
+    assert all(torch.equal(frozen.state_dict()[key].float(), value) for key, value in before.items())
+    assert copy.deepcopy(model).loss_terms["edges"].features.network is frozen
+
+
+def test_the_state_of_todays_model_keeps_its_names():
+    names = set(make().state_dict())
+    assert {"encoder.attribute_channel.weight", "encoder.convs.0.weight", "encoder.out.bias"} <= names
+    assert {"decoder.linear.weight", "decoder.convs.6.bias", "conditioner.net.0.weight"} <= names
+    assert {"conditional_prior.base.net.0.weight", "conditional_prior.flow.layers.1.net.4.bias"} <= names

@@ -1,4 +1,4 @@
-"""One rank of the train stage of RUN_DIR; with STEP, the last rank alone is asked to stop there, as by a signal."""
+"""One rank of the train stage of RUN_DIR. With STEP, only the last rank is asked to stop there."""
 
 import sys
 from pathlib import Path

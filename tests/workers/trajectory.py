@@ -1,4 +1,7 @@
-"""One rank: train each run directory of the arguments for 15 steps and note raw gradients, norms, losses and weights."""
+"""One rank of a training of 15 steps in each run directory of the arguments.
+
+It notes raw gradients, their norms, losses and weights.
+"""
 
 import logging
 import sys
@@ -13,7 +16,7 @@ from pipeline.data.loader import Prefetcher
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import process_group
 from pipeline.runtime.preempt import StopFlag
-from pipeline.stages.train import Trainer
+from pipeline.training.trainer import Trainer
 
 STEPS = 15
 GRADIENTS_OF = (0, 1, STEPS - 1)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cvae.distributions import DiagonalGaussian, gaussian_kl
+from cvae.distributions import DiagonalGaussian
 from cvae.losses import active_units, bits_per_dim
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.metrics.base import Metric, Value, normal_interval, standard_error
@@ -161,12 +161,10 @@ class Units(Metric):
         for start in range(0, len(mean), evidence.settings.block):
             part = slice(start, start + evidence.settings.block)
             prior = evidence.model.prior(evidence.condition(evidence.requested[part]))
-            if not isinstance(prior, DiagonalGaussian):
+            kl = prior.kl_per_unit(DiagonalGaussian(mean[part], 0.5 * variance[part].log()))
+            if kl is None:
                 return None
-            # A trailing axis of one makes every unit a distribution of its own.
-            q = DiagonalGaussian(mean[part, :, None], 0.5 * variance[part, :, None].log())
-            p = DiagonalGaussian(*(t.cpu().double()[..., None] for t in prior))
-            total += gaussian_kl(q, p).sum(0)
+            total += kl.sum(0)
         return total / len(mean)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import threading
 from pathlib import Path
 
@@ -15,15 +16,17 @@ from pipeline.data.loader import TrainBatches
 from pipeline.data.shards import Shards
 from pipeline.errors import CheckpointError
 from pipeline.rundir import layout
+from pipeline.rundir.files import seal
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.preempt import StopFlag
-from pipeline.stages.train import Trainer
 from pipeline.stages.train import run as run_train
 from pipeline.training import checkpoint
-from pipeline.training.checkpoint import Checkpoints, load_model
-from pipeline.training.saver import Saver
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.saver import Recorder, Saver
 from pipeline.training.steps import TrainingDiverged
+from pipeline.training.trainer import Trainer
+from pipeline.training.weights import load_model
 from tests.conftest import ROOT, run_ranks, run_stage_here
 
 WORKER = ROOT / "tests" / "workers" / "train_until.py"
@@ -89,6 +92,29 @@ def test_metrics_have_every_promised_number(trained):
         assert f"val_ema/{name}" in val and f"val_raw/{name}" in val
 
 
+def test_a_further_loss_term_shows_up_in_training_and_validation(tiny_overrides, tmp_path):
+    overrides = [*tiny_overrides, "train.images=16", "train.log_interval=1", "model.losses.edges.weight=0.1"]
+    run_stage_here(configuration.load([], overrides), tmp_path / "run", "train")
+    (_, first), (_, second), (_, val) = deterministic_metrics(tmp_path / "run")
+    for values in (first, second):
+        expected = values["train/nll"] + values["train/beta"] * values["train/kl"]
+        assert values["train/edges"] > 0
+        assert values["train/loss"] == pytest.approx(expected + 0.1 * values["train/edges"])
+    for weights in ("val_raw", "val_ema"):
+        assert val[f"{weights}/edges"] > 0
+        assert val[f"{weights}/loss"] == pytest.approx(val[f"{weights}/nll"] + val[f"{weights}/kl"])
+
+
+def test_only_rank_0_records(tmp_path):
+    recorder = Recorder()
+    recorder.append(1, {"train/loss": 1.0})
+    recorder.save(1, {}, {}, wait=True)
+    recorder.poll()
+    recorder.close()
+    recorder.finish({})
+    assert not list(tmp_path.iterdir())
+
+
 def test_checkpoints_are_few_and_best_is_the_lowest_validation_loss(trained):
     store = Checkpoints(layout.checkpoints_dir(trained))
     losses = {s: v["val_ema/loss"] for s, v in deterministic_metrics(trained) if "val_ema/loss" in v}
@@ -109,8 +135,6 @@ def test_loaded_weights_are_those_of_the_checkpoint(trained, weights):
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     trained, tmp_path, tiny_overrides, caplog
 ):
-    import shutil
-
     shutil.copytree(trained, tmp_path / "run")
     store = Checkpoints(layout.checkpoints_dir(tmp_path / "run"))
     data = bytearray(store.path(24).read_bytes())
@@ -160,8 +184,6 @@ def test_a_crash_costs_one_interval_at_most_however_slow_the_disk(
 
 
 def test_another_configuration_is_refused_by_key(trained, tiny_overrides, tmp_path):
-    import shutil
-
     shutil.copytree(trained, tmp_path / "run")
     changed = configuration.load([], [*tiny_overrides, *SHORT, "optim.lr=0.5", "data.flip=false"])
     with pytest.raises(
@@ -170,9 +192,28 @@ def test_another_configuration_is_refused_by_key(trained, tiny_overrides, tmp_pa
         run_stage_here(changed, tmp_path / "run", "train")
 
 
-def test_training_longer_continues(trained, tiny_overrides, tmp_path):
-    import shutil
+def test_a_checkpoint_that_is_older_than_a_key_continues(trained, tiny_overrides, tmp_path):
+    """A key that its sections lack counts as the key's default, and as nothing else."""
+    shutil.copytree(trained, tmp_path / "run")
+    store = Checkpoints(layout.checkpoints_dir(tmp_path / "run"))
+    for step in store.steps():
+        meta = dict(store.read(step).meta)
+        sections = meta["sections"]
+        for key in ("encoder", "decoder", "losses"):
+            del sections["model"][key]
+        for key in ("name", "schedule"):
+            del sections["optim"][key]
+        file = store.description(step)
+        file.write_text(json.dumps(seal({k: v for k, v in meta.items() if k != "digest"})))
+    load_model(tmp_path / "run", "latest", "ema", torch.device("cpu"))
+    longer = [*tiny_overrides, *SHORT, "train.images=208"]
+    with pytest.raises(CheckpointError, match="optim.schedule: 'cosine' then, 'linear' now"):
+        run_stage_here(configuration.load([], [*longer, "optim.schedule=linear"]), tmp_path / "run", "train")
+    run_stage_here(configuration.load([], longer), tmp_path / "run", "train")
+    assert store.steps()[-1] == 26
 
+
+def test_training_longer_continues(trained, tiny_overrides, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     run_stage_here(
         configuration.load([], [*tiny_overrides, *SHORT, "train.images=208"]), tmp_path / "run", "train"
@@ -201,7 +242,8 @@ def test_a_step_without_a_finite_loss_changes_nothing(tiny_overrides, tmp_path):
     trainer.train_step(trainer.prepare(0))
     before = [p.detach().clone() for p in trainer.model.parameters()]
     record = trainer.train_step(trainer.prepare(1))
-    assert dict(zip(record.names, record.numbers.tolist(), strict=True))["bad"] == 1
+    measured = dict(zip(record.names, record.numbers.tolist(), strict=True))
+    assert measured["bad"] == 1
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
     trainer.train_step(trainer.prepare(2))
     assert not all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
@@ -215,9 +257,8 @@ def test_too_many_bad_steps_stop_the_run_with_the_step(tiny_overrides, tmp_path,
     with pytest.raises(TrainingDiverged, match="step 8: 3 steps in a row.*step_00000009_rank0.json"):
         run_train(config, Context(tmp_path / "run", Ranks(), StopFlag(), logging.getLogger("test")))
     told = json.loads((tmp_path / "run/train/forensics/step_00000009_rank0.json").read_text())
-    assert [step["step"] for step in told["steps"]] == [6, 7, 8] and {
-        step["terms"]["loss"] for step in told["steps"]
-    } == {"nan"}
+    assert [step["step"] for step in told["steps"]] == [6, 7, 8]
+    assert {step["terms"]["loss"] for step in told["steps"]} == {"nan"}
     shards = Shards(layout.shards_dir(config), "train")
     wanted = TrainBatches(shards, config.data, config.seed, 8, 8, 0, 1).at(6).indices
     assert told["steps"][1]["samples"] == shards.keys(wanted)

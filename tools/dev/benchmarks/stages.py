@@ -201,7 +201,8 @@ def pauses(bench: Bench, trainer: train_stage.Trainer, what: str) -> Result:
     saver = Saver(trainer.checkpoints, metrics.sync)
 
     def save() -> None:
-        trainer.save(saver, metrics, validation)
+        metrics.append(trainer.step, validation)
+        saver.save(trainer.step, trainer.state(), trainer.meta(validation))
         synchronize(trainer.device)  # the next step would wait for these copies
 
     contenders: Contenders = {
@@ -213,10 +214,11 @@ def pauses(bench: Bench, trainer: train_stage.Trainer, what: str) -> Result:
     sizes = [file.stat().st_size for file in trainer.checkpoints.folder.glob("*.safetensors")]
     megabytes = max(sizes) / 1e6
     saver.close()
+    inputs = trainer.inputs
     protocol = what + (
         f"Checkpoint: {megabytes:.0f} MB (weights, their average, Adam's moments) copied, then written, "
-        f"synced and hashed. Validation: raw and averaged weights on {len(trainer.held_out.indices)} "
-        f"held-out and {len(trainer.calibration.indices)} calibration images. By default the stage writes "
+        f"synced and hashed. Validation: raw and averaged weights on {len(inputs.held_out.indices)} "
+        f"held-out and {len(inputs.calibration.indices)} calibration images. By default the stage writes "
         f"a checkpoint every {bench.config.train.max_lost_steps // 2} steps and validates every "
         f"{bench.config.train.val_interval}."
     )

@@ -1,0 +1,41 @@
+"""Build the model of a training and replicate it over the ranks."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cvae.model import CVAE
+from pipeline.config.schema import RunConfig
+from pipeline.runtime.distributed import Ranks
+from pipeline.training.inputs import Inputs
+from pipeline.training.optim import Precision
+
+
+def build_model(config: RunConfig, inputs: Inputs, precision: Precision, device: torch.device) -> CVAE:
+    """Return a model with random weights, which depend on the seed only (all ranks)."""
+    torch.manual_seed(config.seed)
+    model = CVAE(config.model, inputs.shards.size, len(inputs.attributes))
+    model = model.to(device, precision.dtype)
+    if config.train.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def distribute(model: CVAE, precision: Precision, ranks: Ranks) -> nn.Module:
+    """Wrap the model in DDP and run one backward pass that does not count (all ranks).
+
+    DDP rebuilds its buckets after its first backward pass. If that pass were a training step, a
+    resumed run would sum gradients in another order than an uninterrupted one.
+    """
+    if ranks.world_size == 1:
+        return model
+    devices = [ranks.device] if ranks.device.type == "cuda" else None
+    wrapped = DistributedDataParallel(model, device_ids=devices)
+    shapes = (3, model.image_size, model.image_size), (model.n_attributes,), (model.z_dim,)
+    blank = [torch.zeros((1, *shape), device=ranks.device, dtype=precision.dtype) for shape in shapes]
+    with precision.autocast():
+        wrapped(*blank, 1.0, 1.0).objective.backward()
+    model.zero_grad(set_to_none=True)
+    return wrapped

@@ -1,0 +1,160 @@
+"""Between a checkpoint and the objects of a training: weights, averaged weights, optimizer state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cvae.model import CVAE
+from pipeline.config import load as configuration
+from pipeline.config.renamed import with_new_names
+from pipeline.config.schema import RunConfig
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.rundir import layout
+from pipeline.training.checkpoint import Checkpoint, Checkpoints
+
+
+def state_tensors(model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return every tensor of a training state: model.*, ema.* and optim.<parameter>.<moment>."""
+    named = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    named |= {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        moments = optimizer.state[parameter]
+        named |= {f"optim.{name}.{moment}": tensor for moment, tensor in moments.items()}
+    return named
+
+
+def restore(
+    checkpoint: Checkpoint, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Put the tensors of `checkpoint` back where `state_tensors` took them (all ranks, the same file).
+
+    Raises CheckpointError if names or shapes differ.
+    """
+    load_weights(checkpoint, model, "model.")
+    load_weights(checkpoint, ema, "ema.")
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in checkpoint.tensors("optim.").items():
+        parameter_name, _, moment = name.rpartition(".")
+        moments.setdefault(parameter_name, {})[moment] = tensor
+    for name, parameter in model.named_parameters():
+        own = moments.get(name, {})
+        optimizer.state[parameter] = {moment: _like(parameter, tensor) for moment, tensor in own.items()}
+
+
+def _like(parameter: Tensor, moment: Tensor) -> Tensor:
+    """Return `moment` on the parameter's device and, if it has its shape, in its memory layout.
+
+    The fused kernel walks memory, so a moment must lie in memory as its parameter does.
+    """
+    if moment.shape != parameter.shape:
+        return moment.to(parameter.device)
+    return torch.empty_like(parameter).copy_(moment)
+
+
+def load_weights(checkpoint: Checkpoint, model: nn.Module, prefix: str) -> None:
+    """Load the tensors under `prefix` into `model`; raises CheckpointError if names or shapes differ."""
+    try:
+        model.load_state_dict(checkpoint.tensors(prefix))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{checkpoint.file}: its tensors do not fit this model: {reason}") from None
+
+
+def require_same(then: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+    """Raise CheckpointError with every key by which two sets of trained sections differ.
+
+    A key that `then` lacks counts as its default: the checkpoint is older than the key.
+    """
+    defaults = configuration.leaves(layout.trained_sections(RunConfig()))
+    old = configuration.leaves(with_new_names(then, str(where)))
+    new = configuration.leaves(now)
+    differing = []
+    for key in sorted(old.keys() | new.keys()):
+        before = old.get(key, defaults.get(key))
+        after = new.get(key)
+        is_section = isinstance(old.get(key, after), dict)
+        if before != after and not is_section:
+            differing.append(f"{key}: {before!r} then, {after!r} now")
+    if differing:
+        raise CheckpointError(
+            f"{where}: trained with another configuration ({'; '.join(differing)}); "
+            "use another run directory or train.init_from"
+        )
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """Where evaluated weights come from."""
+
+    step: int
+    images: int
+    s2: float  # the model's decoder variance on the [-1, 1] scale, for these weights
+    s2_fit: float  # SSE / (N P) on the calibration images; equals s2 for the optimal variance
+    attributes: list[str]  # names that the model reads, in order
+    size: int  # side of the images, pixels
+    file: Path
+    digest: str  # sha256 of the file
+
+
+def load_model(run_dir: Path, which: str, weights: str, device: torch.device) -> tuple[CVAE, CheckpointInfo]:
+    """Return the model of a run in eval mode. `which`: best | latest | a step; `weights`: ema | raw.
+
+    Raises ConfigError for another word. Raises CheckpointError if the checkpoint is missing or damaged,
+    belongs to another model, or was saved without a validation.
+    """
+    checkpoint = _choose(run_dir, which)
+    meta = checkpoint.meta
+    validation = meta["validation"]
+    if not validation:
+        raise CheckpointError(
+            f"{checkpoint.file}: saved after a stop signal, without its decoder variance; "
+            "resume training, or set eval.checkpoint=best"
+        )
+    s2_name, s2_fit_name = f"val_{weights}/s2", f"val_{weights}/s2_fit"
+    if s2_name not in validation or s2_fit_name not in validation:
+        raise CheckpointError(
+            f"{checkpoint.file}: its validation lacks the decoder variance; use another checkpoint"
+        )
+
+    config = configuration.load([run_dir / "config.yaml"])
+    trained_model = {"model": meta["sections"].get("model")}
+    require_same(trained_model, {"model": configuration.to_dict(config.model)}, run_dir)
+    model = CVAE(config.model, meta["size"], len(meta["attributes"]))
+    load_weights(checkpoint, model, "ema." if weights == "ema" else "model.")
+    info = CheckpointInfo(
+        step=checkpoint.step,
+        images=meta["images"],
+        s2=validation[s2_name],
+        s2_fit=validation[s2_fit_name],
+        attributes=meta["attributes"],
+        size=meta["size"],
+        file=checkpoint.file,
+        digest=meta["sha256"],
+    )
+    return model.to(device).eval(), info
+
+
+def _choose(run_dir: Path, which: str) -> Checkpoint:
+    """Return the verified checkpoint best | latest | a step; `best` without a validation is the newest."""
+    store = Checkpoints(layout.checkpoints_dir(run_dir))
+    if which.isdigit():
+        return store.read(int(which))
+    if which not in ("best", "latest"):
+        kept = ", ".join(map(str, store.steps())) or "none"
+        raise ConfigError(
+            f"key 'eval.checkpoint': got {which!r}, expected best, latest, all or the step of a checkpoint "
+            f"that is kept ({kept})"
+        )
+    best = store.best() if which == "best" else None
+    checkpoint = store.newest() if best is None else store.read(best)
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{store.folder}: no checkpoint; run the train stage first: "
+            f"launch.py --stages train --run-dir {run_dir}"
+        )
+    return checkpoint

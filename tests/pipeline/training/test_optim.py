@@ -1,0 +1,77 @@
+"""Optimizers, schedules and the moving average, over their registries."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline.config.schema import OPTIMIZER_NAMES, SCHEDULE_NAMES, OptimConfig
+from pipeline.training import optim
+from pipeline.training.optim import OPTIMIZERS, SCHEDULES, Ema, kl_weight, learning_rate, make_optimizer
+
+CONFIG = OptimConfig(lr=0.1, warmup_images=100, final_lr_fraction=0.25)
+
+
+def test_registries_are_what_the_configuration_names():
+    assert tuple(OPTIMIZERS) == OPTIMIZER_NAMES
+    assert tuple(SCHEDULES) == SCHEDULE_NAMES
+
+
+@pytest.mark.parametrize("name", SCHEDULE_NAMES)
+def test_a_schedule_falls_from_the_peak_to_the_final_fraction(name):
+    config = replace(CONFIG, schedule=name)
+    rates = [learning_rate(images, 1100, config) for images in range(0, 1101, 50)]
+    assert rates[0] == pytest.approx(0.1 / 101) and rates[1] < 0.1
+    assert rates[2] == pytest.approx(0.1)
+    assert all(a > b for a, b in zip(rates[2:], rates[3:], strict=False))
+    assert rates[-1] == pytest.approx(0.025)
+    assert rates[12] == pytest.approx((0.1 + 0.025) / 2)  # halfway
+    assert learning_rate(5000, 1100, config) == pytest.approx(0.025)
+
+
+def one_step(name: str, bad: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights of a linear map before and after one step on its squared output."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    optimizer = make_optimizer(model, replace(CONFIG, name=name))
+    model(torch.ones(4, 3)).square().sum().backward()
+    optimizer.found_inf = torch.tensor(float(bad))
+    optimizer.step()
+    return before, model.weight.detach()
+
+
+@pytest.mark.parametrize("name", OPTIMIZER_NAMES)
+def test_an_optimizer_steps_and_skips_a_bad_step(name):
+    before, after = one_step(name, bad=False)
+    assert not torch.equal(before, after)
+    before, after = one_step(name, bad=True)
+    assert torch.equal(before, after)
+
+
+def test_a_new_optimizer_is_one_line(monkeypatch):
+    def sgd(parameters, config):
+        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.beta1, fused=True)
+
+    monkeypatch.setitem(optim.OPTIMIZERS, "sgd", sgd)
+    test_an_optimizer_steps_and_skips_a_bad_step("sgd")
+
+
+def test_the_kl_weight_rises_to_one():
+    assert [kl_weight(images, 100) for images in (0, 25, 100, 900)] == [0.0, 0.25, 1.0, 1.0]
+    assert kl_weight(0, 0) == 1.0
+
+
+def test_the_average_follows_the_weights():
+    model = torch.nn.Linear(2, 2)
+    ema = Ema(model, decay=0.9)
+    start = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight += 1
+    ema.update(model, step=10_000)
+    torch.testing.assert_close(ema.model.weight, start + 0.1)
+    ema = Ema(model, decay=0.9)
+    with torch.no_grad():
+        model.weight += 1
+    ema.update(model, step=0)  # the first average follows nearly all of the way
+    torch.testing.assert_close(ema.model.weight, model.weight - 0.1)
