@@ -166,9 +166,7 @@ def add_eval(
 
 
 def sources_and_tags(page: str) -> tuple[set[str], set[str]]:
-    """What an HTML page refers to (first five characters each), and its kinds of elements, as a
-    browser sees them.
-    """
+    """References (first five characters each) and kinds of elements of an HTML page."""
     sources, tags = set(), set()
 
     class Reader(HTMLParser):

@@ -1,4 +1,4 @@
-"""A run directory with shards, classifier and checkpoint of a few tiny images, made in a second without training."""
+"""A run directory with shards, classifier and checkpoint of tiny images, made without training."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from cvae.model import CVAE
 from pipeline.config.load import dump, load
 from pipeline.config.schema import RunConfig
+from pipeline.data.loader import to_float
 from pipeline.data.manifest import content_digest
 from pipeline.data.records import TAIL, RecordFormat
 from pipeline.data.shards import Shards
@@ -25,10 +26,19 @@ from pipeline.training.checkpoint import Checkpoints
 
 SIZE, ATTRIBUTES = 32, ["Bald", "Eyeglasses", "Heavy_Makeup", "Male", "Smiling", "Young"]
 SMALL = (
-    "model.z_dim=8", "model.net.channels=[32,32]", "model.prior.flow.layers=2", "model.prior.flow.hidden=8",
-    "classifier.epochs=1", "classifier.batch_size=12", "eval.n=40", "eval.block=8", "eval.iw_images=6", "eval.iw_samples=3",
-    "eval.rare_samples=10", "tracking.enabled=false",
-)  # fmt: skip
+    "model.z_dim=8",
+    "model.net.channels=[32,32]",
+    "model.prior.flow.layers=2",
+    "model.prior.flow.hidden=8",
+    "classifier.epochs=1",
+    "classifier.batch_size=12",
+    "eval.n=40",
+    "eval.block=8",
+    "eval.iw_images=6",
+    "eval.iw_samples=3",
+    "eval.rare_samples=10",
+    "tracking.enabled=false",
+)
 
 
 def tiny_config(runs_dir: Path, *overrides: str) -> RunConfig:
@@ -72,15 +82,12 @@ def make_classifier(config: RunConfig) -> None:
     torch.manual_seed(1)
     net, folder = classifier.AttributeNet(len(ATTRIBUTES)).eval(), layout.classifier_dir(config)
     val = Shards(layout.shards_dir(config), "val")
+    images, labels = val.gather(np.arange(len(val)))
     with torch.no_grad():
-        logits = net(
-            torch.from_numpy(val.gather(np.arange(len(val)))[0]).permute(0, 3, 1, 2) / 127.5 - 1
-        ).numpy()
+        logits = net(to_float(torch.from_numpy(images))).numpy()
     classifier.save(folder, net, ATTRIBUTES, SIZE)
-    write_json(
-        folder / "metrics.json",
-        {"val": classifier.scores(logits, val.attributes(), np.median(logits, 0), ATTRIBUTES)},
-    )
+    scores = classifier.scores(logits, labels, np.median(logits, 0), ATTRIBUTES)
+    write_json(folder / "metrics.json", {"val": scores})
 
 
 def make_checkpoint(run_dir: Path, config: RunConfig, attributes: list[str]) -> CVAE:
@@ -89,24 +96,25 @@ def make_checkpoint(run_dir: Path, config: RunConfig, attributes: list[str]) -> 
     (run_dir / "config.yaml").write_text(dump(config))
     torch.manual_seed(2)
     model = CVAE(config.model, SIZE, len(attributes)).eval()
-    tensors = {
-        f"{kind}.{name}": t.clone() for kind in ("model", "ema") for name, t in model.state_dict().items()
-    }
-    validation = {
-        f"val_{w}/{k}": v for w in ("ema", "raw") for k, v in (("loss", 1.0), ("s2", 0.2), ("s2_fit", 0.2))
-    }
+    tensors, validation = {}, {}
+    for name, tensor in model.state_dict().items():
+        tensors |= {f"model.{name}": tensor.clone(), f"ema.{name}": tensor.clone()}
+    for weights in ("ema", "raw"):
+        numbers = {"loss": 1.0, "s2": 0.2, "s2_fit": 0.2}
+        validation |= {f"val_{weights}/{name}": value for name, value in numbers.items()}
     meta = {
         "images": 120,
         "size": SIZE,
         "attributes": attributes,
         "sections": layout.trained_sections(config),
         "validation": validation,
+        "seconds": 1.0,
+        "scaler": {},
     }
-    meta |= {"seconds": 1.0, "scaler": {}}
     Checkpoints(layout.checkpoints_dir(run_dir)).save(10, tensors, meta)
     return model
 
 
 def context(run_dir: Path, ranks: Ranks | None = None) -> Context:
-    """What a stage is given."""
+    """The context of a stage that runs alone."""
     return Context(run_dir, ranks or Ranks(), StopFlag(), logging.getLogger("cvae.test"))

@@ -114,8 +114,7 @@ def load(folder: Path, device: torch.device) -> Classifier:
 def scores(
     logits: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, attributes: list[str]
 ) -> dict[str, Any]:
-    """Score logits [N, A] against labels [N, A]: means over attributes, and the numbers of each
-    attribute.
+    """Score logits [N, A] against labels [N, A], over all attributes and for each.
 
     `accuracy` decides at probability 0.5, `balanced_accuracy` at `thresholds`; `ap` is the average
     precision. An attribute that is always or never there has no balanced accuracy: such numbers are

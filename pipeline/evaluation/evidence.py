@@ -1,4 +1,4 @@
-"""What the metrics are computed from: parts that all ranks compute together and rank 0 then reads.
+"""The evidence behind the metrics: all ranks compute its parts together, rank 0 reads them.
 
 evidence.compute("samples")   # collective: every rank calls it at the same place
 evidence["samples"]           # reads; never communicates
@@ -24,9 +24,7 @@ class Evidence(Subject):
     parts: dict[str, Rows] = field(default_factory=dict)
 
     def compute(self, *parts: str) -> None:
-        """Compute these parts unless they are there (collective: all ranks call it with the same
-        parts).
-        """
+        """Compute these parts unless they are there (collective: all ranks call it alike)."""
         for part in parts:
             if part not in self.parts:
                 self.parts[part] = PARTS[part](self)
@@ -49,8 +47,6 @@ class Evidence(Subject):
         return part in self.parts
 
     def rare_combinations(self) -> list[Combination]:
-        """The rare combinations of the part "rare" with their counts; rank 0 only, which has the
-        annotations.
-        """
+        """Combinations of the part "rare", with counts that only rank 0 knows."""
         rows = self["rare"]["columns"].tolist()
         return [self.counts.of(tuple(i for i in row if i >= 0)) for row in rows]

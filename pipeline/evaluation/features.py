@@ -91,8 +91,7 @@ class InceptionFeatures:
 
 
 class NetworkFeatures:
-    """The output of the user's own network: safetensors of a torchvision architecture, or
-    TorchScript.
+    """The user's own network: safetensors of a torchvision architecture, or TorchScript.
 
     A safetensors file holds only numbers. TorchScript is a program: parts of it run when it is
     loaded, and it may open files (aten::from_file). It is loaded only if `eval.network_sha256`

@@ -34,18 +34,14 @@ def train(subject: Subject) -> Rows:
 
 
 def memory(subject: Subject) -> Rows:
-    """The first extractor's features of `neighbour_images` training images, which the model may
-    have memorised.
-    """
+    """The first extractor's features of training images that the model may have memorised."""
     shards, extractor = subject.splits["train"], subject.extractors[0]
     key = reference_key(shards, "train", subject.memory_n, subject.settings.block, extractor, subject.crop)
     return {extractor.metric: _cached(subject, "train", key, extractor)}
 
 
 def mean_image(subject: Subject) -> Rows:
-    """The mean of n training images: its features [1, F] and "mse", its error [n] on the [0, 1]
-    scale.
-    """
+    """The mean of n training images: features [1, F] and "mse" [n] on the [0, 1] scale."""
     shards, positions, block = subject.splits["train"], subject.positions("train"), subject.settings.block
     total = np.zeros(())
     for start in range(0, len(positions), block):
@@ -61,8 +57,10 @@ def mean_image(subject: Subject) -> Rows:
 
 
 def reconstructions(subject: Subject) -> Rows:
-    """Decoded posterior means: features, "mse" [n] on the [0, 1] scale, "edges" of both images,
-    moments of q [n, D].
+    """Decoded posterior means: features, errors, edges and the moments of q.
+
+    "mse" [n] is on the [0, 1] scale. "edges" and "real_edges" [n] belong to both images. "mean" and
+    "variance" [n, D] are those of q.
     """
 
     def rows(indices: np.ndarray) -> dict[str, Tensor]:
@@ -75,8 +73,7 @@ def reconstructions(subject: Subject) -> Rows:
 
 
 def latents(subject: Subject) -> Rows:
-    """z ~ q(z|x,y) as "encoded" and z ~ p(z|y) as "drawn" [n, D], with their log-densities under
-    p(z|y), nats.
+    """Latents "encoded" ~ q(z|x,y) and "drawn" ~ p(z|y) [n, D], with log p(z|y) of both, nats.
 
     "log_det" is log|det df/dz| of the flow at "drawn" [n]; 0 without a flow.
     """

@@ -59,8 +59,9 @@ def reference_features(
     ranks: Ranks,
     clock: dict[str, float] | None = None,
 ) -> np.ndarray:
-    """Return features [n, F] of the images that `key` describes, from the cache if it holds them
-    (all ranks take part).
+    """Return features [n, F] of the images that `key` describes (all ranks take part).
+
+    They come from the cache if it holds them.
 
     On a hit only rank 0 has rows, because only rank 0 computes numbers. If several jobs miss at the
     same time, one computes and the others wait for it, at most WAIT_S. After that they compute the

@@ -37,7 +37,7 @@ Rows = dict[str, np.ndarray]  # named arrays, one row per image; features are na
 
 @dataclass(frozen=True)
 class Subject:
-    """What an evaluation looks at. `splits` holds train, val and test."""
+    """The model, judges and images of an evaluation. `splits` holds train, val and test."""
 
     model: CVAE
     info: CheckpointInfo
@@ -94,8 +94,7 @@ class Subject:
 
     @cached_property
     def counts(self) -> Counts:
-        """How often the model's attributes occur together: in all annotations of train, in train,
-        held out.
+        """How often the model's attributes occur together, in annotations, in train and held out.
 
         Held out means val and test for final numbers, and val alone while choices are made on val.
         """
@@ -142,17 +141,13 @@ class Subject:
         return to_float(torch.from_numpy(images).to(self.ranks.device))
 
     def reconstruct(self, indices: np.ndarray) -> tuple[Tensor, Tensor, DiagonalGaussian]:
-        """Return real images [b, 3, S, S], their reconstructions from the posterior mean, and the
-        posterior.
-        """
+        """Return real images [b, 3, S, S], their reconstructions and their posterior."""
         x, y = self.images(indices), self.condition(self.requested[indices])
         q = self.model.encode(x, y)
         return x, self.model.decode(q.mean, y), q
 
     def draw(self, purpose: str, indices: np.ndarray, labels: np.ndarray) -> Tensor:
-        """Draw samples [b, 3, S, S] from p(x|y) for attributes [b, A], each with the noise of its
-        index.
-        """
+        """Draw samples [b, 3, S, S] for attributes [b, A], each with the noise of its index."""
         y = self.condition(labels)
         z = self.model.prior(y).sample(self.noise(purpose, indices))
         return self.model.decode(z, y)
@@ -168,9 +163,7 @@ class Subject:
         return total / (4 * self.model.pixels)  # [-1, 1] -> [0, 1] halves an error
 
     def map(self, rows: Callable[[np.ndarray], dict[str, Tensor]], n: int) -> Rows:
-        """Call `rows` on blocks of the indices 0 .. n - 1, shared among the ranks (all ranks take
-        part).
-        """
+        """Call `rows` on blocks of the indices 0 .. n - 1 (all ranks take part)."""
         return map_blocks(rows, n, self.settings.block, self.ranks, self.clock)
 
 

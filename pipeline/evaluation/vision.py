@@ -56,9 +56,7 @@ def transforms() -> Any:
 
 
 def resnet18(norm_layer: Callable[[int], nn.Module]) -> Any:
-    """Make torchvision's ResNet-18 with random weights, `norm_layer` and no last layer: images ->
-    [B, 512].
-    """
+    """Make torchvision's ResNet-18 without its last layer: images -> [B, 512]."""
     _torchvision()
     from torchvision.models import resnet18 as build
 
@@ -68,9 +66,7 @@ def resnet18(norm_layer: Callable[[int], nn.Module]) -> Any:
 
 
 def inception(weights: Any) -> Any:
-    """Make torch-fidelity's Inception network of 2015 from a weights file: uint8 [B, 3, H, W] ->
-    ([B, 2048],).
-    """
+    """Make torch-fidelity's Inception network: uint8 [B, 3, H, W] -> ([B, 2048],)."""
     _torchvision()
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -80,8 +76,7 @@ def inception(weights: Any) -> Any:
 
 
 def network(name: str, weights: bytes) -> nn.Module:
-    """Make torchvision's architecture `name` from safetensors `weights`, without its last layer:
-    images -> features.
+    """Make torchvision's architecture `name` without its last layer: images -> features.
 
     Raises ConfigError for an unknown name, DataError if the weights are not of this architecture.
     """
@@ -109,9 +104,7 @@ def network(name: str, weights: bytes) -> nn.Module:
 
 
 def imagenet_input(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Resize uint8 images [B, S, S, 3] and normalise them as for ImageNet -> float [B, 3, size,
-    size].
-    """
+    """Prepare uint8 images [B, S, S, 3] as for ImageNet -> float [B, 3, size, size]."""
     x = images.permute(0, 3, 1, 2).float() / 255
     x = nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
     mean = x.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -120,9 +113,7 @@ def imagenet_input(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray, subsets: int, subset_size: int) -> tuple[float, float]:
-    """Return torch-fidelity's KID of float32 features [N, F] and [M, F]: mean and deviation over
-    subsets.
-    """
+    """Return torch-fidelity's KID of float32 features: mean and deviation over subsets."""
     _torchvision()
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 

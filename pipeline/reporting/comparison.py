@@ -46,8 +46,7 @@ CURVES = {
 
 
 def compare(run_dirs: list[Path], out: Path | None = None) -> str:
-    """Compare the newest complete evaluation of each run, as text of at most 120 columns and as a
-    page in `out`.
+    """Compare the newest complete evaluation of each run, as text and as a page in `out`.
 
     Raises DataError that names a run without an evaluation, and ConfigError for a folder that is no
     run directory.

@@ -91,7 +91,7 @@ def headline_names(group: list[Entry]) -> list[str]:
 
 
 def about(group: list[Entry], name: str) -> dict[str, Any]:
-    """What a metric says about itself in the first evaluation that knows it; {} if all are old."""
+    """A metric's own description, from the first evaluation that has it; {} if all are old."""
     for entry in group:
         if name in entry.evaluation.about:
             return entry.evaluation.about[name]

@@ -50,8 +50,7 @@ def _levels(x: torch.Tensor) -> np.ndarray:
 
 
 def _triples(evidence: Evidence, indices: np.ndarray) -> np.ndarray:
-    """Strips of three rows of COLUMNS images: real, reconstructed, and their difference (black for
-    none).
+    """Strips of three rows: real images, reconstructions, and differences (black for none).
 
     The last strip is filled up with white -> [n, S, S, 3].
     """
@@ -110,9 +109,7 @@ def _draw_neighbours(evidence: Evidence, folder: Path) -> None:
 
 
 def _sweeps(evidence: Evidence) -> list[tuple[str, np.ndarray]]:
-    """Rows [SWEEP_STEPS, S, S, 3] of the same noise, in which one requested attribute goes from 0
-    to 1.
-    """
+    """Rows of the same noise, in which one requested attribute goes from 0 to 1."""
     read = evidence.info.attributes
     names = [name for name in evidence.dataset.swept if name in read] or read[:SWEEPS]
     rows = []

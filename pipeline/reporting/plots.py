@@ -206,9 +206,7 @@ def _svg(figure: Any) -> bytes:
 
 
 def _limits(lines: list[Series]) -> tuple[float | None, float | None]:
-    """Limits of the y axis that cut off the first steps of a training, which are hundreds of times
-    too high.
-    """
+    """Limits of the y axis that cut off the first steps, which are hundreds of times too high."""
     values = np.concatenate([line.values for line in lines])
     low, high = values.min(), np.quantile(values, 0.97)
     if values.max() - high <= high - low:

@@ -1,6 +1,4 @@
-"""Variants over seeds: mean and deviation of each headline number, and which differences are
-significant.
-"""
+"""Variants over seeds: means, deviations and significant differences."""
 
 from __future__ import annotations
 
@@ -30,8 +28,8 @@ SIGNIFICANT = 0.05
 SPREAD = "Mean ± standard deviation over seeds (n - 1 in its denominator); a single seed has none."
 TESTED = (
     "Differences of variants over the seeds that both have, paired by seed (equal seeds see equal images"
-    " in the same order): mean, 95 % interval and p of Student's t, corrected (Holm) for the pairs of variants"
-    " in each metric. Few seeds reveal only large differences."
+    " in the same order): mean, 95 % interval and p of Student's t, corrected (Holm) for the pairs of"
+    " variants in each metric. Few seeds reveal only large differences."
 )
 
 
@@ -104,9 +102,7 @@ def variant(entry: Entry) -> str:
 
 
 def variant_differences(group: list[Entry]) -> list[Difference]:
-    """Compare every pair of variants with two or more common seeds, in every metric that has a
-    direction.
-    """
+    """Compare pairs of variants with two common seeds, in every metric with a direction."""
     corrected = []
     for metric in headline_names(group):
         better = direction(group, metric)

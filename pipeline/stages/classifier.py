@@ -1,6 +1,4 @@
-"""The classifier stage: train the attribute classifier, fix its thresholds on val and measure it on
-test.
-"""
+"""The classifier stage: train the attribute classifier and fix its thresholds on val."""
 
 from __future__ import annotations
 
@@ -35,11 +33,10 @@ WARMUP = 0.1  # share of the training over which the learning rate rises
 
 
 def run(config: RunConfig, context: Context) -> None:
-    """Train on every attribute, then write model.safetensors, model.json and, last, metrics.json
-    (all ranks call it).
+    """Train on every attribute and write the classifier's files (all ranks call it).
 
-    A finished classifier is left alone. An interrupted training starts again, which takes minutes.
-    Raises Stopped on every rank after a stop signal.
+    metrics.json is written last. A finished classifier is left alone. An interrupted training
+    starts again, which takes minutes. Raises Stopped on every rank after a stop signal.
     """
     ranks, folder = context.ranks, layout.classifier_dir(config)
     there = "there" if (folder / "metrics.json").exists() else ""

@@ -1,6 +1,4 @@
-"""The eval stage: judge a checkpoint on held-out images and write eval/<n>/ (numbers, pictures,
-protocol).
-"""
+"""The eval stage: judge a checkpoint on held-out images and write eval/<n>/."""
 
 from __future__ import annotations
 
@@ -39,8 +37,7 @@ from pipeline.training.weights import load_model
 
 
 def run(config: RunConfig, context: Context) -> None:
-    """Measure every checkpoint that `eval.checkpoint` names, each in a new eval/<n>/ (all ranks
-    call it).
+    """Measure every checkpoint that `eval.checkpoint` names (all ranks call it).
 
     Raises ConfigError for an unknown metric, CheckpointError if weights, classifier and shards do
     not fit together, and Stopped after a stop signal. A stopped evaluation leaves no metrics.json,
@@ -125,9 +122,7 @@ def checkpoints(run_dir: Path, which: str) -> list[str]:
 
 
 def gather_evidence(config: RunConfig, context: Context, checkpoint: str) -> Evidence:
-    """Load the model, the classifier and the images, and check that they fit together (every rank
-    reads them).
-    """
+    """Load model, classifier and images, and check that they fit together (on every rank)."""
     device = context.ranks.device
     splits = {
         name: Shards(layout.shards_dir(config), name, config.data.verify) for name in ("train", "val", "test")

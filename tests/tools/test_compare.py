@@ -221,5 +221,12 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
 def test_columns_break_into_blocks_that_repeat_the_first() -> None:
     text = text_table(["name", "a_long_heading_here", "b"], [["x", "1", "2"]], width=20)
     assert text.splitlines() == [
-        "           a_long_", "name  heading_here", "----  ------------", "x                1", "", "name  b", "----  -", "x     2",
-    ]  # fmt: skip
+        "           a_long_",
+        "name  heading_here",
+        "----  ------------",
+        "x                1",
+        "",
+        "name  b",
+        "----  -",
+        "x     2",
+    ]

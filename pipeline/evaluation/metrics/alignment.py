@@ -36,9 +36,7 @@ class Judged(NamedTuple):
 
 
 class Score(NamedTuple):
-    """A number per attribute: (Judged, weights [R, N]) -> [R, A], and how many resamples its
-    intervals take.
-    """
+    """A number per attribute, (Judged, weights [R, N]) -> [R, A], and its number of resamples."""
 
     function: Callable[[Judged, np.ndarray], np.ndarray]
     resamples: int
@@ -87,9 +85,7 @@ class AttributeAgreement(Metric):
     needs = ("real", "samples")
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Any]]:
-        """Yield attribute_accuracy, _balanced_accuracy and _ap with _read and _shuffled, and the
-        table per_attribute.
-        """
+        """Yield attribute_accuracy, _balanced_accuracy, _ap and the table per_attribute."""
         seed = evidence.settings.seed
         wanted = evidence.annotated.astype(bool)
         n = len(wanted)
@@ -160,8 +156,7 @@ def _per_attribute(evidence: Evidence, table: dict[str, np.ndarray]) -> dict[str
 
 
 class Groups(Metric):
-    """Samples that were asked for an attribute against the real images that have it, on the
-    classifier's features.
+    """Samples that were asked for an attribute against the real images that have it.
 
     Counted are groups of at least 200 images with at least 200 outside. group_fd is the Fréchet
     distance within a group; its ceiling compares halves of the real group. group_diversity is the
@@ -172,9 +167,7 @@ class Groups(Metric):
     needs = ("real", "samples")
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Any]]:
-        """Yield group_fd and group_diversity, means over groups, if there is a group, and the table
-        groups.
-        """
+        """Yield group_fd and group_diversity if there is a group, and the table groups."""
         real, sampled = evidence["real"]["fd_classifier"], evidence["samples"]["fd_classifier"]
         rows: list[dict[str, Any]] = []
         for name, column in zip(evidence.info.attributes, evidence.requested.T, strict=True):
@@ -237,9 +230,7 @@ class RareCombinations(Metric):
     needs = ("real", "rare")
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Any]]:
-        """Yield rare_success and its parts rare_pairs_success and rare_triples_success, and the
-        table rare.
-        """
+        """Yield rare_success, rare_pairs_success, rare_triples_success and the table rare."""
         rows = self._rows(evidence)
         counted = [row for row in rows if not row["figure_5"]]
         for name, sizes, which in (
@@ -283,9 +274,7 @@ class RareCombinations(Metric):
 def _rare_row(
     evidence: Evidence, combination: Combination, decided: np.ndarray, decided_real: np.ndarray
 ) -> dict[str, Any]:
-    """One row of the table `rare`, from decisions on its samples [m, A] and on the real images [n,
-    A].
-    """
+    """One row of the table `rare`, from decisions on its samples [m, A] and on real images [n, A]."""
     attributes = combination.attributes
     judged = [evidence.classifier.attributes.index(name) for name in attributes]
     read = [evidence.info.attributes.index(name) for name in attributes]

@@ -90,9 +90,7 @@ def standard_error(x: np.ndarray) -> float:
 
 
 def around(value: float, error: float) -> Interval | None:
-    """Return the normal 95 % interval of a value with this standard error, or None if the error is
-    not finite.
-    """
+    """Return the normal 95 % interval of a value; None if its standard error is not finite."""
     if not math.isfinite(error):
         return None
     return float(value - Z_95 * error), float(value + Z_95 * error)

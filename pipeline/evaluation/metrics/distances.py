@@ -136,8 +136,7 @@ class KernelDistance(Metric):
 
 
 def kernel_error(deviation: float, subsets: int, size: int, n: int) -> float:
-    """Standard error of the KID of `n` images, from its deviation over subsets of `size`; nan if
-    they do not vary.
+    """Standard error of the KID of `n` images; nan if the subsets do not vary.
 
     Subsets are drawn without replacement, so their variance is s^2 (1/size - 1/n); all n images
     have s^2 / n.
@@ -163,9 +162,7 @@ class PrecisionRecall(Metric):
     }
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
-        """Yield precision_, recall_, density_ and coverage_<features>; nothing if a half has too
-        few neighbours.
-        """
+        """Yield precision_, recall_, density_ and coverage_<features>; nothing for few images."""
         for metric, real in evidence["real"].items():
             if len(real) // 2 <= K_DENSITY:
                 continue
@@ -198,9 +195,7 @@ class Memorisation(Metric):
     needs = ("real", "samples", "memory")
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Any]]:
-        """Yield memorised, neighbour_distance_ratio and the table neighbours of the closest
-        samples.
-        """
+        """Yield memorised, neighbour_distance_ratio and the table neighbours."""
         ((metric, memory),) = evidence["memory"].items()
         distances, indices = nearest(evidence["samples"][metric], memory, 1)
         distance, image = distances[:, 0], indices[:, 0]
@@ -238,9 +233,7 @@ class Memorisation(Metric):
 
 
 class Sharpness(Metric):
-    """Mean squared Laplacian of grey images over that of the real ones: blur is below 1, noise
-    above.
-    """
+    """Edge energy over that of real images: blur is below 1, noise above."""
 
     needs = ("reconstructions", "samples")
 

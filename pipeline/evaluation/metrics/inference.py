@@ -59,9 +59,7 @@ class Likelihood(Metric):
     needs = ("log_likelihood",)
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
-        """Yield the bound in nats per image, its standard error, and the bound in bits per
-        dimension.
-        """
+        """Yield the bound in nats per image and in bits per dimension, and its standard error."""
         pixels, k = evidence.model.pixels, evidence.settings.iw_samples
         for name, rows in evidence["log_likelihood"].items():
             nats, n = rows.astype(np.float64), len(rows)
@@ -107,8 +105,7 @@ class Likelihood(Metric):
 
 
 class Units(Metric):
-    """Every latent unit: its KL to the prior, what it tells about the image, and whether its
-    posterior mean moves.
+    """Latent units: their KL to the prior, their information, and whether they are active.
 
     `information` is the mean KL(q(z_d|x,y) || N(m_d, v_d)) to the Gaussian with the moments of all
     q together, which every prior has. `kl` is KL(q || p(z|y)) in this unit. It is null under a
@@ -118,9 +115,7 @@ class Units(Metric):
     needs = ("reconstructions",)
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Any]]:
-        """Yield active_units (at most z_dim), unit_information_nats (the sum over units) and the
-        table units.
-        """
+        """Yield active_units, unit_information_nats and the table units."""
         rows = evidence["reconstructions"]
         mean = torch.from_numpy(rows["mean"]).double()
         variance = torch.from_numpy(rows["variance"]).double()

@@ -1,6 +1,4 @@
-"""Distances between features of single images: coverage of one set by another, and copies of
-training images.
-"""
+"""Distances between features of single images: coverage of a set, and copies of images."""
 
 from __future__ import annotations
 
@@ -35,8 +33,7 @@ def nearest(a: np.ndarray, b: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarra
 
 
 def manifold(samples: np.ndarray, real: np.ndarray, k_precision: int = 3, k_density: int = 5) -> Manifold:
-    """Compare samples [N, F] with real images [M, F], float32, with the published k for each pair
-    of numbers.
+    """Compare samples [N, F] with real images [M, F], float32, with the published k.
 
     Precision and recall equal torch-fidelity's. All four numbers come from the same three distance
     matrices.

@@ -100,8 +100,7 @@ def frechet_jackknife(a: np.ndarray, b: np.ndarray, groups: int = 10) -> tuple[f
 
 
 def frechet_extrapolated(a: np.ndarray, b: np.ndarray, sizes: int = 6) -> float:
-    """Return the Fréchet distance for N to infinity (arXiv 1911.07023), or nan for fewer than 8
-    images.
+    """Return the Fréchet distance for N to infinity (arXiv 1911.07023); nan below 8 images.
 
     It is the intercept of a line in 1/N through the distances at N/4 ... N. Both sets shrink
     together, which removes the bias of both. Subsets are evenly spread over the rows.
@@ -119,8 +118,9 @@ def frechet_extrapolated(a: np.ndarray, b: np.ndarray, sizes: int = 6) -> float:
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Sum of (recall gained) * precision over distinct thresholds, for scores and labels [N]; nan
-    without a positive.
+    """Average precision of scores and labels [N]; nan without a positive.
+
+    It is the sum of (recall gained) * precision over distinct thresholds.
     """
     order = np.argsort(-scores, kind="stable")
     scores, hits = scores[order], np.cumsum(labels[order].astype(bool))
@@ -132,9 +132,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def weighted_average_precision(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`average_precision` of scores and labels [N] for R reweightings [R, N] of the rows -> [R];
-    nan without a positive.
-    """
+    """`average_precision` for R reweightings [R, N] of the rows -> [R]; nan without a positive."""
     order = np.argsort(-scores, kind="stable")
     last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     weights = weights[:, order]
@@ -148,8 +146,7 @@ def weighted_average_precision(scores: np.ndarray, labels: np.ndarray, weights: 
 def balanced_accuracy(
     decided: np.ndarray, wanted: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Mean recall of the two classes for every column of bool [N, A] -> [A]; nan if a class is
-    absent.
+    """Mean recall of the two classes, for columns of bool [N, A] -> [A]; nan if one is absent.
 
     With `weights` [R, N] it returns one result for each of R reweightings of the rows -> [R, A].
     """
@@ -162,10 +159,9 @@ def balanced_accuracy(
 
 
 def best_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the threshold on scores [N] with the highest balanced accuracy, midway between two
-    scores.
+    """Return the threshold on scores [N] with the highest balanced accuracy.
 
-    It is 0 if a class is absent or all scores are equal.
+    It lies midway between two scores. It is 0 if a class is absent or all scores are equal.
     """
     order = np.argsort(-scores, kind="stable")
     scores, labels = scores[order], labels[order].astype(bool)

@@ -1,6 +1,4 @@
-"""Structure of the latent space: how well labels can be read from z, and what labels do not
-explain.
-"""
+"""Structure of the latent space: labels in z, and what labels do not explain."""
 
 from __future__ import annotations
 
@@ -45,9 +43,7 @@ def label_accuracy(z: np.ndarray, labels: np.ndarray) -> tuple[float, Interval |
 
 
 def unexplained_deviation(x: np.ndarray, labels: np.ndarray) -> float:
-    """Standard deviation of `x` [N] after a linear fit to labels [N, A]; nan if the fit leaves no
-    freedom.
-    """
+    """Standard deviation of `x` [N] after a linear fit to labels [N, A]; nan if the fit is exact."""
     design = np.column_stack([np.ones(len(labels)), labels])
     if len(x) <= design.shape[1]:
         return math.nan
@@ -60,9 +56,7 @@ def _has_both_classes(labels: np.ndarray) -> np.ndarray:
 
 
 def _midway(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The point between the mean scores of the two classes, for every column of scores and labels
-    [N, A] -> [A].
-    """
+    """The point midway between the mean scores of the two classes, [N, A] -> [A]."""
     yes = (scores * labels).sum(0) / labels.sum(0)
     no = (scores * ~labels).sum(0) / (~labels).sum(0)
     return (yes + no) / 2

@@ -1,6 +1,4 @@
-"""Networks of features that a user brings: numbers alone, or a program that somebody has vouched
-for.
-"""
+"""Networks of features: only official, known or vouched-for weights are loaded."""
 
 from __future__ import annotations
 

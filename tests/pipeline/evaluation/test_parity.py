@@ -1,6 +1,4 @@
-"""torch-fidelity's own command line, on exported PNGs, gives the values of the eval stage's
-metrics.
-"""
+"""torch-fidelity's command line gives the eval stage's values on exported PNGs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Projections of latent vectors: groups that are apart stay apart, the same seed draws the same map, a missing package is named."""
+"""Projections of latent vectors: reproducible, true to far groups, and named if their package is missing."""
 
 from __future__ import annotations
 

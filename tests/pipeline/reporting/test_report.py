@@ -1,6 +1,4 @@
-"""report.html: complete, self-contained, escaped, and never in the way of a run that has little to
-show.
-"""
+"""report.html: complete, self-contained, escaped, and made from whatever there is."""
 
 from __future__ import annotations
 

@@ -42,9 +42,7 @@ def test_numbers_of_two_protocols_never_share_a_row(tmp_path):
 
 
 def test_differences_are_paired_by_seed_and_significant_only_when_they_are(tmp_path):
-    """Luck of a seed moves both variants alike: the difference is sure where the means' deviations
-    overlap.
-    """
+    """A seed moves both variants alike, so a difference is sure although their values overlap."""
     luck = (0.0, 10.0, -10.0)
     runs = []
     for name, shift, noise in (("flow", 0.0, 0.0), ("plain", 3.0, 0.05), ("other", 0.1, 5.0)):

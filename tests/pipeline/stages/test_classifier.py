@@ -1,4 +1,6 @@
-"""The attribute classifier: training on any number of ranks, decisions fixed on the validation split, safe loading."""
+"""The attribute classifier: training on any number of ranks, thresholds from val alone, safe
+loading.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def notes(runs: Path) -> dict[int, Path]:
-    """What 1 rank and 3 ranks left: raw gradients of rank 0, and who stopped."""
+    """Folders of 1 rank and 3 ranks with the raw gradients of rank 0 and a file per stopped rank."""
     (runs / "config.yaml").write_text(dump(tiny_config(runs, "classifier.seed=5")))
     folders = {world_size: runs / f"group{world_size}" for world_size in (1, 3)}
     for world_size, folder in folders.items():
@@ -44,9 +46,8 @@ def notes(runs: Path) -> dict[int, Path]:
 
 
 def test_raw_gradients_do_not_depend_on_the_ranks(notes: dict[int, Path]) -> None:
-    expected, found = (
-        torch.load(notes[world_size] / "gradients.pt", weights_only=True) for world_size in (1, 3)
-    )
+    expected = torch.load(notes[1] / "gradients.pt", weights_only=True)
+    found = torch.load(notes[3] / "gradients.pt", weights_only=True)
     assert found.keys() == expected.keys() and len(found) > 60
     for name, gradient in expected.items():  # Adam would hide a wrong scale; shares are unequal
         assert (found[name] - gradient).norm() < 1e-4 * gradient.norm(), name
@@ -62,10 +63,8 @@ def test_stage_learns_and_writes_what_load_reads(runs: Path) -> None:
     config = tiny_config(runs, "classifier.epochs=6")
     stage.run(config, context(runs))
     folder = layout.classifier_dir(config)
-    scores, trained = (
-        json.loads((folder / "metrics.json").read_text()),
-        classifier.load(folder, torch.device("cpu")),
-    )
+    scores = json.loads((folder / "metrics.json").read_text())
+    trained = classifier.load(folder, torch.device("cpu"))
     assert scores["test"]["balanced_accuracy"] > 0.65 > 0.6 > classifier_at_random(runs)
     assert trained.attributes == ATTRIBUTES and list(scores["val"]["per_attribute"]) == ATTRIBUTES
     logits = {
@@ -88,7 +87,9 @@ def test_stage_learns_and_writes_what_load_reads(runs: Path) -> None:
 
 
 def classifier_at_random(runs: Path) -> float:
-    """Balanced accuracy of untrained weights on the test split, at thresholds fixed on it: even so it knows nothing."""
+    """Balanced accuracy of untrained weights on the test split, at thresholds fixed on it: even so
+    it knows nothing.
+    """
     torch.manual_seed(0)
     shards = Shards(layout.shards_dir(tiny_config(runs)), "test")
     logits = stage.predict(classifier.AttributeNet(len(ATTRIBUTES)), shards, Ranks())
@@ -117,10 +118,10 @@ def test_score_of_an_image_does_not_depend_on_its_neighbours() -> None:
 def test_logits_from_features_are_those_of_the_net(runs: Path) -> None:
     config = tiny_config(runs, "classifier.seed=8")
     make_classifier(config)
-    trained, x = classifier.load(layout.classifier_dir(config), torch.device("cpu")), torch.rand(3, 3, 32, 32)
-    np.testing.assert_allclose(
-        trained.logits(trained.net.features(x).numpy()), trained.net(x).numpy(), rtol=1e-4, atol=1e-5
-    )
+    trained = classifier.load(layout.classifier_dir(config), torch.device("cpu"))
+    x = torch.rand(3, 3, 32, 32)
+    from_features = trained.logits(trained.net.features(x).numpy())
+    np.testing.assert_allclose(from_features, trained.net(x).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_damaged_or_missing_files_are_named(runs: Path) -> None:

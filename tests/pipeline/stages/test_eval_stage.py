@@ -1,4 +1,6 @@
-"""The eval stage as a whole: the same numbers on any number of ranks, its protocol, its files, its refusals."""
+"""The eval stage as a whole: equal numbers on any number of ranks, its protocol, files and
+refusals.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import hashlib
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config.load import load
+from pipeline.config.schema import RunConfig
 from pipeline.data.manifest import content_digest
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.evaluation.metrics.registry import METRICS
+from pipeline.reporting.comparison import compare
 from pipeline.rundir import layout, record
 from pipeline.rundir.files import write_json
 from pipeline.runtime.preempt import Stopped
@@ -36,20 +41,49 @@ WORKER = ROOT / "tests" / "workers" / "evaluation.py"
 READ = ["Male", "Heavy_Makeup", "Young", "Smiling"]
 
 
+@dataclass(frozen=True)
+class Site:
+    """A folder of runs with shards, a classifier and evaluated runs.
+
+    Tests that write take a run of their own.
+    """
+
+    folder: Path
+
+    def evaluated(self, world_size: int) -> Path:
+        """A run that this many ranks evaluated; only to be read."""
+        return self.folder / f"run{world_size}"
+
+    def new_run(self, name: str, *overrides: str) -> tuple[RunConfig, Path]:
+        """Configuration and directory of a run that was not evaluated yet."""
+        config, run_dir = tiny_config(self.folder, *overrides), self.folder / name
+        make_checkpoint(run_dir, config, READ)
+        return config, run_dir
+
+
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Run directories, one evaluated by 1 rank, one by 2, one by 4; the last finds the reference features of the second."""
-    folder = tmp_path_factory.mktemp("runs")
-    config = tiny_config(folder)
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """Runs evaluated by 1, 2 and 4 ranks; the last one finds the reference features of the second."""
+    here = Site(tmp_path_factory.mktemp("runs"))
+    config = tiny_config(here.folder)
     make_shards(config, train=400, val=80, test=80)
     make_classifier(config)
-    runs = {world_size: folder / f"run{world_size}" for world_size in (1, 2, 4)}
-    for world_size, run_dir in runs.items():
-        make_checkpoint(run_dir, config, READ)
+    for world_size in (1, 2, 4):
+        _, run_dir = here.new_run(f"run{world_size}")
         if world_size == 2:
             shutil.rmtree(layout.reference_dir(config))
         run_ranks(WORKER, [str(run_dir)], world_size)
-    return runs
+    return here
+
+
+@pytest.fixture
+def own_site(site: Site, tmp_path: Path) -> Site:
+    """A copy of the shards and the classifier without cached features, for a test that changes or
+    counts them.
+    """
+    for name in ("shards", "classifier"):
+        shutil.copytree(site.folder / "_shared" / name, tmp_path / "_shared" / name)
+    return Site(tmp_path)
 
 
 def results(run_dir: Path, number: int = 1) -> dict[str, Any]:
@@ -58,57 +92,72 @@ def results(run_dir: Path, number: int = 1) -> dict[str, Any]:
 
 
 def numbers(tree: Any, path: str = "") -> dict[str, Any]:
-    """Leaves of nested dictionaries and lists, but for the times."""
+    """Leaves of nested dictionaries and lists, without the times."""
     if not isinstance(tree, dict | list):
         return {path: tree}
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    return {
-        k: v for key, value in items if key != "seconds" for k, v in numbers(value, f"{path}/{key}").items()
-    }
+    found: dict[str, Any] = {}
+    for key, value in items:
+        if key != "seconds":
+            found |= numbers(value, f"{path}/{key}")
+    return found
+
+
+def reference_files(folder: Path) -> set[Path]:
+    """Cached features in a folder of runs."""
+    return set((folder / "_shared/reference").glob("*/features.safetensors"))
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_numbers_do_not_depend_on_the_ranks(evaluated: dict[int, Path], world_size: int) -> None:
-    alone, together = (numbers(results(evaluated[w])) for w in (1, world_size))
+def test_numbers_do_not_depend_on_the_ranks(site: Site, world_size: int) -> None:
+    alone = numbers(results(site.evaluated(1)))
+    together = numbers(results(site.evaluated(world_size)))
     assert alone.keys() == together.keys()
     for path, value in alone.items():
-        assert together[path] == (
-            pytest.approx(value, rel=1e-9, abs=1e-9) if isinstance(value, float) else value
-        ), path
+        expected = pytest.approx(value, rel=1e-9, abs=1e-9) if isinstance(value, float) else value
+        assert together[path] == expected, path
 
 
-def test_everything_that_was_promised_is_there(evaluated: dict[int, Path]) -> None:
-    found = results(evaluated[1])
-    assert {"fd_classifier_recon", "fd_classifier_samples", "attribute_accuracy", "attribute_balanced_accuracy", "rare_success", "mse",
-            "sigma", "iw_log_likelihood_nats", "iw_bits_per_dim", "active_units"} <= set(found["metrics"])  # fmt: skip
-    assert found["metrics"]["sigma"] == pytest.approx(0.2**0.5)
-    assert (
-        found["protocol"] | {"n": 40, "split": "test", "step": 10, "weights": "ema", "size": SIZE, "seed": 0}
-        == found["protocol"]
-    )
-    assert {
-        "classifier_digest",
-        "shards_digest",
-        "reference_digest",
-        "checkpoint_digest",
-        "torch",
-        "numpy",
-    } <= set(found["protocol"])
-    assert all(isinstance(value, str | int | float) for value in found["protocol"].values())
-    for section in ("ceilings", "floors"):
-        assert {"fd_classifier_samples", "attribute_accuracy"} <= set(found[section])
-    assert [name for name in ATTRIBUTES if found["per_attribute"][name]["read_by_model"]] == sorted(READ)
-    assert found["rare"] and found["seconds"].keys() >= stage.METRICS.keys() | {
-        "gathering",
-        "pictures",
-        "images: samples",
+def test_everything_that_was_promised_is_there(site: Site) -> None:
+    found = results(site.evaluated(1))
+    promised = {
+        "fd_classifier_recon",
+        "fd_classifier_samples",
+        "attribute_accuracy",
+        "attribute_balanced_accuracy",
+        "rare_success",
+        "mse",
+        "sigma",
+        "iw_log_likelihood_nats",
+        "iw_bits_per_dim",
+        "active_units",
     }
-    assert all(set(row["attributes"]) <= set(READ) for row in found["rare"])
+    assert promised <= found["metrics"].keys()
+    assert found["metrics"]["sigma"] == pytest.approx(0.2**0.5)
+    for section in ("ceilings", "floors"):
+        assert {"fd_classifier_samples", "attribute_accuracy"} <= found[section].keys()
+    assert found["about"].keys() == found["metrics"].keys()
+    assert found["about"]["fd_classifier_samples"]["direction"] == "lower"
+    assert found["about"]["iw_log_likelihood_nats"]["n"] == 6
+    read = [name for name in ATTRIBUTES if found["per_attribute"][name]["read_by_model"]]
+    assert read == sorted(READ)
+    assert found["rare"] and all(set(row["attributes"]) <= set(READ) for row in found["rare"])
+    assert found["seconds"].keys() >= {*METRICS, "gathering", "pictures", "images: samples"}
 
 
-def test_pictures_and_report(evaluated: dict[int, Path]) -> None:
-    folder = evaluated[1] / "eval" / "1" / "samples"
-    names = [
+def test_the_protocol_says_how_it_was_measured(site: Site) -> None:
+    protocol = results(site.evaluated(1))["protocol"]
+    expected = {"n": 40, "split": "test", "step": 10, "weights": "ema", "size": SIZE, "seed": 0}
+    assert {key: protocol[key] for key in expected} == expected
+    digests = {"classifier_digest", "shards_digest", "reference_digest", "checkpoint_digest"}
+    assert digests | {"torch", "numpy"} <= protocol.keys()
+    assert all(isinstance(value, str | int | float) for value in protocol.values())
+
+
+def test_pictures_and_report(site: Site) -> None:
+    run_dir = site.evaluated(1)
+    folder = run_dir / "eval/1/samples"
+    assert {file.stem for file in folder.iterdir()} == {
         "best",
         "heavy_makeup_male",
         "interpolation",
@@ -118,112 +167,101 @@ def test_pictures_and_report(evaluated: dict[int, Path]) -> None:
         "reconstructions",
         "samples",
         "worst",
-    ]
-    assert sorted(p.name for p in folder.iterdir()) == [f"{name}.png" for name in names]
+    }
     samples = np.asarray(Image.open(folder / "samples.png"))
     assert samples.shape == (5 * (SIZE + 2) + 2, 8 * (SIZE + 2) + 2, 3)  # 40 images in rows of 8
     assert (samples[:2] == 255).all() and samples[2 : SIZE + 2, 2 : SIZE + 2].std() > 0
     pairs = np.asarray(Image.open(folder / "reconstructions.png"))
-    assert (
-        pairs.shape[0] == 3 * 4 * (SIZE + 2) + 2
-    )  # 32 originals, each above its reconstruction and the difference
-    assert {p.name for p in (evaluated[1] / "eval" / "1" / "plots").iterdir()} == {"tsne.svg", "units.svg"}
-    page = (evaluated[1] / "report.html").read_text()
+    assert pairs.shape[0] == 3 * 4 * (SIZE + 2) + 2  # 32 images in 4 strips of three rows
+    assert {file.name for file in (run_dir / "eval/1/plots").iterdir()} == {"tsne.svg", "units.svg"}
+    page = (run_dir / "report.html").read_text()
     assert "do z drawn from p(z|y) carry the labels?" in page and "t-SNE" in page
 
 
-def test_an_unknown_checkpoint_is_named_with_what_is_there(evaluated: dict[int, Path]) -> None:
+@pytest.mark.parametrize("n", [1, 2, 11])
+def test_a_very_small_evaluation_reports_what_it_can(site: Site, n: int) -> None:
+    config, run_dir = site.new_run(f"tiny{n}", f"eval.n={n}", "eval.iw_images=1", "eval.rare_samples=2")
+    stage.run(config, context(run_dir))
+    found = results(run_dir)
+    assert found["protocol"]["n"] == n
+    assert np.isfinite(found["metrics"]["mse"]) and np.isfinite(found["metrics"]["fd_classifier_samples"])
+    assert "kid_classifier_samples" not in found["intervals"]  # every subset is the whole set
+    assert ("mse" in found["intervals"]) == (n > 1)
+    assert "mse ↓" in (run_dir / "report.html").read_text() and "mse" in compare([run_dir])
+
+
+def test_an_unknown_checkpoint_is_named_with_what_is_there(site: Site) -> None:
+    config, run_dir = site.new_run("unknown", "eval.checkpoint=bset")
     with pytest.raises(
         ConfigError, match=r"'bset', expected best, latest, all or a step that is kept \(10\)"
     ):
-        stage.run(load([evaluated[1] / "config.yaml"], ["eval.checkpoint=bset"]), context(evaluated[1]))
+        stage.run(config, context(run_dir))
 
 
-def test_a_rerun_gets_its_own_folder_the_same_numbers_and_the_same_reference(
-    evaluated: dict[int, Path],
-) -> None:
-    run_dir = evaluated[1]
-    references = layout.reference_dir(load([run_dir / "config.yaml"]))
-    before = {p: p.stat().st_mtime_ns for p in references.rglob("*.safetensors")}
+def test_a_rerun_gets_its_own_folder_the_same_numbers_and_the_same_reference(own_site: Site) -> None:
+    _, run_dir = own_site.new_run("run")
+    run_ranks(WORKER, [str(run_dir)], 1)
+    before = {file: file.stat().st_mtime_ns for file in reference_files(own_site.folder)}
     assert (
         len(before) == 3
-    )  # the split's, as many training images', and those among which copies are looked for
+    )  # the split's, as many training images', and those among which copies are searched
     run_ranks(WORKER, [str(run_dir)], 1)
-    assert before == {p: p.stat().st_mtime_ns for p in references.rglob("*.safetensors")}
+    assert {file: file.stat().st_mtime_ns for file in reference_files(own_site.folder)} == before
     assert numbers(results(run_dir, 1)) == numbers(results(run_dir, 2))  # to the last bit
 
 
-def test_one_changed_image_in_the_shards_never_hits_the_cache(
-    evaluated: dict[int, Path], tmp_path: Path
-) -> None:
-    old = load([evaluated[1] / "config.yaml"])
-    new = tiny_config(tmp_path, "eval.metrics=[frechet]")
-    shutil.copytree(layout.shared_dir(old), layout.shared_dir(new))
-    tar = layout.shards_dir(new) / "test-00000.tar"
+def test_one_changed_image_in_the_shards_never_hits_the_cache(own_site: Site) -> None:
+    config, run_dir = own_site.new_run("run", "eval.metrics=[frechet]")
+    stage.run(config, context(run_dir))
+    before = reference_files(own_site.folder)
+    folder = layout.shards_dir(config)
+    tar = folder / "test-00000.tar"
     content = bytearray(tar.read_bytes())
-    content[len(content) // 2] ^= (
-        1  # one level of one pixel; the manifest is written anew, as the shard stage would
-    )
+    content[len(content) // 2] ^= 1  # one level of one pixel
     tar.write_bytes(content)
-    manifest = json.loads((layout.shards_dir(new) / "manifest.json").read_bytes())
+    # The manifest is written anew, as the shard stage would.
+    manifest = json.loads((folder / "manifest.json").read_bytes())
     manifest["splits"]["test"]["shards"][0]["sha256"] = hashlib.sha256(content).hexdigest()
-    manifest["content_digest"] = content_digest(
-        [entry for split in manifest["splits"].values() for entry in split["shards"]]
-    )
-    write_json(layout.shards_dir(new) / "manifest.json", manifest)
-    make_checkpoint(tmp_path / "run", new, READ)
-    before = set(layout.reference_dir(new).glob("*/features.safetensors"))
-    stage.run(new, context(tmp_path / "run"))
-    made = set(layout.reference_dir(new).glob("*/features.safetensors")) - before
-    assert (
-        len(made) == 2 and len(before) == 3
-    )  # all that this evaluation needs was computed from the images as they are now
+    entries = [entry for split in manifest["splits"].values() for entry in split["shards"]]
+    manifest["content_digest"] = content_digest(entries)
+    write_json(folder / "manifest.json", manifest)
+    stage.run(config, context(run_dir))
+    made = reference_files(own_site.folder) - before
+    assert len(made) == len(before) == 2  # everything was computed from the images as they are now
 
 
-def test_two_evaluations_at_a_time_share_one_computation(evaluated: dict[int, Path]) -> None:
-    config = load([evaluated[1] / "config.yaml"])
-    shutil.rmtree(layout.reference_dir(config))
-    runs = [evaluated[1].with_name(name) for name in ("first", "second")]
-    for run_dir in runs:
-        make_checkpoint(run_dir, tiny_config(evaluated[1].parent, "eval.metrics=[frechet]"), READ)
+def test_two_evaluations_at_a_time_share_one_computation(own_site: Site) -> None:
+    runs = [own_site.new_run(name, "eval.metrics=[frechet]")[1] for name in ("first", "second")]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda run_dir: run_ranks(WORKER, [str(run_dir)], 1), runs))
     assert numbers(results(runs[0])) == numbers(results(runs[1]))
-    assert len(list(layout.reference_dir(config).glob("*/features.safetensors"))) == 2
-    assert not list(layout.reference_dir(config).rglob("*.tmp"))
+    assert len(reference_files(own_site.folder)) == 2
+    assert not list((own_site.folder / "_shared/reference").rglob("*.tmp"))
 
 
-def test_some_metrics_on_several_ranks_leave_the_headline_to_the_complete_evaluation(
-    evaluated: dict[int, Path],
-) -> None:
-    """What rank 0 draws may not ask for parts of the evidence that only all ranks together can compute."""
-    run_dir = evaluated[2]
-    whole = (run_dir / "config.yaml").read_text()
-    (run_dir / "config.yaml").write_text(whole.replace("metrics: []", "metrics: [likelihood]"))
-    try:
-        run_ranks(WORKER, [str(run_dir)], 2)
-    finally:
-        (run_dir / "config.yaml").write_text(whole)
-    *_, complete, partial = record.evaluations(run_dir)
-    assert complete.complete and not partial.complete and "frechet" in partial.protocol["left_out"].split(",")
-    assert partial.metrics["iw_log_likelihood_nats"] == pytest.approx(
-        complete.metrics["iw_log_likelihood_nats"], rel=1e-12
-    )
+def test_some_metrics_on_several_ranks_leave_the_headline_to_the_complete_evaluation(site: Site) -> None:
+    """What rank 0 draws may not need parts of the evidence that only all ranks together can
+    compute.
+    """
+    _, run_dir = site.new_run("partial", "eval.metrics=[likelihood]")
+    run_ranks(WORKER, [str(run_dir)], 2)
+    (complete,), (partial,) = record.evaluations(site.evaluated(2)), record.evaluations(run_dir)
+    assert complete.complete and not partial.complete
+    assert "frechet" in partial.protocol["left_out"].split(",")
+    bound = "iw_log_likelihood_nats"
+    assert partial.metrics[bound] == pytest.approx(complete.metrics[bound], rel=1e-12)
     assert record.headline([complete, partial]) is complete and record.headline([partial]) is partial
-    assert not (partial.folder / "plots").exists() and {p.stem for p in partial.pictures} >= {
-        "samples",
-        "reconstructions",
-    }
-    shutil.rmtree(partial.folder)
+    assert not (partial.folder / "plots").exists()
+    assert {file.stem for file in partial.pictures} >= {"samples", "reconstructions"}
 
 
-def test_a_stopped_evaluation_leaves_no_numbers(evaluated: dict[int, Path]) -> None:
-    run_dir = evaluated[2]
+def test_a_stopped_evaluation_leaves_no_numbers(site: Site) -> None:
+    config, run_dir = site.new_run("stopped")
     asked = context(run_dir)
     asked.stop.requested = True
     with pytest.raises(Stopped):
-        stage.run(load([run_dir / "config.yaml"]), asked)
-    assert [p.name for p in layout.eval_dirs(run_dir)] == ["1"]
+        stage.run(config, asked)
+    assert not layout.eval_dirs(run_dir)
 
 
 def test_a_number_is_never_given_twice(tmp_path: Path) -> None:
@@ -232,24 +270,21 @@ def test_a_number_is_never_given_twice(tmp_path: Path) -> None:
     assert stage.next_folder(tmp_path).name == "4"
 
 
-def test_a_model_of_other_attributes_is_refused(evaluated: dict[int, Path]) -> None:
-    config, run_dir = load([evaluated[1] / "config.yaml"]), evaluated[1].with_name("other")
+def test_a_model_of_other_attributes_is_refused(site: Site) -> None:
+    config, run_dir = tiny_config(site.folder), site.folder / "other"
     make_checkpoint(run_dir, config, ["Male", "Moustache"])
     with pytest.raises(CheckpointError, match="step_00000010.safetensors.*Moustache.*train on these shards"):
         stage.run(config, context(run_dir))
 
 
-def test_chosen_metrics_of_every_checkpoint_the_best_last(evaluated: dict[int, Path]) -> None:
-    config, run_dir = (
-        load([evaluated[1] / "config.yaml"], ["eval.checkpoint=all", "eval.metrics=[reconstruction]"]),
-        evaluated[1].parent / "all",
-    )
-    make_checkpoint(run_dir, config, READ)
+def test_chosen_metrics_of_every_checkpoint_the_best_last(site: Site) -> None:
+    config, run_dir = site.new_run("all", "eval.checkpoint=all", "eval.metrics=[reconstruction]")
     store = Checkpoints(layout.checkpoints_dir(run_dir), keep=3)
     kept = store.read(10)
-    tensors = {name: kept.tensors("")[name] for name in kept.tensors("")}
+    tensors = kept.tensors("")
     meta = {key: kept.meta[key] for key in ("images", "size", "attributes", "sections", "scaler", "seconds")}
-    store.save(20, tensors, {**meta, "validation": {**kept.meta["validation"], "val_ema/loss": 5.0}})  # worse
+    worse = {**kept.meta["validation"], "val_ema/loss": 5.0}
+    store.save(20, tensors, {**meta, "validation": worse})
     store.save(30, tensors, {**meta, "validation": None})  # saved by a stop signal: without a variance
     stage.run(config, context(run_dir))
     found = [results(run_dir, number) for number in (1, 2)]
@@ -257,6 +292,7 @@ def test_chosen_metrics_of_every_checkpoint_the_best_last(evaluated: dict[int, P
     assert all(tree["metrics"].keys() == {"mse", "sigma"} for tree in found)
 
 
-def test_an_unknown_metric_is_named_with_the_nearest(evaluated: dict[int, Path]) -> None:
+def test_an_unknown_metric_is_named_with_the_nearest(site: Site) -> None:
+    config, run_dir = site.new_run("misspelt", "eval.metrics=[frechett]")
     with pytest.raises(ConfigError, match="unknown metric 'frechett'.*did you mean 'frechet'"):
-        stage.run(load([evaluated[1] / "config.yaml"], ["eval.metrics=[frechett]"]), context(evaluated[1]))
+        stage.run(config, context(run_dir))

@@ -1,6 +1,4 @@
-"""Distances between sets of features: closed forms, torch-fidelity's numbers, copied and disjoint
-sets.
-"""
+"""Distances between sets of features, against closed forms and torch-fidelity."""
 
 from __future__ import annotations
 
@@ -39,9 +37,7 @@ def test_sums_are_numpys_moments_whatever_the_chunks_and_can_be_taken_away_again
 
 
 def test_the_jackknife_knows_how_far_the_distance_varies():
-    """Two Gaussians a known way apart: the standard error is of the size of the spread over
-    repetitions.
-    """
+    """The standard error has the size of the spread over repetitions."""
     repeated = [frechet_jackknife(normal(2 * i, 500), normal(2 * i + 1, 500, shift=0.5)) for i in range(40)]
     values, errors = np.array(repeated).T
     assert abs(values.mean() - 8 * 0.25) < 0.2

@@ -1,6 +1,4 @@
-"""Metrics of evidence with known answers: what every metric says, and how it copes with very few
-images.
-"""
+"""Metrics of evidence with known answers, also of very few images."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ from tests.tiny_run import SIZE, make_shards, tiny_config
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs with shards in which some pairs of attributes are common enough to count as
-    rare.
-    """
+    """A folder of runs with shards in which some pairs of attributes count as rare."""
     folder = tmp_path_factory.mktemp("runs")
     make_shards(tiny_config(folder), train=400, val=80, test=80)
     return folder
