@@ -87,7 +87,8 @@ def protocol_warning(groups: list[list[Entry]]) -> str:
 
 def headline_names(group: list[Entry]) -> list[str]:
     """Metrics of a group that stand in its table."""
-    return list(dict.fromkeys(name for entry in group for name in entry.evaluation.headline_names))
+    names = dict.fromkeys(name for entry in group for name in entry.evaluation.headline_names)
+    return [name for name in names if about(group, name).get("headline", True)]
 
 
 def about(group: list[Entry], name: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.evaluation.metrics.alignment import AttributeAgreement, Groups, RareCombinations
+from pipeline.evaluation.metrics.alignment import AttributeAgreement
 from pipeline.evaluation.metrics.base import Metric
 from pipeline.evaluation.metrics.distances import (
     FrechetDistance,
@@ -11,6 +11,7 @@ from pipeline.evaluation.metrics.distances import (
     PrecisionRecall,
     Sharpness,
 )
+from pipeline.evaluation.metrics.groups import Groups, RareCombinations
 from pipeline.evaluation.metrics.inference import (
     LatentStructure,
     Likelihood,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cvae.distributions import DiagonalGaussian
-from pipeline.evaluation.metrics.alignment import Groups
 from pipeline.evaluation.metrics.distances import KernelDistance, Memorisation, Sharpness, kernel_error
+from pipeline.evaluation.metrics.groups import Groups
 from pipeline.evaluation.metrics.inference import LatentStructure, PriorMatch, Units
 from tests.pipeline.evaluation.painter import given
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluation.metrics.alignment import AttributeAgreement, RareCombinations
+from pipeline.evaluation.metrics.alignment import AttributeAgreement
 from pipeline.evaluation.metrics.base import Value, collect
+from pipeline.evaluation.metrics.groups import RareCombinations
 from pipeline.evaluation.metrics.inference import Likelihood, Reconstruction
 from pipeline.evaluation.metrics.registry import METRICS
 from pipeline.evaluation.metrics.statistics import wilson

@@ -1,0 +1,167 @@
+"""Metrics of attributes that are asked for alone or in rare combinations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation.evidence import Evidence
+from pipeline.evaluation.metrics.base import Metric, Value
+from pipeline.evaluation.metrics.statistics import feature_sums, frechet_distance, moments, wilson
+from pipeline.evaluation.rare import MIN_HELD_OUT, MIN_TRAIN, Combination
+
+MIN_GROUP = 200  # images in a group, and outside of it
+
+
+class Groups(Metric):
+    """Samples that were asked for an attribute against the real images that have it.
+
+    Counted are groups of at least 200 images with at least 200 outside. group_fd is the Fréchet
+    distance within a group; its ceiling compares halves of the real group. group_diversity is the
+    root mean squared distance between two samples of a group over that of real images: 1 is as
+    diverse.
+    """
+
+    needs = ("real", "samples")
+
+    def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Any]]:
+        """Yield group_fd and group_diversity if there is a group, and the table groups."""
+        real, sampled = evidence["real"]["fd_classifier"], evidence["samples"]["fd_classifier"]
+        rows: list[dict[str, Any]] = []
+        for name, column in zip(evidence.info.attributes, evidence.requested.T, strict=True):
+            inside = column.astype(bool)
+            if min(inside.sum(), (~inside).sum()) >= MIN_GROUP:
+                rows.append({"attribute": name, **_compare_group(sampled[inside], real[inside])})
+        if rows:
+            among = f"mean over {len(rows)} groups that share an attribute"
+            images = sum(row["n"] for row in rows)
+            yield (
+                "group_fd",
+                Value(
+                    value=float(np.mean([row["fd"] for row in rows])),
+                    direction="lower",
+                    meaning=f"Fréchet distance of samples to real images, {among}",
+                    n=images,
+                    ceiling=float(np.mean([row["real_fd"] for row in rows])),
+                    over_read_attributes=True,
+                ),
+            )
+            yield (
+                "group_diversity",
+                Value(
+                    value=float(np.mean([row["distance"] / row["real_distance"] for row in rows])),
+                    direction="higher",
+                    meaning=f"spread of the samples' features over that of real images, {among}",
+                    n=images,
+                    ceiling=1.0,
+                    floor=0.0,
+                    over_read_attributes=True,
+                ),
+            )
+        yield "groups", rows
+
+
+def _compare_group(sampled: np.ndarray, real: np.ndarray) -> dict[str, Any]:
+    return {
+        "n": len(real),
+        "fd": frechet_distance(moments(sampled), moments(real)),
+        "real_fd": frechet_distance(moments(real[::2]), moments(real[1::2])),
+        "distance": _mean_distance(sampled),
+        "real_distance": _mean_distance(real),
+    }
+
+
+def _mean_distance(features: np.ndarray) -> float:
+    """Root mean squared distance between two rows of features [N, F]."""
+    return float(np.sqrt(2 * np.trace(feature_sums(features).moments.covariance)))
+
+
+class RareCombinations(Metric):
+    """Do samples show all attributes of a rare pair or triple that was asked for?
+
+    The ceiling is real images with them. The headline pools all combinations. The paper's own cases stand in the table, but without a
+    ceiling and outside of the pool if too few images carry them.
+    """
+
+    needs = ("real", "rare")
+
+    def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Any]]:
+        """Yield rare_success, rare_pairs_success, rare_triples_success and the table rare."""
+        rows = self._rows(evidence)
+        counted = [row for row in rows if not row["figure_5"]]
+        for name, sizes, which in (
+            ("rare_success", (2, 3), "pair or triple"),
+            ("rare_pairs_success", (2,), "pair"),
+            ("rare_triples_success", (3,), "triple"),
+        ):
+            pool = [row for row in counted if len(row["attributes"]) in sizes]
+            if not pool:
+                continue
+            n, found = sum(row["n"] for row in pool), sum(row["found"] for row in pool)
+            real_n, real_found = sum(row["real_n"] for row in pool), sum(row["real_found"] for row in pool)
+            yield (
+                name,
+                Value(
+                    value=found / n,
+                    direction="higher",
+                    meaning=f"share of samples with all attributes of the rare {which} that was asked for,"
+                    f" {len(pool)} combinations",
+                    n=n,
+                    interval=wilson(found, n),
+                    ceiling=real_found / real_n if real_n else None,
+                    over_read_attributes=True,
+                ),
+            )
+        yield "rare", rows
+
+    @staticmethod
+    def _rows(evidence: Evidence) -> list[dict[str, Any]]:
+        rare = evidence["rare"]
+        if "fd_classifier" not in rare:  # no combination, or no samples were asked for
+            return []
+        decided_real = evidence.classifier.decide(evidence["real"]["fd_classifier"])
+        decided = evidence.classifier.decide(rare["fd_classifier"])
+        rows = []
+        for i, combination in enumerate(evidence.rare_combinations()):
+            rows.append(_rare_row(evidence, combination, decided[rare["combination"] == i], decided_real))
+        return rows
+
+
+def _rare_row(
+    evidence: Evidence, combination: Combination, decided: np.ndarray, decided_real: np.ndarray
+) -> dict[str, Any]:
+    """One row of the table `rare`, from decisions on its samples [m, A] and on real images [n, A]."""
+    attributes = combination.attributes
+    judged = [evidence.classifier.attributes.index(name) for name in attributes]
+    read = [evidence.info.attributes.index(name) for name in attributes]
+    labelled = evidence.requested[:, read].all(1)
+    n, found = len(decided), int(decided[:, judged].all(1).sum())
+    real_n, real_found = int(labelled.sum()), int(decided_real[labelled][:, judged].all(1).sum())
+    low, high = wilson(found, n)
+
+    too_few = combination.train_count < MIN_TRAIN or combination.held_out_count < MIN_HELD_OUT
+    figure_5 = attributes in evidence.showcase and too_few
+    return {
+        **combination._asdict(),
+        "dataset_count": _dataset_count(evidence, attributes),
+        "success": found / n,
+        "low": low,
+        "high": high,
+        "found": found,
+        "n": n,
+        "figure_5": figure_5,
+        "real_success": real_found / real_n if real_n and not figure_5 else None,
+        "real_found": real_found,
+        "real_n": real_n,
+    }
+
+
+def _dataset_count(evidence: Evidence, attributes: tuple[str, ...]) -> int | None:
+    """Images of the whole dataset that carry `attributes`, or None without its annotations."""
+    if evidence.annotations is None:
+        return None
+    names = evidence.splits["train"].attribute_names
+    columns = [names.index(name) for name in attributes]
+    return int(evidence.annotations.labels[:, columns].all(1).sum())
