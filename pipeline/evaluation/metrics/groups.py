@@ -81,8 +81,8 @@ def _mean_distance(features: np.ndarray) -> float:
 class RareCombinations(Metric):
     """Do samples show all attributes of a rare pair or triple that was asked for?
 
-    The ceiling is real images with them. The headline pools all combinations. The paper's own cases stand in the table, but without a
-    ceiling and outside of the pool if too few images carry them.
+    The ceiling is real images with them. The headline pools all combinations. The paper's own cases
+    stand in the table, but without a ceiling and outside of the pool if too few images carry them.
     """
 
     needs = ("real", "rare")
@@ -90,7 +90,7 @@ class RareCombinations(Metric):
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Any]]:
         """Yield rare_success, rare_pairs_success, rare_triples_success and the table rare."""
         rows = self._rows(evidence)
-        counted = [row for row in rows if not row["figure_5"]]
+        counted = [row for row in rows if not row["showcase"]]
         for name, sizes, which in (
             ("rare_success", (2, 3), "pair or triple"),
             ("rare_pairs_success", (2,), "pair"),
@@ -142,7 +142,7 @@ def _rare_row(
     low, high = wilson(found, n)
 
     too_few = combination.train_count < MIN_TRAIN or combination.held_out_count < MIN_HELD_OUT
-    figure_5 = attributes in evidence.showcase and too_few
+    showcase = attributes in evidence.showcase and too_few
     return {
         **combination._asdict(),
         "dataset_count": _dataset_count(evidence, attributes),
@@ -151,8 +151,8 @@ def _rare_row(
         "high": high,
         "found": found,
         "n": n,
-        "figure_5": figure_5,
-        "real_success": real_found / real_n if real_n and not figure_5 else None,
+        "showcase": showcase,
+        "real_success": real_found / real_n if real_n and not showcase else None,
         "real_found": real_found,
         "real_n": real_n,
     }

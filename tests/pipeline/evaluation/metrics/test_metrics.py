@@ -50,7 +50,7 @@ def test_rare_combinations_of_a_model_that_listens_and_of_one_that_does_not(runs
     assert found["rare_success"].value == found["rare_success"].ceiling == 1.0
     for row in found["rare"]:
         assert row["train_count"] >= 50 and row["held_out_count"] >= 20 and row["n"] == 10 and row["lift"] < 1
-        assert (row["low"], row["high"]) == wilson(10, 10) and not row["figure_5"]
+        assert (row["low"], row["high"]) == wilson(10, 10) and not row["showcase"]
     deaf = measure(RareCombinations, evidence(runs, listens=False))
     assert deaf["rare_success"].value == 0.0
 
