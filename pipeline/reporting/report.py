@@ -101,21 +101,22 @@ def _title(run_dir: Path, config: RunConfig, evaluation: Evaluation | None) -> s
 
 
 def _headline(evaluation: Evaluation) -> str:
-    head: list[Cell] = ["metric", *right_aligned(["value", "95 % interval", "floor", "ceiling", "N", "unit"])]
+    numbers = right_aligned(["value", "95 % interval", "floor", "ceiling", "N"])
+    head: list[Cell] = ["metric", *numbers, "unit"]
     rows: TableRows = []
     for name in evaluation.headline_names:
         about = evaluation.about.get(name, {})
         title = with_arrow(name, about.get("direction", "none"))
         meaning = about.get("meaning", "")
-        numbers = [
+        cells = [
             number(evaluation.metrics[name]),
             interval_text(evaluation.intervals.get(name)),
             number(evaluation.floors.get(name)),
             number(evaluation.ceilings.get(name)),
             number(about.get("n")),
-            about.get("unit", ""),
         ]
-        rows.append(("", [f"{title}\n{meaning}".rstrip(), *right_aligned(numbers)]))
+        unit: Cell = (about.get("unit", ""), "soft")
+        rows.append(("", [f"{title}\n{meaning}".rstrip(), *right_aligned(cells), unit]))
     return section(
         "Headline numbers",
         paragraph(protocol_line(evaluation.protocol) + "."),
