@@ -1,4 +1,7 @@
-"""manifest.json: what a folder of shards holds. The shard stage writes it last, every reader begins with it."""
+"""manifest.json: what a folder of shards holds.
+
+The shard stage writes it last, and every reader begins with it.
+"""
 
 from __future__ import annotations
 

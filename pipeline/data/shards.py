@@ -1,4 +1,7 @@
-"""Read shards: tars of fixed-length records, memory-mapped as strided arrays and verified against the manifest."""
+"""Read shards: tars of fixed-length records, memory-mapped as strided arrays.
+
+Every tar is verified against the manifest before it is read.
+"""
 
 from __future__ import annotations
 

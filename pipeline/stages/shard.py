@@ -1,4 +1,7 @@
-"""The shard stage: a data set -> WebDataset tars and their manifest, made once for every run that wants them."""
+"""The shard stage: a data set -> WebDataset tars and their manifest.
+
+Shards are made once for every run that wants the same.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,8 @@ def make_shards(config: RunConfig, context: Context) -> None:
     written = sum(report.samples for report in reports)
     rate = written / (time.monotonic() - start)
     damaged = manifest["counts"]["skipped"]
-    context.log.info("%d images in %d shards, %.0f images/s; %d damaged", written, len(reports), rate, damaged)
+    text = "%d images in %d shards, %.0f images/s; %d damaged"
+    context.log.info(text, written, len(reports), rate, damaged)
 
 
 def make_part(config: RunConfig, context: Context) -> None:

@@ -101,8 +101,8 @@ def official_partition(keys: list[str], missing: str) -> np.ndarray:
     for index, split in enumerate(SPLITS):
         if index not in splits:
             raise DataError(
-                f"{missing}, and none of the images is in the {split} split as CelebA's authors published it; "
-                "add the file"
+                f"{missing}, and none of the images is in the {split} split "
+                "as CelebA's authors published it; add the file"
             )
     return splits
 

@@ -1,4 +1,7 @@
-"""Find CelebA's files under a folder: the official layout, or what Drive, Kaggle and torchvision make of it."""
+"""Find CelebA's files under a folder.
+
+It may have the official layout, or the one that Google Drive, Kaggle or torchvision makes of it.
+"""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ def recognise(folder: Path) -> type[Source]:
     for kind in SOURCES.values():
         if kind.recognises(folder):
             return kind
-    expected = [kind.expects for kind in SOURCES.values() if kind.expects]
+    expected = " | ".join(kind.expects for kind in SOURCES.values() if kind.expects)
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; shard.source must name one that holds {' | '.join(expected)}")
-    raise DataError(f"{folder}: holds no data set that is known here; expected {' | '.join(expected)}")
+        raise DataError(f"{folder}: no such folder; shard.source must name one that holds {expected}")
+    raise DataError(f"{folder}: holds no data set that is known here; expected {expected}")
 
 
 def open_source(folder: Path, allow_subset: bool) -> Source:

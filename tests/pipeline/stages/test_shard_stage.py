@@ -186,7 +186,7 @@ def test_a_damaged_image_is_named_or_skipped_and_counted(source: Path, case: str
 def test_a_split_of_damaged_images_only(source: Path) -> None:
     for name in ("000008.jpg", "000009.jpg"):
         (source / "img_align_celeba" / name).write_bytes(b"")
-    with pytest.raises(DataError, match="all 2 images of val-00000.tar are damaged, the first is .*000008.jpg: is empty"):
+    with pytest.raises(DataError, match="all 2 images of val-00000.tar are damaged, .*000008.jpg: is empty"):
         run(make_config(source, "shard.skip_damaged=true"))
 
 

@@ -1,1 +1,1 @@
-"""Toy CelebA: drawn faces whose 40 attributes are visible, in the official folder layout."""
+"""Toy faces: drawn faces whose 40 attributes are visible, in CelebA's official layout."""

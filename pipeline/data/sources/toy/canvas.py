@@ -15,7 +15,7 @@ Colour = tuple[int, int, int]
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """Colour between `a` (share 0) and `b` (share 1)."""
+    """Mix `a` (share 0) and `b` (share 1)."""
     return (
         round(a[0] + (b[0] - a[0]) * share),
         round(a[1] + (b[1] - a[1]) * share),
@@ -24,17 +24,17 @@ def mix(a: Colour, b: Colour, share: float) -> Colour:
 
 
 def darker(colour: Colour, share: float) -> Colour:
-    """Towards a warm black."""
+    """Mix a colour with a warm black."""
     return mix(colour, (24, 8, 6), share)
 
 
 def lighter(colour: Colour, share: float) -> Colour:
-    """Towards a warm white."""
+    """Mix a colour with a warm white."""
     return mix(colour, (255, 246, 234), share)
 
 
 def points(*xy: float) -> np.ndarray:
-    """x0, y0, x1, y1, ... as float [N, 2]."""
+    """Return x0, y0, x1, y1, ... as float [N, 2]."""
     return np.array(xy, dtype=float).reshape(-1, 2)
 
 
@@ -48,12 +48,12 @@ _CATMULL_ROM = (
 
 
 def curve(*xy: float) -> np.ndarray:
-    """Smooth open curve through the points x0, y0, x1, y1, ... (Catmull-Rom): [6 (N - 1) + 1, 2]."""
+    """Return a smooth open curve through the points x0, y0, x1, y1, ..., [6 (N - 1) + 1, 2]."""
     return smooth(points(*xy))
 
 
 def smooth(knots: np.ndarray) -> np.ndarray:
-    """Smooth open curve through `knots` [N, 2] (Catmull-Rom): [6 (N - 1) + 1, 2]."""
+    """Return a smooth open curve (Catmull-Rom) through `knots` [N, 2], [6 (N - 1) + 1, 2]."""
     padded = np.concatenate([2 * knots[:1] - knots[1:2], knots, 2 * knots[-1:] - knots[-2:-1]])
     windows = np.stack([padded[i : i + len(knots) - 1] for i in range(4)], axis=1)  # [N - 1, 4, 2]
     return np.concatenate([(_CATMULL_ROM @ windows).reshape(-1, 2), knots[-1:]])
@@ -64,17 +64,20 @@ _CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
 
 
 def ellipse(x: float, y: float, rx: float, ry: float) -> np.ndarray:
-    """Outline [28, 2] of an axis-parallel ellipse."""
+    """Return the outline [28, 2] of an axis-parallel ellipse."""
     return _CIRCLE * (rx, ry) + (x, y)
 
 
 def symmetric(right: np.ndarray) -> np.ndarray:
-    """Closed outline from its right half, top to bottom."""
+    """Close an outline, given its right half from top to bottom."""
     return np.concatenate([right, right[::-1] * (-1, 1)])
 
 
 class Canvas:
-    """Draws in face coordinates: one unit is about a pixel of the final image, (0, 0) lies between the eyes, y points down."""
+    """Draws in face coordinates.
+
+    One unit is about a pixel of the final image, (0, 0) lies between the eyes, and y points down.
+    """
 
     def __init__(self, image: Image.Image, x: float, y: float, degrees: float, size: float) -> None:
         """Draw on `image` (SCALE times the final size) with the face at pixel (x, y) of the final image."""

@@ -1,4 +1,4 @@
-"""Write toy faces as a folder in CelebA's official layout."""
+"""Write toy faces into a folder in CelebA's official layout."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ QUALITY = 90  # of the JPEG files
 def make_toy_celeba(
     out: Path, n: int, seed: int, processes: int = 1, logger: logging.Logger | None = None
 ) -> None:
-    """Draw `n` faces into the new folder `out`; a complete one of the same `n` and `seed` is left alone.
+    """Draw `n` faces into the new folder `out`. A complete one of the same `n` and `seed` is left alone.
 
-    Face i is a pure function of (seed, i): neither `n` nor `processes` changes it. The folder appears by one rename.
-    Raises ConfigError for an impossible `n`, DataError if `out` holds anything else.
+    Face i is a pure function of (seed, i): neither `n` nor `processes` changes it. The folder appears
+    by one rename. Raises ConfigError for an impossible `n`, DataError if `out` holds anything else.
     """
     if not 1 <= n <= 999_999:
-        raise ConfigError(f"toy.n: got {n}, expected 1 to 999999 faces")
+        raise ConfigError(f"key 'toy.n': got {n}, expected 1 to 999999 faces")
     annotations = _annotations(n, seed)
     if _already_there(out, n, annotations):
         return
@@ -40,7 +40,7 @@ def make_toy_celeba(
     partial_out = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         (partial_out / IMAGES).mkdir(parents=True)
-        _draw_all(partial_out / IMAGES, n, seed, processes, logger or logging.getLogger(__name__))
+        _draw_all(partial_out / IMAGES, n, seed, processes, logger or logging.getLogger("cvae.toy"))
         _write(partial_out / PARTITION, "".join(f"{file_name(i)} {split(i)}\n" for i in range(n)))
         _write(partial_out / ANNOTATIONS, annotations)
         _publish(partial_out, out, n, annotations)
@@ -49,41 +49,41 @@ def make_toy_celeba(
 
 
 def file_name(index: int) -> str:
-    """Official name of an image: counted from 1."""
+    """Return the official name of an image; names count from 1."""
     return f"{index + 1:06d}.jpg"
 
 
 def split(index: int) -> int:
-    """0 train, 1 val, 2 test: 8, 1 and 1 of every ten."""
+    """Return the split of an image: 0 (train), 1 (val) or 2 (test), in 8, 1 and 1 of every ten."""
     return max(0, index % 10 - 7)
 
 
 def _stream(seed: int, index: int) -> tuple[np.random.Generator, np.ndarray]:
-    """Random numbers of one face, and the first 40 of them: the noise of its attributes."""
+    """Return the random numbers of one face; their first 40 are the noise of its attributes."""
     rng = np.random.default_rng([seed, index])
     return rng, rng.standard_normal(len(NAMES))
 
 
 def _annotations(n: int, seed: int) -> str:
-    """Text of list_attr_celeba.txt: the count, the names, one row of -1 and 1 per image."""
+    """Return list_attr_celeba.txt: the count, the names, and one row of -1 and 1 per image."""
     present = sample_attributes(np.stack([_stream(seed, i)[1] for i in range(n)]))
-    rows = (
-        f"{file_name(i)} {' '.join(' 1' if p else '-1' for p in row)}\n"
-        for i, row in enumerate(present.tolist())
-    )
-    return f"{n}\n{' '.join(NAMES)} \n" + "".join(rows)
+    lines = [f"{n}\n", f"{' '.join(NAMES)} \n"]
+    for i, row in enumerate(present.tolist()):
+        values = " ".join(" 1" if holds else "-1" for holds in row)
+        lines.append(f"{file_name(i)} {values}\n")
+    return "".join(lines)
 
 
 def _draw_all(folder: Path, n: int, seed: int, processes: int, logger: logging.Logger) -> None:
     draw = partial(_draw_chunk, folder, n, seed)
-    chunks, what = range(0, n, CHUNK), f"toy faces (chunks of {CHUNK})"
+    chunks = range(0, n, CHUNK)
+    what = f"toy faces (chunks of {CHUNK})"
     if processes <= 1:
         for _ in progress(map(draw, chunks), len(chunks), what, logger):
             pass
         return
-    with multiprocessing.get_context("spawn").Pool(
-        processes
-    ) as pool:  # fork is not safe beside torch's threads
+    spawn = multiprocessing.get_context("spawn")  # fork is not safe beside torch's threads
+    with spawn.Pool(processes) as pool:
         for _ in progress(pool.imap_unordered(draw, chunks), len(chunks), what, logger):
             pass
 
@@ -106,22 +106,20 @@ def _write(path: Path, text: str) -> None:
 def _publish(partial_out: Path, out: Path, n: int, annotations: str) -> None:
     try:
         os.replace(partial_out, out)
-    except OSError:  # another process may have been faster: its folder is as good
+    except OSError:  # another process may have been faster; its folder is as good
         if not _already_there(out, n, annotations):
             raise
 
 
 def _already_there(out: Path, n: int, annotations: str) -> bool:
-    """Whether `out` is complete; raises DataError if it is something else than absent, empty or complete."""
+    """Return whether `out` is complete. Raises DataError if it is not absent, empty or complete."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     file = out / ANNOTATIONS
-    if (
-        file.is_file()
-        and file.read_text(encoding="utf-8") == annotations
-        and sum(1 for _ in (out / IMAGES).glob("*.jpg")) == n
-    ):
+    same = file.is_file() and file.read_text(encoding="utf-8") == annotations
+    if same and sum(1 for _ in (out / IMAGES).glob("*.jpg")) == n:
         return True
     raise DataError(
-        f"{out}: expected an absent folder or the {n} toy faces of this seed, but it holds something else; remove it or name another one"
+        f"{out}: expected an absent folder or the {n} toy faces of this seed, but it holds something else; "
+        "remove it or name another one"
     )

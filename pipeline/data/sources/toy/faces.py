@@ -1,4 +1,4 @@
-"""Draw one face: what lies behind is drawn first."""
+"""Draw one face, from back to front."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ from pipeline.data.sources.toy.style import Style
 
 
 def draw_face(attributes: Set[str], style: Style) -> Image.Image:
-    """RGB image, 178 x 218 pixels, of a face that shows `attributes` (official names); a pure function of both arguments."""
+    """Draw a face that shows `attributes` (official names), an RGB image of 178 x 218 pixels.
+
+    The result is a pure function of both arguments.
+    """
     big = (WIDTH * SCALE, HEIGHT * SCALE)
     image = _gradient(style.background, big)
     canvas = Canvas(image, style.x, style.y, style.tilt, style.size)
@@ -50,12 +53,12 @@ def draw_face(attributes: Set[str], style: Style) -> Image.Image:
 
 
 def skin_colour(attributes: Set[str], style: Style) -> Colour:
-    """Skin of this person; pale skin is lighter than any other."""
+    """Return the colour of this person's skin. Pale skin is lighter than any other."""
     return mix((252, 234, 226), style.skin, 0.12) if "Pale_Skin" in attributes else style.skin
 
 
 def head_outline(attributes: Set[str], style: Style) -> np.ndarray:
-    """Closed outline of the face from the crown over cheeks and jaw to the chin, in face coordinates."""
+    """Return the closed outline of the face, crown to chin, in face coordinates."""
     cheek, jaw, chin, length = 38.0, 31.0, 11.0, 57.0
     if "Male" in attributes:
         cheek, jaw, chin, length = 39.0, 35.5, 15.0, 59.0
@@ -71,7 +74,7 @@ def head_outline(attributes: Set[str], style: Style) -> np.ndarray:
 
 
 def _gradient(corners: Sequence[tuple[int, ...]], size: tuple[int, int]) -> Image.Image:
-    """Image whose colour runs bilinearly between its four corners."""
+    """Return an image whose colour runs bilinearly between its four corners."""
     image = Image.new("RGB", (2, 2))
     image.putdata(corners)
     coarse = image.resize((size[0] // 4, size[1] // 4), Image.Resampling.BILINEAR, box=(0.5, 0.5, 1.5, 1.5))
@@ -79,7 +82,7 @@ def _gradient(corners: Sequence[tuple[int, ...]], size: tuple[int, int]) -> Imag
 
 
 def _body(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour) -> None:
-    """Neck, shoulders, clothes; necktie and necklace lie on them."""
+    """Draw neck, shoulders and clothes, then necktie and necklace."""
     male, tie = "Male" in attributes, "Wearing_Necktie" in attributes
     neck = (25 if male else 20) + (6 if "Chubby" in attributes else 0)
     shirt = darker(style.shirt, 0.6) if tie else style.shirt
@@ -113,7 +116,7 @@ def _necklace(canvas: Canvas, style: Style, neck: float) -> None:
 
 
 def _head(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour, outline: np.ndarray) -> None:
-    """Ears, the face, and the soft shading that makes it round."""
+    """Draw the ears, the face, and the soft shading that makes it round."""
     for side in (-1, 1):
         canvas.fill(ellipse(side * 39.5 * style.width, 5, 6, 11), darker(skin, 0.12))
         canvas.fill(ellipse(side * 40 * style.width, 5, 3, 7), darker(skin, 0.3))
@@ -127,7 +130,7 @@ def _head(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour, outl
 
 
 def _skin_marks(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour) -> None:
-    """Cheeks, make-up, blemishes and lines of age."""
+    """Draw cheeks, make-up, blemishes and lines of age."""
     for side in (-1, 1):
         if "High_Cheekbones" in attributes:
             canvas.fill(ellipse(side * 24, 15, 8, 4.5), lighter(skin, 0.5), alpha=0.65, blur=2.5)

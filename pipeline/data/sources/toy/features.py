@@ -23,7 +23,10 @@ EYE_X = 19.5  # distance of an eye from the middle of the face
 
 
 def draw_eyes(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour, hair: Colour) -> None:
-    """Both eyes with lids, brows, bags and eye shadow; features of a face that is not Attractive are a little crooked."""
+    """Draw both eyes with lids, brows, bags and eye shadow.
+
+    The features of a face that is not Attractive are a little crooked.
+    """
     for side in (-1, 1):
         crooked = 0.0 if "Attractive" in attributes or side != style.side else 1.8
         x, y = side * EYE_X * style.eye_gap, crooked
@@ -128,7 +131,10 @@ def draw_nose(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour) 
 
 
 def draw_mouth(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour) -> None:
-    """Lips between four curves; an open mouth shows teeth, a smile is wide with raised corners and dimples."""
+    """Draw lips between four curves.
+
+    An open mouth shows teeth. A smile is wide, with raised corners and dimples.
+    """
     smiling, opened = "Smiling" in attributes, "Mouth_Slightly_Open" in attributes
     wide = (18.5 if smiling else 13.5) * style.mouth
     lift = 4.0 if smiling else -0.2
@@ -170,7 +176,7 @@ def draw_mouth(canvas: Canvas, attributes: Set[str], style: Style, skin: Colour)
 
 
 def draw_accessories(canvas: Canvas, attributes: Set[str], style: Style) -> None:
-    """Eyeglasses and earrings."""
+    """Draw eyeglasses and earrings."""
     if "Eyeglasses" in attributes:
         frame = (24, 22, 24) if style.seed % 3 else (96, 50, 26)
         for side in (-1, 1):

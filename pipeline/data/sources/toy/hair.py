@@ -10,13 +10,16 @@ from pipeline.data.sources.toy.canvas import Canvas, Colour, curve, darker, elli
 from pipeline.data.sources.toy.style import Style
 
 COLOURS: dict[str, Colour] = {
-    "Black_Hair": (26, 22, 24), "Blond_Hair": (226, 188, 108), "Brown_Hair": (98, 60, 34), "Gray_Hair": (176, 178, 182),
-}  # fmt: skip
-AUBURN: Colour = (142, 64, 36)  # where no colour is annotated
+    "Black_Hair": (26, 22, 24),
+    "Blond_Hair": (226, 188, 108),
+    "Brown_Hair": (98, 60, 34),
+    "Gray_Hair": (176, 178, 182),
+}
+AUBURN: Colour = (142, 64, 36)  # if no colour is annotated
 
 
 def hair_colour(attributes: Set[str], style: Style) -> Colour:
-    """Colour of hair and beard, a shade of its own for each person."""
+    """Return the colour of hair and beard. Each person has another shade."""
     base = next((colour for name, colour in COLOURS.items() if name in attributes), AUBURN)
     shade = (style.seed % 101) / 100 * 0.24 - 0.12
     return lighter(base, shade) if shade > 0 else darker(base, -shade)
@@ -32,7 +35,7 @@ def _waves(path: np.ndarray, height: float, length: float) -> np.ndarray:
 
 
 def draw_back(canvas: Canvas, attributes: Set[str], style: Style, colour: Colour) -> None:
-    """Hair behind neck and head: long, or a bob where it is neither straight nor wavy."""
+    """Draw the hair behind neck and head: long, or a bob if it is neither straight nor wavy."""
     if "Male" in attributes or "Bald" in attributes:
         return
     straight, wavy = "Straight_Hair" in attributes, "Wavy_Hair" in attributes
@@ -46,7 +49,7 @@ def draw_back(canvas: Canvas, attributes: Set[str], style: Style, colour: Colour
 
 
 def draw_front(canvas: Canvas, attributes: Set[str], style: Style, colour: Colour) -> None:
-    """Hair on the head and beside the face, fringe, sideburns, hat."""
+    """Draw the hair on the head and beside the face, fringe, sideburns and hat."""
     if "Bald" in attributes:
         canvas.fill(ellipse(style.side * -8, -48, 11, 5), (255, 255, 255), alpha=0.5, blur=3)
     else:
@@ -62,7 +65,7 @@ def draw_front(canvas: Canvas, attributes: Set[str], style: Style, colour: Colou
 
 
 def _cap(canvas: Canvas, attributes: Set[str], style: Style, colour: Colour) -> None:
-    """The area between the hair's outline and the hairline."""
+    """Fill the area between the hair's outline and the hairline."""
     male, wavy = "Male" in attributes, "Wavy_Hair" in attributes
     thick = 2.0 if "Receding_Hairline" in attributes else 6.0
     if male and "Straight_Hair" in attributes:
@@ -79,7 +82,10 @@ def _cap(canvas: Canvas, attributes: Set[str], style: Style, colour: Colour) -> 
 
 
 def _hairline(attributes: Set[str], side: int, low: float) -> np.ndarray:
-    """Where hair meets the forehead, left to right: far back at the temples, a fringe above the brows, or parted on one side."""
+    """Return the line where hair meets the forehead, left to right.
+
+    It lies far back at the temples, is a fringe above the brows, or is parted on one side.
+    """
     if "Receding_Hairline" in attributes:
         return curve(
             -37,
@@ -134,7 +140,7 @@ def _hairline(attributes: Set[str], side: int, low: float) -> np.ndarray:
 
 
 def _strands(canvas: Canvas, attributes: Set[str], style: Style, colour: Colour) -> None:
-    """Light and dark streaks: straight or wavy; hair that is neither has a soft shine only."""
+    """Draw light and dark streaks, straight or wavy. Hair that is neither only has a soft shine."""
     straight, wavy = "Straight_Hair" in attributes, "Wavy_Hair" in attributes
     if not (straight or wavy):
         canvas.fill(ellipse(style.side * -12, -56, 13, 4), lighter(colour, 0.35), alpha=0.6, blur=2.5)
@@ -148,7 +154,7 @@ def _strands(canvas: Canvas, attributes: Set[str], style: Style, colour: Colour)
 
 
 def _locks(canvas: Canvas, attributes: Set[str], style: Style, colour: Colour) -> None:
-    """Hair that falls beside the face."""
+    """Draw the hair that falls beside the face."""
     straight, wavy = "Straight_Hair" in attributes, "Wavy_Hair" in attributes
     for side in (-1, 1):
         inner, outer = (
@@ -184,7 +190,10 @@ def _hat(canvas: Canvas, style: Style) -> None:
 def draw_beard(
     canvas: Canvas, attributes: Set[str], style: Style, colour: Colour, skin: Colour, outline: np.ndarray
 ) -> None:
-    """Stubble, goatee, mustache; a full beard where No_Beard is false and none of these and no sideburns are annotated."""
+    """Draw stubble, goatee and mustache.
+
+    A full beard appears if No_Beard is false and neither these nor sideburns are annotated.
+    """
     goatee, mustache, stubble = (
         "Goatee" in attributes,
         "Mustache" in attributes,

@@ -1,4 +1,4 @@
-"""What differs from face to face and is no attribute: identity, pose, light, background, clothes."""
+"""The variation between faces that no attribute describes: identity, pose, light, background, clothes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VIVID: tuple[Colour, ...] = (
 
 @dataclass(frozen=True)
 class Style:
-    """Nuisance variation of one face, drawn independently of its attributes."""
+    """The nuisance variation of one face. It is independent of the attributes."""
 
     skin: Colour
     eyes: Colour
@@ -52,7 +52,7 @@ class Style:
 
 
 def sample_style(rng: np.random.Generator) -> Style:
-    """Draw one style; always consumes the same random numbers."""
+    """Draw one style. It always consumes the same random numbers."""
     tone = 0.999 * rng.beta(1.1, 1.9) * (len(SKIN) - 1)
     corners = (
         rng.uniform(30, 225)

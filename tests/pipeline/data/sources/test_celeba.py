@@ -155,22 +155,55 @@ def drop_val(source: Path) -> None:
 
 BROKEN = {
     "39 values": (drop_value, r"list_attr_celeba.txt:5: 000003.jpg: 39 values, expected 40"),
-    "value 0": (change_value("0"), r"list_attr_celeba.txt:3: 000001.jpg: 5_o_Clock_Shadow is '0', expected one of -1, 1"),
+    "value 0": (
+        change_value("0"),
+        r"list_attr_celeba.txt:3: 000001.jpg: 5_o_Clock_Shadow is '0', expected one of -1, 1",
+    ),
     "value 11": (change_value("11"), r"list_attr_celeba.txt:3: 000001.jpg: 5_o_Clock_Shadow is '11'"),
     "value -": (change_value("-"), r"list_attr_celeba.txt:3: 000001.jpg: 5_o_Clock_Shadow is '-'"),
-    "partition 3": (lambda s: edit(s / PARTITION, "000002.jpg 0", "000002.jpg 3"), r"partition.txt:2: 000002.jpg: partition is '3'"),
+    "partition 3": (
+        lambda s: edit(s / PARTITION, "000002.jpg 0", "000002.jpg 3"),
+        r"partition.txt:2: 000002.jpg: partition is '3'",
+    ),
     "duplicate": (repeat_row, r"list_attr_celeba.txt:13: a second row for 000001.jpg"),
     "cut": (cut_last_row, r"list_attr_celeba.txt:1: announces '11' rows, found 10"),
-    "header": (lambda s: edit(s / ATTRIBUTES, "Arched_Eyebrows", "Arched_Brows"), r"list_attr_celeba.txt:2: expected the header"),
+    "header": (
+        lambda s: edit(s / ATTRIBUTES, "Arched_Eyebrows", "Arched_Brows"),
+        r"list_attr_celeba.txt:2: expected the header",
+    ),
     "empty": (lambda s: (s / ATTRIBUTES).write_text(""), r"list_attr_celeba.txt:2: expected the header"),
-    "binary": (lambda s: (s / PARTITION).write_bytes(b"000001.jpg \xff"), r"partition.txt: is not plain ASCII"),
-    "path as name": (lambda s: edit(s / PARTITION, "000002.jpg", "../x.jpg"), r"partition.txt:2: image name '../x.jpg'"),
-    "dot in name": (lambda s: edit(s / PARTITION, "000002.jpg", "0.2.jpg"), r"partition.txt:2: image name '0.2.jpg'"),
-    "other release": (lambda s: edit(s / PARTITION, "000002.jpg", "900002.jpg"), r"partition.txt: 1 images of list_attr.*000002"),
-    "html": (lambda s: (s / ATTRIBUTES).write_text("\n<!DOCTYPE html>quota"), r"celeba.txt: is an HTML page, not an annotation file"),
-    "no attributes": (lambda s: (s / ATTRIBUTES).unlink(), r"neither list_attr_celeba.txt nor list_attr_celeba.csv"),
-    "no partition": (lambda s: (s / PARTITION).unlink(), r"neither list_eval_partition.txt nor list_eval_partition.csv"),
-    "no annotation": (lambda s: write_images(s, {"000099.jpg": jpeg(0)}, False), r"1 of 12 images have no annotation.*000099.jpg"),
+    "binary": (
+        lambda s: (s / PARTITION).write_bytes(b"000001.jpg \xff"),
+        r"partition.txt: is not plain ASCII",
+    ),
+    "path as name": (
+        lambda s: edit(s / PARTITION, "000002.jpg", "../x.jpg"),
+        r"partition.txt:2: image name '../x.jpg'",
+    ),
+    "dot in name": (
+        lambda s: edit(s / PARTITION, "000002.jpg", "0.2.jpg"),
+        r"partition.txt:2: image name '0.2.jpg'",
+    ),
+    "other release": (
+        lambda s: edit(s / PARTITION, "000002.jpg", "900002.jpg"),
+        r"partition.txt: 1 images of list_attr.*000002",
+    ),
+    "html": (
+        lambda s: (s / ATTRIBUTES).write_text("\n<!DOCTYPE html>quota"),
+        r"celeba.txt: is an HTML page, not an annotation file",
+    ),
+    "no attributes": (
+        lambda s: (s / ATTRIBUTES).unlink(),
+        r"neither list_attr_celeba.txt nor list_attr_celeba.csv",
+    ),
+    "no partition": (
+        lambda s: (s / PARTITION).unlink(),
+        r"neither list_eval_partition.txt nor list_eval_partition.csv",
+    ),
+    "no annotation": (
+        lambda s: write_images(s, {"000099.jpg": jpeg(0)}, False),
+        r"1 of 12 images have no annotation.*000099.jpg",
+    ),
     "no val": (drop_val, r"no image of the val split \(value 1\)"),
 }  # fmt: skip
 

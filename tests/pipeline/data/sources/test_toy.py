@@ -36,12 +36,19 @@ def test_marginals_are_those_of_celeba(sample: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("a", "b", "phi"),  # correlation coefficient of the two labels in the official annotations
     [
-        ("Male", "Heavy_Makeup", -0.67), ("Male", "Wearing_Lipstick", -0.79), ("Heavy_Makeup", "Wearing_Lipstick", 0.80),
-        ("Male", "No_Beard", -0.52), ("Goatee", "No_Beard", -0.57), ("Smiling", "High_Cheekbones", 0.68),
-        ("Smiling", "Mouth_Slightly_Open", 0.54), ("Young", "Gray_Hair", -0.36), ("Attractive", "Young", 0.39),
-        ("Chubby", "Double_Chin", 0.53), ("Male", "Wearing_Necktie", 0.33),
+        ("Male", "Heavy_Makeup", -0.67),
+        ("Male", "Wearing_Lipstick", -0.79),
+        ("Heavy_Makeup", "Wearing_Lipstick", 0.80),
+        ("Male", "No_Beard", -0.52),
+        ("Goatee", "No_Beard", -0.57),
+        ("Smiling", "High_Cheekbones", 0.68),
+        ("Smiling", "Mouth_Slightly_Open", 0.54),
+        ("Young", "Gray_Hair", -0.36),
+        ("Attractive", "Young", 0.39),
+        ("Chubby", "Double_Chin", 0.53),
+        ("Male", "Wearing_Necktie", 0.33),
     ],
-)  # fmt: skip
+)
 def test_correlations_are_those_of_celeba(sample: np.ndarray, a: str, b: str, phi: float) -> None:
     assert np.corrcoef(sample[:, INDEX[a]], sample[:, INDEX[b]])[0, 1] == pytest.approx(phi, abs=0.08)
 
