@@ -81,7 +81,8 @@ def test_units_of_a_silent_and_of_a_telling_posterior() -> None:
         "information": pytest.approx(information),
         "kl": pytest.approx(0.5 * (v + 1 - 1 - np.log(v))),
     }
-    own.model.prior = lambda y: SimpleNamespace()  # type: ignore[method-assign]  # a flow
+    flow = SimpleNamespace(kl_per_unit=lambda q: None)
+    own.model.prior = lambda y: flow  # type: ignore[method-assign]
     assert all(unit["kl"] is None for unit in dict(Units()(own))["units"])
 
 
