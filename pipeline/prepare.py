@@ -14,6 +14,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.rundir import layout
 from pipeline.rundir.files import append_line, write_text
+from pipeline.rundir.record import run_config
 from pipeline.rundir.redact import redact
 from pipeline.stages import STAGES
 from pipeline.tracking.mlflow_store import with_store
@@ -28,8 +29,7 @@ def resolved(config: RunConfig) -> RunConfig:
 
 def recorded(run_dir: Path) -> RunConfig | None:
     """Return the configuration that the run was last launched with, or None for a new run."""
-    file = run_dir / "config.yaml"
-    return configuration.load([file]) if file.exists() else None
+    return run_config(run_dir) if (run_dir / "config.yaml").exists() else None
 
 
 def changes(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:

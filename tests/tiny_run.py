@@ -80,13 +80,15 @@ def make_shards(config: RunConfig, train: int = 60, val: int = 40, test: int = 4
 def make_classifier(config: RunConfig) -> None:
     """An untrained classifier whose thresholds split its scores in half."""
     torch.manual_seed(1)
-    net, folder = classifier.AttributeNet(len(ATTRIBUTES)).eval(), layout.classifier_dir(config)
+    folder = layout.classifier_dir(config)
     val = Shards(layout.shards_dir(config), "val")
+    names = val.attribute_names
+    net = classifier.AttributeNet(len(names)).eval()
     images, labels = val.gather(np.arange(len(val)))
     with torch.no_grad():
         logits = net(to_float(torch.from_numpy(images))).numpy()
-    classifier.save(folder, net, ATTRIBUTES, SIZE)
-    scores = classifier.scores(logits, labels, np.median(logits, 0), ATTRIBUTES)
+    classifier.save(folder, net, names, val.size)
+    scores = classifier.scores(logits, labels, np.median(logits, 0), names)
     write_json(folder / "metrics.json", {"val": scores})
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipeline.data.grids import grid, labelled
 from pipeline.data.pixels import to_uint8
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.metrics.neighbours import nearest
-from pipeline.reporting.grids import grid, labelled
 from pipeline.runtime.split import ceil_div, spread
 
 COLUMNS, ROWS = 8, 8  # images

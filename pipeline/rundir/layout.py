@@ -35,7 +35,12 @@ DATA_FREE = {"verify", "stage_to", "damaged"}
 
 def shared_dir(config: RunConfig) -> Path:
     """Return the folder of everything that is made once and used by every run."""
-    return Path(config.runs_dir).absolute() / "_shared"
+    return shared_dir_of(Path(config.runs_dir).absolute())
+
+
+def shared_dir_of(runs_dir: Path) -> Path:
+    """Return the shared folder in a folder of runs."""
+    return runs_dir / "_shared"
 
 
 def toy_dir(config: RunConfig) -> Path:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.load import load
-from pipeline.config.schema import RunConfig
+from pipeline.config.load import flatten, load, with_values
+from pipeline.config.schema import PATH_KEYS, RunConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.rundir import layout
 from pipeline.rundir.files import read_json_lines
@@ -84,7 +84,28 @@ def run_config(run_dir: Path) -> RunConfig:
         raise ConfigError(
             f"{run_dir}: no config.yaml in it, so it is not a run directory; `launch.py` makes one"
         )
-    return load([file])
+    return _where_it_lies_now(load([file]), run_dir)
+
+
+def _where_it_lies_now(config: RunConfig, run_dir: Path) -> RunConfig:
+    """Return the configuration with new paths if the whole runs folder has moved.
+
+    It has moved if the recorded folder is gone and what runs share lies beside this run.
+    """
+    before = Path(config.runs_dir).expanduser().absolute()
+    now = run_dir.absolute().parent
+    if before == now or before.is_dir() or not layout.shared_dir_of(now).is_dir():
+        return config
+    values = flatten(config)
+    moved = {}
+    for key in PATH_KEYS:
+        path = str(values[key])
+        if path == str(before) or path.startswith(f"{before}/"):
+            moved[key] = str(now) + path.removeprefix(str(before))
+    store = f"sqlite:///{before}/"
+    if config.tracking.uri.startswith(store):
+        moved["tracking.uri"] = f"sqlite:///{now}/" + config.tracking.uri.removeprefix(store)
+    return with_values(config, moved)
 
 
 def evaluations(run_dir: Path) -> list[Evaluation]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import Prefetcher
-from pipeline.reporting.fixed_noise import draw_fixed_noise
 from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import MetricsLog
 from pipeline.runtime.context import Context
@@ -15,6 +14,7 @@ from pipeline.runtime.owner import Ownership, owned
 from pipeline.runtime.preempt import Stopped
 from pipeline.runtime.watchdog import Watchdog
 from pipeline.tracking.sync import LiveSync
+from pipeline.training.fixed_noise import draw_fixed_noise
 from pipeline.training.profile import profiler
 from pipeline.training.saver import MainRecorder, Recorder, Saver
 from pipeline.training.steps import StepMonitor

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from cvae.model import CVAE
+from pipeline.data.grids import grid
 from pipeline.data.pixels import to_uint8
-from pipeline.reporting.grids import grid
 from pipeline.rundir.files import write_bytes
 from pipeline.runtime.keyed import keyed_normal
 from pipeline.runtime.split import spread
