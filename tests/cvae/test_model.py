@@ -142,7 +142,7 @@ def test_no_image_influences_another(prior, variance, conditioner):
 
 @pytest.mark.parametrize("prior", PRIOR_NAMES)
 def test_prior_density_integrates_to_one(prior):
-    """E over samples of a wider Gaussian h of p(z|y)/h(z) is 1, and log_prob and sample belong to one distribution."""
+    """The mean of p(z|y)/h(z) over samples of a wider Gaussian h is 1; `sample` follows `log_prob`."""
     torch.manual_seed(3)
     config = ModelConfig(
         z_dim=2,
@@ -193,7 +193,7 @@ def test_kl_equals_monte_carlo(prior):
 
 @pytest.mark.parametrize("prior,variance", list(itertools.product(PRIOR_NAMES, VARIANCE_NAMES)))
 def test_objective_is_that_of_the_equations(prior, variance):
-    """The returned loss against log-densities of torch.distributions, and the gradient against the undetached loss."""
+    """The loss equals that of torch.distributions; the gradient equals that of the undetached loss."""
     model, (x, y, noise) = shaken(make(prior, variance)), batch()
     beta = 0.7
     out = model(x, y, noise, beta, 1 / B)

@@ -50,7 +50,7 @@ def test_every_parameter_of_every_variant_learns(file):
 
 
 def test_paper_samples_come_from_the_prior_that_was_trained():
-    """With the paper's single coupling layer: the flow maps a sample back onto the noise that it was made of."""
+    """The paper's single coupling layer maps a sample back onto the noise that it was made of."""
     model = build(Path("configs/paper.yaml"))[0].double()
     torch.manual_seed(1)
     for p in model.conditional_prior.parameters():

@@ -98,7 +98,7 @@ def test_checkpoints_of_the_format_before_are_read(tmp_path):
 
 
 def test_a_copy_is_saved_while_the_weights_move_on(tmp_path, monkeypatch):
-    """The write is held back until training has changed the weights: the file must hold those of the step that asked."""
+    """The write waits until training has changed the weights; the file holds those of the save."""
     moved, order = threading.Event(), []
     save_file = checkpoint.save_file
 

@@ -64,7 +64,7 @@ def test_deterministic_resume_is_bitwise(tiny_overrides, tmp_path, precision, mo
 
 
 def test_a_checkpoint_holds_the_step_that_asked_while_the_stream_moves_on(tmp_path, monkeypatch):
-    """The copy to page-locked memory is only queued when `save` returns; what is queued behind it must not show in the file."""
+    """`save` only queues the copy to page-locked memory; later work must not show in the file."""
     moved, save_file = threading.Event(), checkpoint.save_file
 
     def held_back(*args):
@@ -107,7 +107,7 @@ def evaluate(run_dir, **env):
 
 
 def test_an_evaluation_has_the_same_digits_again_and_the_cpus_nearly(tmp_path):
-    """Random untrained nets on noise: what differs from the CPU is rounding, of convolutions above all (no tf32)."""
+    """Untrained nets on noise: only rounding differs from the CPU, mostly that of convolutions (no tf32)."""
     config = tiny_config(tmp_path)
     make_shards(config, train=400, val=80, test=80)
     make_classifier(config)

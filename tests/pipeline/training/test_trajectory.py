@@ -28,7 +28,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def trajectories(tiny_overrides, tmp_path_factory) -> dict[tuple[str, int], list[dict[str, torch.Tensor]]]:
-    """Notes of every rank for every case and world size; one group of processes per world size runs all cases."""
+    """Notes of every rank for every case and world size; one group of processes runs all cases."""
     base, notes = tmp_path_factory.mktemp("trajectories"), {}
     for world in WORLDS:
         folders = []
@@ -53,8 +53,8 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_norms_losses_and_weights_do_not_depend_on_the_ranks(trajectories, case, world):
     alone, together = trajectories[case, 1][0], trajectories[case, world][0]
-    # Raw gradients and norms before clipping: Adam and clipping would hide a wrong scale. In single precision the two
-    # trajectories part slowly by rounding, so its gradients are compared at the first steps.
+    # Adam and clipping would hide a wrong scale, so raw gradients and norms are compared. In single
+    # precision rounding slowly separates the trajectories: only the first gradients are compared.
     bound = 1e-4 if case == "fp32" else 1e-10
     names = [
         n
