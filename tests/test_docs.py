@@ -106,6 +106,18 @@ def test_paths_and_tests_that_are_named_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_functions_are_where_the_text_says(page):
+    """`name` in `path`: the file defines the name."""
+    text = " ".join(prose(page).split())
+    for names, file in re.findall(r"((?:`[\w.]+`(?:, | and )?)+) in `([\w/]+\.py)`", text):
+        source = (ROOT / file).read_text()
+        for name in re.findall(r"`([\w.]+)`", names):
+            last = name.rpartition(".")[2]
+            defined = re.search(rf"^\s*(def|class) {last}\b|^{last}\b.*=", source, re.M)
+            assert defined, f"{name_of(page)}: `{name}` is not in {file}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_shell_block_says_how_it_is_tested(page):
     for language, mode, text in FENCE.findall(page.read_text()):
         assert language, f"{name_of(page)}: a block without a language: {text[:60]}"
@@ -193,8 +205,6 @@ def test_the_page_of_keys_has_every_key_and_a_meaning_for_each():
 
     text = config_reference.page()
     for key in flatten(RunConfig()):
-        if key.startswith("model."):
-            continue
         (row,) = re.findall(rf"^\| `{re.escape(key)}` \|.*$", text, re.M)
         assert not row.endswith("|  |"), f"{key} has no comment in the source"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import types
 from importlib import import_module
 
 import pytest
@@ -15,7 +17,11 @@ REGISTRIES = (
     "cvae.prior:PRIORS",
     "pipeline.evaluation.metrics.registry:METRICS",
     "pipeline.data.sources.registry:SOURCES",
+    "cvae.losses:LOSS_TERMS",
+    "pipeline.training.optim:OPTIMIZERS",
+    "pipeline.training.optim:SCHEDULES",
     "pipeline.stages:STAGES",
+    "pipeline.tracking.sync:TRACKERS",
     "pipeline.config.schema:CHOICES",
 )
 
@@ -49,7 +55,9 @@ def _registries_as_they_were():
 @pytest.mark.parametrize("code", examples())
 def test_example_runs(code, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    exec(compile(code, str(PAGE), "exec"), {"__name__": "example"})
+    module = types.ModuleType("example")
+    monkeypatch.setitem(sys.modules, "example", module)
+    exec(compile(code, str(PAGE), "exec", dont_inherit=True), module.__dict__)
 
 
 def test_every_row_of_the_table_has_an_example():
