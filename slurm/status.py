@@ -32,9 +32,8 @@ def refresh(run_dir: Path) -> None:
     with ledger.all_jobs(run_dir) as jobs:
         for name in EXECUTORS:
             unsure = [job for job in jobs if _open(job) and job.get("executor") == name]
-            states = executor_named(name).states(unsure) if unsure else {}
-            for job in unsure:
-                state = states.get(job["id"])
+            states = executor_named(name).states(unsure) if unsure else []
+            for job, state in zip(unsure, states, strict=True):
                 if state in FINAL:
                     ledger.settle(job, state)
 

@@ -77,8 +77,8 @@ class Executor(ABC):
         """
 
     @abstractmethod
-    def states(self, jobs: list[dict[str, Any]]) -> dict[str, str]:
-        """Return {job id: state} of those unfinished entries of jobs.json whose state is known here."""
+    def states(self, jobs: list[dict[str, Any]]) -> list[str | None]:
+        """Return the state of each of these entries of jobs.json; None if it is not known here."""
 
     @abstractmethod
     def cancel(self, jobs: list[dict[str, Any]]) -> list[str]:

@@ -151,9 +151,10 @@ class SlurmExecutor(Executor):
                 name = f"{config.name}-{stage}"
                 raise ConfigError(f"{name}: the job was refused: {str(error).strip()}") from None
 
-    def states(self, jobs: list[dict[str, Any]]) -> dict[str, str]:
+    def states(self, jobs: list[dict[str, Any]]) -> list[str | None]:
         """Ask squeue, sacct and scontrol."""
-        return job_states([job["id"] for job in jobs])
+        found = job_states([job["id"] for job in jobs])
+        return [found.get(job["id"]) for job in jobs]
 
     def cancel(self, jobs: list[dict[str, Any]]) -> list[str]:
         """Cancel the jobs by scancel. The finishing job stays: it records the end of the others."""

@@ -168,10 +168,13 @@ class LocalExecutor(Executor):
                 watch(job, step, log)
             raise
 
-    def states(self, jobs: list[dict[str, Any]]) -> dict[str, str]:
-        """A job whose process has gone without a word has failed. Jobs of other hosts are not known here."""
-        known = [job for job in jobs if "process" in job]
-        return {job["id"]: "FAILED" for job in known if ledger.alive(job["process"]) is False}
+    def states(self, jobs: list[dict[str, Any]]) -> list[str | None]:
+        """A job whose process is gone, and that recorded no end, has failed."""
+        found: list[str | None] = []
+        for job in jobs:
+            gone = "process" in job and ledger.alive(job["process"]) is False
+            found.append("FAILED" if gone else None)
+        return found
 
     def cancel(self, jobs: list[dict[str, Any]]) -> list[str]:
         """Ask the jobs of this host to stop, and name those of other hosts."""

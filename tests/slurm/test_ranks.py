@@ -1,0 +1,278 @@
+"""GPUs and the meeting port of ranks, stop requests to local jobs, and errors before a stage begins."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import stand_in_jobs
+from stand_in_jobs import seen, wait_for
+
+from pipeline.config.load import dump
+from pipeline.errors import ConfigError
+from pipeline.runtime.preempt import StopFlag, Stopped
+from slurm import ledger, rank
+from slurm.chain import Chain, Run, Step
+from slurm.executors import executor_named
+from slurm.status import refresh, unfinished
+
+ROOT = Path(__file__).resolve().parents[2]
+NVIDIA_SMI = """\
+GPU 0: NVIDIA A100 (UUID: GPU-aaaa)
+GPU 1: NVIDIA A100 (UUID: GPU-bbbb)
+  MIG 1g.5gb Device 0: (UUID: MIG-cccc)
+  MIG 1g.5gb Device 1: (UUID: MIG-dddd)
+"""
+
+
+def on(run: Run, **cluster: object) -> Run:
+    return replace(run, config=replace(run.config, cluster=replace(run.config.cluster, **cluster)))
+
+
+def train_step(run: Run) -> Step:
+    return Step(run, "train", run.run_dir / "train", ())
+
+
+# ---- GPUs
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [("2,3", ["2", "3"]), ("GPU-aa, MIG-bb", ["GPU-aa", "MIG-bb"]), ("0,-1,1", ["0"]), ("", []), ("-1", [])],
+)
+def test_the_callers_choice_of_gpus_is_read_as_cuda_reads_it(monkeypatch, choice, names):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", choice)
+    assert rank.visible_gpus() == names
+
+
+def test_without_a_choice_all_gpus_and_mig_devices_are_visible(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("slurm.rank.ask", lambda *command: NVIDIA_SMI)
+    assert rank.visible_gpus() == ["0", "MIG-cccc", "MIG-dddd"]
+
+
+def test_ranks_get_the_first_gpus_of_the_callers_choice(run, monkeypatch):
+    monkeypatch.setattr("slurm.job.StageJob", stand_in_jobs.StandIn)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa,3,2")
+    chain = Chain([train_step(on(run, gpus_per_node=2))], [])
+    executor_named("local").run_all(chain, after_each=lambda run_dir: None)
+    assert [seen(run.run_dir, r)["CUDA_VISIBLE_DEVICES"] for r in (0, 1)] == ["GPU-aa,3", "GPU-aa,3"]
+
+
+@pytest.mark.parametrize(("choice", "gpus", "ranks"), [("5,6,7", 3, 3), ("", 0, 2)])
+def test_auto_takes_all_visible_gpus_with_one_rank_each_or_the_cpu(run, monkeypatch, choice, gpus, ranks):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", choice)
+    local = executor_named("local")
+    wanted = local.resources(on(run, gpus_per_node="auto").config, "train")
+    assert (wanted.gpus_per_node, wanted.tasks_per_node) == (gpus, ranks)
+    place = local.place(on(run, gpus_per_node="auto"))
+    assert place.startswith(f"training on {'3 GPU(s) (CUDA_VISIBLE_DEVICES=5,6,7)' if gpus else 'the CPU'}")
+    assert (
+        executor_named("debug").resources(on(run, gpus_per_node="auto").config, "train").tasks_per_node == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("cluster", "said"),
+    [
+        (
+            {"gpus_per_node": 2},
+            "cluster.gpus_per_node.*train.*asked for 2 GPUs.*CUDA_VISIBLE_DEVICES='4' shows 1",
+        ),
+        ({"gpus_per_node": 1}, "cluster.tasks_per_node.*2 ranks for 1 GPUs"),
+        ({"gpus_per_node": "many"}, "cluster.gpus_per_node.*'many'.*a100:4"),
+    ],
+)
+def test_gpus_that_cannot_be_had_are_an_error_that_names_the_key(run, monkeypatch, cluster, said):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    with pytest.raises(ConfigError, match=said):
+        executor_named("local").resources(on(run, **cluster).config, "train")
+
+
+def test_a_rank_never_falls_back_to_the_cpu(run, monkeypatch):
+    import torch
+
+    environment = SimpleNamespace(name=lambda: "local")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(ConfigError, match="cluster.gpus_per_node.*sees 1 GPUs"):
+        rank.require_gpus(environment, run.run_dir, "train")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    rank.require_gpus(environment, run.run_dir, "train")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    rank.require_gpus(environment, run.run_dir, "train")
+
+
+def test_on_slurm_a_rank_may_see_its_own_gpu_only(run, monkeypatch):
+    import torch
+
+    wanted = on(run, executor="slurm", gpus_per_node="a100:4")
+    (run.run_dir / "config.yaml").write_text(dump(wanted.config))
+    environment = SimpleNamespace(name=lambda: "slurm")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    rank.require_gpus(environment, run.run_dir, "train")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match="cluster.gpus_per_node.*got a100:4"):
+        rank.require_gpus(environment, run.run_dir, "train")
+
+
+# ---- the port
+
+
+def environment_of(number: int, folder: Path) -> SimpleNamespace:
+    return SimpleNamespace(global_rank=number, num_tasks=2, job_id="7", paths=SimpleNamespace(folder=folder))
+
+
+def test_rank_0_tells_its_port_and_holds_it_until_torch_listens(tmp_path, monkeypatch):
+    from torch.distributed import TCPStore
+
+    monkeypatch.setattr(rank, "_held", [])
+    port = rank.shared_port(environment_of(0, tmp_path), StopFlag())
+    assert rank.shared_port(environment_of(1, tmp_path), StopFlag()) == port
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("", port))
+    assert TCPStore("127.0.0.1", port, 1, True).port == port
+
+
+def test_another_attempt_has_another_port_and_a_stopped_rank_does_not_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr(rank, "_held", [])
+    first = rank.shared_port(environment_of(0, tmp_path), StopFlag())
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    stop = StopFlag()
+    stop.requested = True
+    with pytest.raises(Stopped):  # the first attempt's port is not taken for this one's
+        rank.shared_port(environment_of(1, tmp_path), stop)
+    second = rank.shared_port(environment_of(0, tmp_path), StopFlag())
+    assert second != first  # the first one is still held
+    assert rank.shared_port(environment_of(1, tmp_path), StopFlag()) == second
+
+
+# ---- hang-up, status and cancel of local jobs
+
+LAUNCHER = """
+import sys
+from pathlib import Path
+import stand_in_jobs
+import slurm.job
+from pipeline.rundir.record import run_config
+from slurm.chain import Chain, Run, Step
+from slurm.executors import executor_named
+slurm.job.StageJob = stand_in_jobs.StopsOnce
+run_dir = Path(sys.argv[1])
+run = Run(run_config(run_dir), run_dir)
+executor_named("local").launch([run], Chain([Step(run, "train", run_dir / "train", ())], []), None, False)
+"""
+
+
+def signals_as_in_a_terminal() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.fixture
+def launched(run):
+    """A launcher in a process of its own, with a job whose two ranks work until they are asked to stop."""
+    quiet = replace(run.config, tracking=replace(run.config.tracking, enabled=False))
+    (run.run_dir / "config.yaml").write_text(dump(quiet))
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(run.run_dir)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=signals_as_in_a_terminal,
+    )
+    try:
+        wait_for(lambda: all((run.run_dir / f"rank{r}.0.json").exists() for r in (0, 1)), 60)
+        yield run.run_dir, launcher
+    finally:
+        launcher.kill()
+        launcher.wait()
+        for job in json.loads((run.run_dir / "jobs.json").read_text()):
+            if ledger.alive(job["process"]):
+                os.kill(job["process"]["pid"], signal.SIGKILL)
+
+
+def state_of_train(run_dir: Path) -> str:
+    return json.loads((run_dir / "jobs.json").read_text())[0]["state"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_hang_up_termination_and_ctrl_c_stop_the_ranks_and_then_the_launcher(launched, number):
+    run_dir, launcher = launched
+    launcher.send_signal(number)
+    assert "continue with" in launcher.communicate(timeout=60)[1]
+    assert launcher.returncode == 130
+    assert state_of_train(run_dir) == "CANCELLED"
+    assert (run_dir / "step.0").read_text() == (run_dir / "step.1").read_text() == "39"
+
+
+def test_cancel_knows_a_local_job_whose_launcher_was_killed(launched):
+    run_dir, launcher = launched
+    launcher.kill()
+    launcher.wait()
+    assert [job["state"] for job in unfinished(run_dir)] == ["RUNNING"]
+    command = [sys.executable, str(ROOT / "tools" / "cancel.py"), str(run_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "cancelled: " in done.stdout
+    wait_for(lambda: state_of_train(run_dir) == "CANCELLED")
+    assert (
+        "no job of these runs" in subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    )
+
+
+def test_a_local_job_that_vanished_has_failed_and_one_of_another_host_is_left_alone(run):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    process = {"host": socket.gethostname(), "pid": gone.pid, "started": 1}
+    for stage, host in (("train", process["host"]), ("eval", "elsewhere")):
+        submission = ledger.Submission("local", "logs", process={**process, "host": host})
+        ledger.submitted(run.run_dir, stage, "5", submission)
+        ledger.started(run.run_dir, stage, "5", [host])
+    refresh(run.run_dir)
+    states = {job["stage"]: job["state"] for job in json.loads((run.run_dir / "jobs.json").read_text())}
+    assert states == {"train": "FAILED", "eval": "RUNNING"}
+    (line,) = executor_named("local").cancel(unfinished(run.run_dir))
+    assert "elsewhere: cancel it there" in line
+
+
+# ---- errors before a stage begins
+
+
+NO_PYTHON = "/var/spool/script: line 9: pyhton: command not found"
+NO_MODULE = "ModuleNotFoundError: No module named 'slurm'"
+NO_MEMORY = "slurmstepd: error: Detected 1 oom_kill event in StepId=3.0."
+NOISE = "srun: error: n1: task 0: Exited with exit code 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"Traceback (most recent call last):\n{NO_MODULE}\n{NOISE}\n", NO_MODULE),
+        (f"{NO_PYTHON}\n{NOISE}\n", NO_PYTHON),
+        (f"{NO_MEMORY}\n", NO_MEMORY),
+        ("ValueError: of the first attempt\n### attempt 1 of job 5\nstep 3 of 9\n", ""),
+    ],
+)
+def test_the_log_tells_why_a_job_ended_before_its_stage(tmp_path, text, said):
+    (tmp_path / "5_0_log.err").write_text(text)
+    assert ledger.last_words(tmp_path, "5") == said
+
+
+def test_a_local_job_that_cannot_start_says_why(run, tmp_path):
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'torch'\" >&2\nexit 1\n")
+    broken.chmod(0o755)
+    chain = Chain([train_step(on(run, python=str(broken)))], [])
+    with pytest.raises(SystemExit, match="No module named 'torch'"):
+        executor_named("local").run_all(chain, after_each=lambda run_dir: None)
+    failure = ledger.failure(run.run_dir, "train")
+    assert failure and failure["message"] == "ModuleNotFoundError: No module named 'torch'"
