@@ -14,6 +14,7 @@ from pathlib import Path
 from pipeline.rundir.record import read_json, run_config
 from pipeline.stages import STAGES
 from slurm import ledger
+from slurm.resources import stage_resources
 
 
 def wanted(run_dir: Path, stage: str, job_id: str, code: int, logs: Path) -> bool:
@@ -29,7 +30,8 @@ def wanted(run_dir: Path, stage: str, job_id: str, code: int, logs: Path) -> boo
     config = run_config(run_dir)
     progress = STAGES[stage].progress(config, run_dir)
     crashes = ledger.crashed(run_dir, stage, job_id, progress, code)
-    reason = _reason_to_stop(crashes, config.cluster.max_crashes, config.cluster.max_restarts)
+    limits = stage_resources(config, stage)
+    reason = _reason_to_stop(crashes, limits.max_crashes, limits.max_restarts)
     if not reason:
         _say(
             f"{stage}: crash {len(crashes)}, exit code {code}, saved progress {progress}: the job is requeued"

@@ -53,8 +53,8 @@ def submitter(
         def affinity(cls) -> int:
             return 2
 
-    cluster = config.cluster
-    executor = Anywhere(folder, max_num_timeout=cluster.max_timeouts, python=cluster.python)
+    wanted = stage_resources(config, stage)
+    executor = Anywhere(folder, max_num_timeout=wanted.max_timeouts, python=wanted.python)
     executor.update_parameters(**sbatch_parameters(config, stage, folder, dependency, code_folder))
     return executor
 

@@ -10,6 +10,7 @@ from pipeline.config import load as configuration
 from pipeline.config import renamed, schema
 from pipeline.config.load import flatten, load, with_values
 from pipeline.config.paths import absolute_paths
+from pipeline.config.renamed import OLD_STAGE_KEYS
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.training.weights import require_same
@@ -99,6 +100,28 @@ def test_resources_of_a_stage_override_the_cluster():
         configuration.resources(cluster, "eval").nodes == 1
         and configuration.resources(cluster, "train").nodes == 4
     )
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("cluster.stages.eval.node=2", "cluster.stages.eval.*'node'; did you mean 'nodes'"),
+        ("cluster.stages.eval.nodes=two", "cluster.stages.eval.*nodes"),
+        ("cluster.stages.eval.executor=local", "cluster.stages.eval.*'executor'"),
+    ],
+)
+def test_a_wrong_setting_of_a_stage_is_named(override, said):
+    with pytest.raises(ConfigError, match=said):
+        load([], [override])
+
+
+def test_null_resets_a_stages_setting_but_not_in_an_earlier_runs_record(tmp_path):
+    cluster = load([], ["cluster.partition=gpu", "cluster.stages.eval.partition=null"]).cluster
+    assert configuration.resources(cluster, "eval").partition is None
+    keys = ", ".join(f"{key}: null" for key in OLD_STAGE_KEYS)
+    (tmp_path / "old.yaml").write_text(f"cluster: {{partition: gpu, stages: {{eval: {{{keys}}}}}}}\n")
+    recorded = load([tmp_path / "old.yaml"]).cluster
+    assert configuration.resources(recorded, "eval").partition == "gpu"
 
 
 def test_nothing_changes_a_configuration_after_loading():

@@ -194,7 +194,7 @@ def test_without_checkpoints_everything_may_change(tmp_path):
 
 
 def test_a_real_stage_here(tmp_path, monkeypatch, capsys):
-    """`shard` as a local job from another working directory: its log is shown, a second launch finds it complete."""
+    """`shard` runs as a local job from another working directory; a second launch finds it complete."""
     monkeypatch.chdir(tmp_path)
     argv = [
         "--config",

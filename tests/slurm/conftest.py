@@ -42,8 +42,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def slurm_run(run: Run) -> Run:
     """The same for a cluster, with everything set that can be."""
     cluster = ClusterConfig(
-        executor="slurm", nodes=2, tasks_per_node=4, gpus_per_node=4, cpus_per_task=6, mem_gb=64, timeout_min=300,
-        partition="gpu", account="me", qos="high", constraint="a100", python="apptainer exec --nv my.sif python",
+        executor="slurm", nodes=2, tasks_per_node=4, gpus_per_node=4, cpus_per_task=6, mem_gb=64,
+        timeout_min=300, partition="gpu", account="me", qos="high", constraint="a100",
+        python="apptainer exec --nv my.sif python",
         setup=["module load cuda"], extra_sbatch={"reservation": "my course", "exclusive": "true"},
     )  # fmt: skip
     return replace(run, config=replace(run.config, cluster=cluster))
@@ -51,12 +52,16 @@ def slurm_run(run: Run) -> Run:
 
 @pytest.fixture
 def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder at the head of PATH with a srun, and a sbatch that gives out job ids and keeps its environment in env.<id>."""
+    """A folder at the head of PATH with a srun, and a sbatch that hands out job ids.
+
+    It keeps its environment in env.<id>.
+    """
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "srun").write_text("#!/bin/sh\n")
     (folder / "sbatch").write_text(
-        f'#!/bin/sh\ncd "{folder}"\necho x >> ids\nid=$((11 + $(wc -l < ids)))\nenv > env.$id\necho "Submitted batch job $id"\n'
+        f'#!/bin/sh\ncd "{folder}"\necho x >> ids\nid=$((11 + $(wc -l < ids)))\n'
+        'env > env.$id\necho "Submitted batch job $id"\n'
     )
     for name in ("srun", "sbatch"):
         (folder / name).chmod(0o755)
@@ -87,7 +92,7 @@ def cluster(tmp_path_factory):
 def submit_pair(cluster, run, monkeypatch):
     """Submit a train job of the given kind and an evaluation after it; returns the run directory."""
 
-    def go(kind: str, **limits: int) -> Path:
+    def go(kind: str, **limits: object) -> Path:
         import stand_in_jobs
 
         from pipeline.config.load import dump

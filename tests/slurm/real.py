@@ -1,4 +1,4 @@
-"""What the tests on a real Slurm share: the cluster, a tiny training, faults, and what must hold after them."""
+"""Helpers of the tests on a real Slurm: the cluster, a tiny training, faults, and how to compare runs."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ STEPS = 240
 INTERVAL = 20  # steps between checkpoints
 AT = 45  # the step from which on a fault strikes
 TINY = (
-    "shard.size=16", "shard.samples_per_shard=20", "model.net.channels=[8,16]", "model.z_dim=8", "model.conditioner.width=8",
-    "model.prior.hidden=16", "model.prior.flow.layers=2", "model.prior.flow.hidden=16", "train.batch_size=8", f"train.images={8 * STEPS}",
-    "train.val_interval=60", f"train.max_lost_steps={INTERVAL}", "train.log_interval=5", "train.threads=1", "optim.warmup_images=16",
-    "train.kl_warmup_images=64", "classifier.epochs=1", "classifier.batch_size=8", "eval.n=6", "eval.block=4", "eval.iw_images=4",
+    "shard.size=16", "shard.samples_per_shard=20", "model.net.channels=[8,16]", "model.z_dim=8",
+    "model.conditioner.width=8", "model.prior.hidden=16", "model.prior.flow.layers=2",
+    "model.prior.flow.hidden=16", "train.batch_size=8", f"train.images={8 * STEPS}", "train.val_interval=60",
+    f"train.max_lost_steps={INTERVAL}", "train.log_interval=5", "train.threads=1", "optim.warmup_images=16",
+    "train.kl_warmup_images=64", "classifier.epochs=1", "classifier.batch_size=8", "eval.n=6", "eval.block=4",
+    "eval.iw_images=4",
     "eval.iw_samples=2", "eval.rare_samples=4",
 )  # fmt: skip
 HOST_DEPENDENT = ("train/images_per_s", "train/data_wait_share")
@@ -45,7 +47,7 @@ def wait_for(condition: Callable[[], object], what: str, limit_s: float = 240.0)
 
 @contextmanager
 def running(cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster, started, and its variables in this process; it ends with this process, however that dies."""
+    """Start the cluster and set its variables here. It ends with this process, however that dies."""
     before = dict(os.environ)
     command = [
         sys.executable,
@@ -187,7 +189,7 @@ def kill_rank(cluster: Cluster, job_id: str, nodes: list[str]) -> None:
 
 
 def kill_slurmd(cluster: Cluster, job_id: str, nodes: list[str]) -> None:
-    """The daemon of the job's last node dies: after SlurmdTimeout Slurm takes the node for dead, though its rank lives on.
+    """The daemon of the job's last node dies. Slurm soon takes the node for dead, though its rank lives on.
 
     The rank on the other node is frozen, else so small a training ends before Slurm notices.
     """
@@ -207,7 +209,9 @@ FAULTS: dict[str, Fault] = {
 def disturbed(
     cluster: Cluster, folder: Path, celeba: Path, faults: dict[str, Fault], tasks: int, *overrides: str
 ) -> dict[str, Path]:
-    """Run directories of an undisturbed training "calm" and of one per fault, all run at the same time, each on two nodes of its own.
+    """Train undisturbed ("calm") and once per fault, all at the same time, each on two nodes of its own.
+
+    Returns the run directories.
 
     `tasks` per node; a fault strikes at step AT. Prints what each one cost.
     """
@@ -269,7 +273,8 @@ def disturbed(
     for name, (when, at) in struck.items():
         again = entry(folder / name, "train")["attempts"][1]["started"] - when
         print(
-            f"{name}: struck at step {at} (last logged), went on at step {resumed_at(folder / name)}, {again:.0f} s later"
+            f"{name}: struck at step {at} (last logged), "
+            f"went on at step {resumed_at(folder / name)}, {again:.0f} s later"
         )
     return {name: folder / name for name in places}
 

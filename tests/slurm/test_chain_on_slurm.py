@@ -1,4 +1,4 @@
-"""The chain on a real Slurm: from CelebA files to MLflow, dependents of parents that end in every way, and the submitted code."""
+"""The chain on a real Slurm: from CelebA files to MLflow, dependent jobs, and the submitted code."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from real import ROOT, TINY, ended, entry, job_ids, launch, profile, states, wait_for
+from real import ROOT, TINY, ended, entry, job_ids, launch, profile, states, tool, wait_for
 
 from slurm import ledger
 from slurm.queue import job_states, state_of
 
 pytestmark = pytest.mark.slurm
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def chain(cluster, noise_celeba, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    """A sweep of two seeds, each on two nodes with two tasks each, the shards in two parts; followed to its end."""
+    """A sweep of two seeds, each on two nodes with two tasks, with the shards in two parts."""
     folder = tmp_path_factory.mktemp("chain with a space")
     one = {"nodes": 1, "tasks_per_node": 1}
     on = profile(
@@ -196,6 +197,23 @@ def test_a_cancelled_parent_stays_cancelled_and_takes_its_dependent_along(submit
     cluster.run("scancel", job_ids(run_dir, "train")[0])
     assert states(run_dir) == {"train": "CANCELLED", "eval": "CANCELLED", "finish": "COMPLETED"}
     assert entry(run_dir, "train")["state"] == "CANCELLED" and "crashes" not in entry(run_dir, "train")
+
+
+# ---- sites with --export=NONE
+
+
+def test_a_site_that_exports_nothing_runs_jobs_with_the_setup_of_the_script(submit_pair):
+    run_dir = submit_pair("StandIn", extra_sbatch={"export": "NONE"}, setup=[f"export PYTHONPATH={HERE}"])
+    assert states(run_dir) == {"train": "COMPLETED", "eval": "COMPLETED", "finish": "COMPLETED"}
+
+
+def test_an_error_before_the_stage_reaches_the_user(submit_pair):
+    """The module of the pickled job cannot be imported: submitit fails before the stage is entered."""
+    run_dir = submit_pair("StandIn", max_crashes=1, setup=["unset PYTHONPATH"])
+    assert states(run_dir)["train"] == "FAILED"
+    failure = ledger.failure(run_dir, "train")
+    assert failure and "ModuleNotFoundError: No module named 'stand_in_jobs'" in failure["message"]
+    assert "stand_in_jobs" in tool("status.py", run_dir).stdout
 
 
 # ---- the submitted code

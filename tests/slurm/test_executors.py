@@ -14,13 +14,15 @@ import stand_in_jobs
 from stand_in_jobs import seen, wait_for
 from submitit.slurm.slurm import SlurmExecutor
 
+from pipeline.config.schema import EXECUTOR_NAMES
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.rundir import layout
 from slurm import ledger
 from slurm.chain import Chain, Run, Step, parse_stages, plan
-from slurm.executors import executor_named
+from slurm.executors import EXECUTORS, executor_named
 from slurm.executors.cluster import script_of
 from slurm.executors.following import require_success
+from slurm.preflight.checks import batch_warnings
 from slurm.resources import stage_resources
 
 
@@ -78,7 +80,7 @@ def test_debug_runs_here_as_one_rank_and_leaves_the_environment_alone(run, monke
 
 
 def test_preempted_job_is_requeued_and_goes_on(run, monkeypatch):
-    """USR2 reaches every rank, as under Slurm: each saves, rank 0 requeues through submitit, no rank leaves an error."""
+    """USR2 reaches every rank, as under Slurm. Each saves, rank 0 requeues, and no rank leaves an error."""
     use("StopsOnce", monkeypatch)
     (job,) = executor_named("local").submit(one_step(run).steps)
     wait_for(lambda: all((run.run_dir / f"rank{rank}.0.json").exists() for rank in (0, 1)))
@@ -201,16 +203,17 @@ def test_dry_run_prints_what_a_submission_writes(slurm_run, fake_slurm):
     assert foretold == job.paths.submission_file.read_text()
     assert "%j" in foretold and job.job_id == "12"
     for line in (
-        "#SBATCH --dependency=afterok:7:8", "#SBATCH --kill-on-invalid-dep=yes", "#SBATCH --requeue", "#SBATCH --signal=USR2@120",
-        "#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=4", "#SBATCH --gpus-per-node=4", "#SBATCH --mem=64GB", "#SBATCH --time=300",
+        "#SBATCH --dependency=afterok:7:8", "#SBATCH --kill-on-invalid-dep=yes", "#SBATCH --requeue",
+        "#SBATCH --signal=USR2@120", "#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=4",
+        "#SBATCH --gpus-per-node=4", "#SBATCH --mem=64GB", "#SBATCH --time=300",
         "#SBATCH --partition=gpu", "#SBATCH --account=me", "#SBATCH --qos=high", "#SBATCH --constraint=a100",
         "#SBATCH --reservation='my course'", "#SBATCH --exclusive", "module load cuda",
     ):  # fmt: skip
         assert line in foretold.splitlines()
     command = foretold.rstrip().splitlines()[-1]
     assert (
-        "--kill-on-bad-exit=1 --cpus-per-task=6 --export=ALL apptainer exec --nv my.sif python -u -m submitit.core._submit"
-        in command
+        "--kill-on-bad-exit=1 --cpus-per-task=6 --export=ALL "
+        "apptainer exec --nv my.sif python -u -m submitit.core._submit" in command
     )
 
 
@@ -220,7 +223,8 @@ def test_chain_on_slurm_depends_by_job_id(slurm_run, fake_slurm, monkeypatch, ca
     executor_named("slurm").submit_all(plan([slurm_run], parse_stages(None), explicit=False), [slurm_run])
     jobs = {job["stage"]: job for job in json.loads((slurm_run.run_dir / "jobs.json").read_text())}
     assert {stage: (job["id"], job["after"]) for stage, job in jobs.items()} == {
-        "shard": ("12", ""), "train": ("13", "afterok:12"), "classifier": ("14", "afterok:12"), "eval": ("15", "afterok:13:14"),
+        "shard": ("12", ""), "train": ("13", "afterok:12"), "classifier": ("14", "afterok:12"),
+        "eval": ("15", "afterok:13:14"),
         "finish": ("16", "afterany:12:13:14:15"),
     }  # fmt: skip
     text = (Path(jobs["eval"]["logs"]) / "15_submission.sh").read_text()
@@ -237,6 +241,89 @@ def test_shard_is_one_task_without_gpu(slurm_run, fake_slurm):
     text = script_of(one_step(slurm_run, "shard").steps, None)
     assert "#SBATCH --ntasks-per-node=1" in text and "#SBATCH --nodes=1" in text
     assert "gpus" not in text and "dependency" not in text and "invalid-dep" not in text
+
+
+def with_cluster(run: Run, **cluster: object) -> Run:
+    return replace(run, config=replace(run.config, cluster=replace(run.config.cluster, **cluster)))
+
+
+def script_lines(run: Run, stage: str) -> list[str]:
+    return script_of(one_step(run, stage).steps, None).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "line"),
+    [
+        (4, "#SBATCH --gpus-per-node=4"),
+        ("a100:4", "#SBATCH --gpus-per-node=a100:4"),
+        ("1g.10gb:2", "#SBATCH --gpus-per-node=1g.10gb:2"),
+        ("gpu:4", "#SBATCH --gres=gpu:4"),
+        ("gpu:a100:4", "#SBATCH --gres=gpu:a100:4"),
+    ],
+)
+def test_gpus_may_have_a_type_and_be_a_gres(slurm_run, gpus, line):
+    lines = script_lines(with_cluster(slurm_run, gpus_per_node=gpus), "train")
+    assert [found for found in lines if "gpus-per-node" in found or "gres" in found] == [line]
+
+
+def test_auto_is_for_this_machine(slurm_run, fake_slurm):
+    run = with_cluster(slurm_run, gpus_per_node="auto")
+    with pytest.raises(ConfigError, match="cluster.gpus_per_node.*'auto'"):
+        executor_named("slurm").check([run], one_step(run), preflight=False)
+
+
+def test_stages_without_a_gpu_inherit_nothing_of_the_gpu_jobs(slurm_run):
+    options = {"gres": "gpu:1", "mem-per-gpu": "8G", "reservation": "mine"}
+    run = with_cluster(slurm_run, extra_sbatch=options)
+    for stage in ("shard", "finish"):
+        text = "\n".join(script_lines(run, stage))
+        for word in ("gres", "gpu:", "gpus-per-node", "--mem", "--constraint"):
+            assert word not in text, word
+        assert "--reservation=mine" in text and "--account=me" in text
+    own = {"shard": {"mem_gb": 7, "constraint": "cpu", "extra_sbatch": {"mem-per-gpu": "1G"}}}
+    text = "\n".join(script_lines(with_cluster(run, stages=own), "shard"))
+    assert "--mem=7GB" in text and "--constraint=cpu" in text and "--mem-per-gpu=1G" in text
+
+
+def test_every_key_can_be_set_per_stage_and_null_resets_it(slurm_run):
+    own = {
+        "setup": ["module load other"], "python": None, "signal_delay_s": 30, "qos": None,
+        "extra_sbatch": {"exclusive": None, "nice": "5"},
+    }  # fmt: skip
+    lines = script_lines(with_cluster(slurm_run, stages={"eval": own}), "eval")
+    for line in ("module load other", "#SBATCH --signal=USR2@30", "#SBATCH --nice=5"):
+        assert line in lines
+    assert "#SBATCH --reservation='my course'" in lines  # inherited
+    text = "\n".join(lines)
+    for word in ("--exclusive", "--qos", "module load cuda", "apptainer"):
+        assert word not in text, word
+
+
+def test_a_work_key_is_submitted_only_if_asked_for(slurm_run):
+    assert "wckey" not in "\n".join(script_lines(slurm_run, "train"))
+    asked = with_cluster(slurm_run, extra_sbatch={"wckey": "project"})
+    assert "#SBATCH --wckey=project" in script_lines(asked, "train")
+
+
+def test_a_cluster_that_does_not_answer_is_one_sentence(slurm_run, fake_slurm, monkeypatch):
+    monkeypatch.setattr("slurm.preflight.ask", lambda *command: None)
+    with pytest.raises(ConfigError) as refused:
+        executor_named("slurm").check([slurm_run], one_step(slurm_run), preflight=True)
+    assert str(refused.value).startswith("Slurm does not answer") and "\n" not in str(refused.value)
+
+
+def test_a_small_share_of_a_gpu_is_a_warning(run):
+    batch = replace(run.config, train=replace(run.config.train, batch_size=64))
+    assert batch_warnings(batch, 2, on_gpus=True) == []
+    (said,) = batch_warnings(batch, 4, on_gpus=True)
+    assert "64 images over 4 GPUs are 16 per GPU" in said
+    assert batch_warnings(batch, 4, on_gpus=False) == []
+
+
+def test_every_executor_is_declared_and_complete():
+    assert tuple(EXECUTORS) == EXECUTOR_NAMES
+    for name in EXECUTORS:
+        assert executor_named(name).name == name
 
 
 def test_refused_job_says_why_and_what_is_queued(slurm_run, fake_slurm):

@@ -1,4 +1,4 @@
-"""Trainings on a real Slurm that are disturbed in every way end with the very weights and numbers of one that was left alone."""
+"""A training on a real Slurm ends with the same weights and numbers whatever disturbs it."""
 
 from __future__ import annotations
 
