@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pipeline.config.paths import absolute_path
 from pipeline.config.schema import RunConfig
@@ -47,16 +47,17 @@ def with_store(config: RunConfig) -> RunConfig:
     """
     tracking = config.tracking
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    if uri.startswith(SQLITE):
-        path = uri.removeprefix(SQLITE)
-        uri = SQLITE + absolute_path("tracking.uri", path)
+    file = database_file(uri)
+    if file is not None:
+        _, mark, query = uri.partition("?")
+        uri = sqlite_uri(Path(absolute_path("tracking.uri", str(file)))) + mark + query
     experiment = tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "")
     return replace(config, tracking=replace(tracking, uri=uri, experiment=experiment))
 
 
 def store_uri(config: RunConfig) -> str:
     """Return the store of a run: `tracking.uri`, or one SQLite file for all runs of `runs_dir`."""
-    return config.tracking.uri or f"{SQLITE}{runs_dir(config) / 'mlflow.db'}"
+    return config.tracking.uri or sqlite_uri(runs_dir(config) / "mlflow.db")
 
 
 def experiment_name(config: RunConfig) -> str:
@@ -78,7 +79,12 @@ def database_file(uri: str) -> Path | None:
     """Return the file of a SQLite store; None for another store."""
     if not uri.startswith(SQLITE):
         return None
-    return Path(uri.removeprefix(SQLITE).split("?")[0])
+    return Path(unquote(uri.removeprefix(SQLITE).split("?")[0]))
+
+
+def sqlite_uri(file: Path) -> str:
+    """Return the address of a SQLite file; SQLAlchemy decodes per cent signs and ends a path at `?`."""
+    return SQLITE + str(file).replace("%", "%25").replace("?", "%3F")
 
 
 def store_errors() -> tuple[type[Exception], ...]:
@@ -106,11 +112,28 @@ def open_client(uri: str) -> MlflowClient:
         logging.getLogger(noisy).setLevel(logging.CRITICAL)  # an error is raised too, and told in one line
     file = database_file(uri)
     is_new = file is not None and not file.exists()
-    client = MlflowClient(tracking_uri=uri)
-    if file is not None and is_new:
-        client.search_experiments(max_results=1)  # makes the file
-        give_usual_mode(file)  # SQLite makes files that the group may not write
+    with _without_stray_folders(uri):
+        client = MlflowClient(tracking_uri=uri)
+        if file is not None and is_new:
+            client.search_experiments(max_results=1)  # makes the file
+            give_usual_mode(file)  # SQLite makes files that the group may not write
     return client
+
+
+@contextmanager
+def _without_stray_folders(uri: str) -> Iterator[None]:
+    """Remove the empty folders that MLflow makes for the path of a SQLite address as it is written.
+
+    SQLAlchemy decodes the path first, so the database lies elsewhere.
+    """
+    written = Path(uri.removeprefix(SQLITE).split("?")[0])
+    stray = []
+    if database_file(uri) not in (None, written):
+        stray = [folder for folder in written.parents if not folder.exists()]
+    yield
+    for folder in stray:
+        if folder.is_dir():
+            folder.rmdir()
 
 
 def require_listening(uri: str) -> None:
