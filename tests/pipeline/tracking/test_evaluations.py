@@ -11,7 +11,7 @@ import pytest
 from pipeline.tracking.base import TrackingError
 from pipeline.tracking.sync import sync_run, tracker_of
 from tests.fake_run import add_eval, add_metrics, make_run
-from tests.pipeline.tracking.in_store import client, parent_of, runs_of
+from tests.pipeline.tracking.in_store import assert_holds_file_once, client, parent_of, runs_of
 
 
 def test_evaluations_are_children_and_head_the_parent(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,3 +108,44 @@ def test_disabled_tracking_makes_no_store(tmp_path: Path) -> None:
     run = make_run(tmp_path, overrides=("tracking.enabled=false",), steps=2)
     sync_run(run)
     assert not (tmp_path / "mlflow.db").exists() and not (run / "mlflow.json").exists()
+
+
+@pytest.mark.parametrize("error", [PermissionError("/proc/mlruns"), ImportError("No module named 'boto3'")])
+def test_a_store_that_takes_no_files_gets_every_number_and_the_state(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    name = f"no_files_{type(error).__name__}"
+    run = make_run(runs, name, (f"tracking.experiment={name}",), steps=5, evals=1, step=90)
+    (run / "train/done.json").write_text('{"step": 8, "images": 1024, "seconds": 5}')
+    with monkeypatch.context() as patch:
+        for method in ("log_text", "log_artifact", "log_artifacts"):
+            patch.setattr(MlflowClient, method, refuse)
+        with pytest.raises(TrackingError, match=f"holds all numbers, but no files.*{error}.*sync_mlflow.py"):
+            tracker_of(run).push()
+    store = client(runs)
+    parent = parent_of(store, name)
+    (child,) = [r for r in runs_of(store, name) if r.info.run_id != parent.info.run_id]
+    assert_holds_file_once(store, parent.info.run_id, run)
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+    assert parent.data.metrics["test/mse"] == child.data.metrics["mse"]
+    tracker_of(run).push()
+    assert {file.path for file in store.list_artifacts(child.info.run_id)} == {"metrics.json", "samples"}
+
+
+def test_files_are_not_sent_to_a_runs_folder_that_is_gone(tmp_path: Path, with_store: None) -> None:
+    run = make_run(tmp_path, steps=3)
+    tracker_of(run).push()
+    (tmp_path / "_shared").mkdir()
+    moved = tmp_path.parent / f"{tmp_path.name}_moved"
+    tmp_path.rename(moved)
+    add_metrics(moved / run.name, range(4, 6))
+    said = f"all numbers, but no files: it keeps them in {tmp_path}, which is gone"
+    with pytest.raises(TrackingError, match=said):
+        tracker_of(moved / run.name).push()
+    assert_holds_file_once(client(moved), parent_of(client(moved), "cvae").info.run_id, moved / run.name)
+    assert not tmp_path.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import requests
 
 from pipeline.config.load import load
 from pipeline.errors import ConfigError
@@ -74,3 +75,25 @@ def test_nothing_is_sent_where_tracking_is_off(tmp_path):
     tracker.push()
     assert not tracker.live and tracker.viewer == "" and tracker.problem() == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "variable,value,verify",
+    [
+        ("MLFLOW_TRACKING_SERVER_CERT_PATH", "/etc/ca.pem", "/etc/ca.pem"),
+        ("MLFLOW_TRACKING_INSECURE_TLS", "true", False),
+        ("MLFLOW_TRACKING_INSECURE_TLS", "false", True),  # requests then reads REQUESTS_CA_BUNDLE
+    ],
+)
+def test_the_preflight_checks_certificates_as_mlflow_does(variable, value, verify, tmp_path, monkeypatch):
+    asked = []
+
+    def get(url, timeout, verify):
+        asked.append((url, verify))
+        raise requests.exceptions.SSLError("self-signed certificate of ada:secret")
+
+    monkeypatch.setattr(requests, "get", get)
+    monkeypatch.setenv(variable, value)
+    tracker = make_tracker(tmp_path, load([], ["tracking.uri=https://ada:secret@host/"]))
+    assert "key 'tracking.uri': https://***@host/ does not answer (self-signed" in tracker.problem()
+    assert asked == [("https://ada:secret@host/health", verify)]
