@@ -1,7 +1,8 @@
 """Fetch the weights of FID's Inception on a machine with internet: `python tools/fetch_weights.py [FILE]`.
 
-Goes on where it was cut off, checks the sha256, and only then gives the file its name. Evaluate with eval.inception_weights=FILE, or
-set CVAE_INCEPTION_WEIGHTS=FILE where runs are launched. Behind a proxy set https_proxy; without any way out copy the file by hand.
+An interrupted download continues. The file gets its name only after its sha256 was checked. To use it, set
+eval.inception_weights=FILE, or CVAE_INCEPTION_WEIGHTS=FILE in the shell that launches runs. Behind a proxy set
+https_proxy. On a machine without internet copy the file by hand.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ CHUNK, TIMEOUT_S = 1 << 20, 30.0  # bytes
 
 
 class FetchError(UserError):
-    """The file could not be fetched; what there is of it stays, and the next attempt goes on."""
+    """The file could not be fetched; the part that arrived stays, and the next attempt continues."""
 
 
 def fetch(url: str, file: Path, digest: str) -> None:
-    """Make `file` the content of `url`, whose sha256 begins with `digest`; a complete file is left alone.
+    """Download `url` to `file` and check that its sha256 begins with `digest`; keep a complete file.
 
-    Raises FetchError where the server cannot be reached or breaks off, DataError for other content, which is then removed.
+    Raises FetchError if the server cannot be reached or breaks off. Raises DataError for other content, which
+    is then removed.
     """
     if file.exists():
         return require_digest(file, file, digest)
@@ -46,34 +48,36 @@ def fetch(url: str, file: Path, digest: str) -> None:
         raise FetchError(f"{url}: answered {error.code} {error.reason}; is the address right?") from None
     except OSError as error:
         reason = getattr(error, "reason", error)
-        proxies = ", ".join(
-            f"{kind} {uri.rpartition('@')[2]}"
-            for kind, uri in urllib.request.getproxies().items()
-            if kind != "no"
-        )
-        how = (
-            f"through the proxy ({proxies})"
-            if proxies
-            else "without a proxy; if this network has one, set https_proxy"
-        )
         raise FetchError(
-            f"{url}: {reason}, asked {how}. On a machine that reaches it run this tool again, or copy the file to {file.absolute()}"
+            f"{url}: {reason}, asked {_way_out()}. On a machine that reaches it run this tool again, "
+            f"or copy the file to {file.absolute()}"
         ) from None
     require_digest(part, file, digest)
     os.replace(part, file)
     sync_folder(file.parent)
 
 
+def _way_out() -> str:
+    """Say through which proxy requests go; without its user name and password."""
+    proxies = []
+    for kind, uri in urllib.request.getproxies().items():
+        if kind != "no":
+            proxies.append(f"{kind} {uri.rpartition('@')[2]}")
+    if proxies:
+        return f"through the proxy ({', '.join(proxies)})"
+    return "without a proxy; if this network has one, set https_proxy"
+
+
 def download(url: str, part: Path) -> None:
-    """Append to `part` what it lacks of `url`; raises OSError where the connection ends before the content does."""
+    """Append to `part` what it lacks of `url`. Raises OSError if the connection ends before the content."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing is left to send: the digest decides
+        if error.code != 416:
             raise
-        return
+        return  # 416: nothing is left to send; the digest decides
     with answer:
         resumed = answer.status == 206
         have = have if resumed else 0
@@ -99,19 +103,20 @@ def download(url: str, part: Path) -> None:
 
 
 def require_digest(found: Path, file: Path, digest: str) -> None:
-    """Raise DataError where `found`, to become `file`, has another sha256; an unfinished one is removed."""
+    """Raise DataError if `found`, which is to become `file`, has another sha256; a download is removed."""
     there = sha256(found)
     if there.startswith(digest):
         return
     if found != file:
         found.unlink()
     raise DataError(
-        f"{file}: sha256 {there[:16]}… does not begin with {digest}: not the official file; remove it and fetch it again"
+        f"{file}: sha256 {there[:16]}… does not begin with {digest}, so it is not the official file; "
+        "remove it and fetch it again"
     )
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="tools/fetch_weights.py",
         description=__doc__,

@@ -16,7 +16,8 @@ from pipeline.runtime.owner import FILE, acquire, start_ticks
 from tests.conftest import ROOT
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from pipeline.runtime.owner import acquire; own = acquire(Path(sys.argv[1]), 'job 17');"
+    "import sys, time; from pathlib import Path; from pipeline.runtime.owner import acquire;"
+    "own = acquire(Path(sys.argv[1]), 'job 17');"
     "print('mine', flush=True); time.sleep(600)"
 )
 
@@ -101,7 +102,7 @@ def test_another_host_that_has_been_silent_for_long_is_followed_at_once(tmp_path
 
 
 def test_a_lock_that_outlived_its_owner_is_broken_and_the_sleeper_leaves(holder, tmp_path, monkeypatch):
-    """The lock of a dead node, as NFS may keep it: held, but without a heartbeat. Should its owner wake up, it finds another's name."""
+    """NFS may keep the lock of a dead node: held, without a heartbeat. Its owner may wake up later."""
     monkeypatch.setattr(owner, "STALE_S", 0.5)
     file = tmp_path / "train" / FILE
     file.write_text(

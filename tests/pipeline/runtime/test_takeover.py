@@ -1,4 +1,4 @@
-"""A job that its scheduler started anew takes the place of its last attempt, even where that lives on; another job does not."""
+"""A job that its scheduler started again takes the place of its last attempt; another job does not."""
 
 import os
 import signal

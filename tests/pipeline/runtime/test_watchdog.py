@@ -43,7 +43,7 @@ def start(folder: Path, world: int, mode: str) -> list[subprocess.Popen]:
 
 
 def test_frozen_and_stuck_ranks_are_named_and_nobody_is_left(tmp_path):
-    """Rank 0 frozen (it holds the group's store), another one frozen, and one whose main thread alone is stuck."""
+    """Rank 0 is frozen (it holds the store), or another rank, or only the main thread of one is stuck."""
     for name, world, mode, silent in (
         ("first", 3, "freeze0", 0),
         ("last", 3, "freeze2", 2),
