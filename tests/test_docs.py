@@ -17,6 +17,7 @@ import importlib
 import re
 import shlex
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import pytest
 
 import launch
 from tests.conftest import ROOT
+from tests.e2e.test_chain import TINY
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
@@ -171,6 +173,26 @@ def test_scripts_accept_the_lines(block, workplace, monkeypatch):
             patch.setattr(argparse.ArgumentParser, "parse_intermixed_args", stop_intermixed)
             with pytest.raises(Parsed):
                 script.main()
+
+
+@pytest.mark.slow
+def test_lines_about_runs_work_on_tiny_runs(tmp_path):
+    """Two runs of tiny size, made by `launch.py`; then each line about runs, as it is printed."""
+    runs = tmp_path / "runs"
+    for name in ("configs", "tools", "launch.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+
+    def execute(words: list[str]) -> None:
+        command = [sys.executable, *words[1:]]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, f"{words}: {done.stderr[-2000:]}"
+
+    execute(["python", "launch.py", "--config", "sigma_cvae", "sigma_cvae_nf", f"runs_dir={runs}", *TINY])
+    shown = [words for block in blocks("sh", "parse") for words in lines(block.values[0])]
+    about_runs = [words for words in shown if "runs/sigma_cvae_nf" in words and "-f" not in words]
+    assert len(about_runs) >= 4
+    for words in about_runs:
+        execute(words)
 
 
 @pytest.mark.parametrize("block", blocks("sh", "make"))

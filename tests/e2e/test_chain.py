@@ -1,4 +1,4 @@
-"""The whole chain as a user runs it: `launch.py` on two ranks, from drawn faces to MLflow, in real processes."""
+"""The whole chain as a user runs it: `launch.py` on two ranks, from drawn faces to MLflow."""
 
 import json
 import subprocess
@@ -38,7 +38,7 @@ def launch(*args: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    """Two variants in one launch; faces, shards and classifier are made once."""
+    """Two variants in one launch, with the same faces, shards and classifier."""
     runs = tmp_path_factory.mktemp("e2e") / "runs with a space"
     done = launch("--config", "sigma_cvae", "sigma_cvae_nf", f"runs_dir={runs}", *TINY)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -75,7 +75,7 @@ def test_every_stage_left_its_files(chain, name):
     assert "<html" in (runs / name / "report.html").read_text()
 
 
-def test_what_is_shared_is_made_once(chain):
+def test_shared_outputs_are_made_once(chain):
     runs, done = chain
     for kind in ("toy", "shards", "classifier"):
         assert len([p for p in (runs / "_shared" / kind).iterdir() if p.is_dir()]) == 1

@@ -1,4 +1,4 @@
-"""A seeded mutation fuzzer, and a guard that sees what an input makes the process do."""
+"""A seeded mutation fuzzer, and a guard that notices forbidden actions of the process."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TOKENS = [
-    b"\0", b"\xff", b"-1", b"0", b"1e999", b"NaN", b"null", b"true", b'""', b"[]", b"{}", b"9" * 400, b"\xef\xbb\xbf", b"\r\n",
+    b"\0", b"\xff", b"-1", b"0", b"1e999", b"NaN", b"null", b"true",
+    b'""', b"[]", b"{}", b"9" * 400, b"\xef\xbb\xbf", b"\r\n",
     b"../", b"/etc/passwd",
-    b"!!python/object/apply:os.system ['touch /tmp/pwned']", b"${oc.env:HOME}", b"${", b"&a", b"*a", b"[" * 3000,
+    b"!!python/object/apply:os.system ['touch /tmp/pwned']", b"${oc.env:HOME}",
+    b"${", b"&a", b"*a", b"[" * 3000,
     b'{"a":' * 3000, b"base: x\n",
-    b"cos\nsystem\n(S'touch /tmp/pwned'\ntR.", b"\xe2\x80\xae", b"'", b'"', b"#", b"%", b"\t", b",", b": ", b"- ", b"<html>",
+    b"cos\nsystem\n(S'touch /tmp/pwned'\ntR.", b"\xe2\x80\xae", b"'",
+    b'"', b"#", b"%", b"\t", b",", b": ", b"- ", b"<html>",
 ]  # fmt: skip
 FORBIDDEN = (
     "subprocess.Popen",
@@ -30,10 +33,11 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
-    """One to four random edits of `content`."""
+    """Return `content` after one to four random edits."""
     data = bytearray(content)
     for _ in range(rng.randint(1, 4)):
-        at, more = rng.randrange(len(data) + 1), rng.randint(1, 40)
+        at = rng.randrange(len(data) + 1)
+        more = rng.randint(1, 40)
         kind = rng.randrange(7)
         if kind == 0 and data:
             data[at % len(data)] ^= 1 << rng.randrange(8)
@@ -53,7 +57,10 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
 
 
 class Guard:
-    """Notes forbidden events of this process while `active`; an audit hook can never be removed, so there is one."""
+    """Records forbidden events of this process while `active`.
+
+    There is one guard, because an audit hook can never be removed.
+    """
 
     def __init__(self) -> None:
         self.active: Path | None = None
@@ -77,7 +84,7 @@ class Guard:
 
     @contextmanager
     def watching(self, folder: Path, limit_s: float) -> Iterator[None]:
-        """Inside, only `folder` may be written, and no more than `limit_s` may pass."""
+        """Allow writing only in `folder`, for at most `limit_s`."""
 
         def late(*_: object) -> None:
             raise TimeoutError(f"not done after {limit_s} s")
