@@ -1,8 +1,8 @@
 """Fetch the weights of FID's Inception on a machine with internet: `python tools/fetch_weights.py [FILE]`.
 
 An interrupted download continues. The file gets its name only after its sha256 was checked. To use it, set
-eval.inception_weights=FILE, or CVAE_INCEPTION_WEIGHTS=FILE in the shell that launches runs. Behind a proxy set
-https_proxy. On a machine without internet copy the file by hand.
+eval.inception_weights=FILE, or CVAE_INCEPTION_WEIGHTS=FILE in the shell that launches runs. Behind a proxy
+set https_proxy. On a machine without internet copy the file by hand.
 """
 
 from __future__ import annotations
