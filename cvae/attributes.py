@@ -20,7 +20,7 @@ class MultiHot(nn.Module):
         self.net = nn.Sequential(nn.Linear(n_attributes, config.width), nn.SiLU())
 
     def forward(self, y: Tensor) -> Tensor:
-        """Map y [B, A] to e(y) [B, width]."""
+        """Map y [B, A] to e(y) [B, width]; y = 0.5 (unknown) has the sign 0."""
         return self.net(2 * y - 1)
 
 
@@ -36,8 +36,9 @@ class SharedEmbedding(nn.Module):
         self.embedding = nn.Embedding(2, config.width)
 
     def forward(self, y: Tensor) -> Tensor:
-        """Map y [B, A] to e(y) [B, A * width]."""
-        return self.embedding(y.to(torch.int64)).flatten(1)
+        """Map y [B, A] to e(y) [B, A * width]; y = 0.5 (unknown) lies halfway between the two vectors."""
+        absent, present = self.embedding.weight
+        return torch.lerp(absent, present, y.to(absent.dtype)[:, :, None]).flatten(1)
 
 
 CONDITIONERS: dict[str, type[MultiHot] | type[SharedEmbedding]] = {

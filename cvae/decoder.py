@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cvae.config import ModelConfig
 from cvae.layers import ACTIVATIONS, full_precision, halvings, norm
+from cvae.residual import ResidualDecoder
 
 
 class ConvDecoder(nn.Module):
@@ -46,4 +47,7 @@ class ConvDecoder(nn.Module):
         return full_precision(self.convs(features))
 
 
-DECODERS: dict[str, type[ConvDecoder]] = {"conv": ConvDecoder}
+DECODERS: dict[str, type[ConvDecoder] | type[ResidualDecoder]] = {
+    "conv": ConvDecoder,
+    "residual": ResidualDecoder,
+}

@@ -36,6 +36,10 @@ class Distribution(ABC):
     def sample(self, noise: Tensor) -> Tensor:
         """Turn standard normal noise [B, D] into samples z [B, D]."""
 
+    @abstractmethod
+    def to_noise(self, z: Tensor) -> Tensor:
+        """Return the noise [B, D] that `sample` turns into z [B, D]: the inverse of `sample`."""
+
     def log_det(self, z: Tensor) -> Tensor:
         """Return log|det df/dz| [B] at z [B, D] of the map f to the base density; 0 without one."""
         return z.new_zeros(z.shape[:-1])
@@ -50,6 +54,23 @@ class Distribution(ABC):
     def kl_per_unit(self, q: DiagonalGaussian) -> Tensor | None:
         """Return the analytic KL(q || p) of each latent unit [B, D], nats, or None."""
         return None
+
+    def fit_loss(self, z: Tensor, noise: Tensor) -> Tensor:
+        """Return the loss [B] by which a prior is fitted to codes z [B, D]: by default -log p(z), nats.
+
+        `noise` [B, F] is standard normal; `fit_noise` of the prior says F, 0 for this default.
+        """
+        return -self.log_prob(z)
+
+    def guided(self, unconditional: Distribution, strength: float) -> Distribution:
+        """Return a distribution that follows the condition `strength` times as closely.
+
+        Raises ValueError: only a prior with a velocity can be guided.
+        """
+        raise ValueError(
+            f"eval.guidance: a prior of the kind {type(self).__name__} cannot be guided; set eval.guidance=1"
+            " or refine the run with refine.prior.name=flow_matching"
+        )
 
 
 @dataclass(frozen=True)
@@ -67,6 +88,10 @@ class DiagonalGaussian(Distribution):
     def sample(self, noise: Tensor) -> Tensor:
         """Return mean + std * noise (the reparameterisation trick)."""
         return self.mean + self.log_std.exp() * noise
+
+    def to_noise(self, z: Tensor) -> Tensor:
+        """Return (z - mean) / std."""
+        return (z - self.mean) * (-self.log_std).exp()
 
     def entropy(self) -> Tensor:
         """Return H = sum_d ln std_d + (1 + ln 2 pi)/2 -> [B], nats."""
@@ -107,6 +132,11 @@ class FlowDistribution(Distribution):
     def sample(self, noise: Tensor) -> Tensor:
         """Return z = f^-1(u) with u = mu_p + sigma_p * noise."""
         return self.flow.inverse(self.base.sample(noise), self.e)
+
+    def to_noise(self, z: Tensor) -> Tensor:
+        """Return (f(z) - mu_p) / sigma_p."""
+        u, _ = self.flow(z, self.e)
+        return self.base.to_noise(u)
 
     def log_det(self, z: Tensor) -> Tensor:
         """Return log|det df/dz| [B] at z [B, D]."""

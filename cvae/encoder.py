@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cvae.config import ModelConfig
 from cvae.distributions import DiagonalGaussian
 from cvae.layers import ACTIVATIONS, full_precision, halvings, norm, soft_floor
+from cvae.residual import ResidualEncoder
 
 
 class ConvEncoder(nn.Module):
@@ -47,4 +48,7 @@ class ConvEncoder(nn.Module):
         return DiagonalGaussian(mean, soft_floor(log_std, self.log_sigma_min))
 
 
-ENCODERS: dict[str, type[ConvEncoder]] = {"conv": ConvEncoder}
+ENCODERS: dict[str, type[ConvEncoder] | type[ResidualEncoder]] = {
+    "conv": ConvEncoder,
+    "residual": ResidualEncoder,
+}

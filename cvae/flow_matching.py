@@ -1,8 +1,9 @@
-"""A conditional prior learned by flow matching: a continuous normalizing flow with a free-form velocity.
+"""A conditional prior learned by flow matching: a continuous flow with a free-form velocity.
 
-A straight path joins noise and code: z_t = (1 - t) noise + t z, with t from 0 to 1. A network learns the mean velocity
-v(z_t, t, e) = E[z - noise | z_t, e(y)] by least squares (arXiv 2210.02747). The solution of dz/dt = v carries noise to
-codes, so sampling, its inverse and the density all come from one ordinary differential equation.
+A straight path joins noise and code: z_t = (1 - t) noise + t z, with t from 0 to 1. A network learns
+the mean velocity v(z_t, t, e) = E[z - noise | z_t, e(y)] by least squares (arXiv 2210.02747). The
+solution of dz/dt = v carries noise to codes. So sampling, its inverse and the density all come from
+one ordinary differential equation.
 
 Shapes: B codes, D latent dimensions, E size of e(y), W width of the network.
 """
@@ -10,14 +11,16 @@ Shapes: B codes, D latent dimensions, E size of e(y), W width of the network.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvae.config import FlowMatchingConfig
-from cvae.layers import full_precision, norm, zeroed
+from cvae.distributions import Distribution
+from cvae.layers import norm, zeroed
 
 FREQUENCIES = 32
 
@@ -27,6 +30,7 @@ class Condition(nn.Module):
 
     def __init__(self, n_condition: int, width: int) -> None:
         super().__init__()
+        self.frequencies: Tensor
         self.register_buffer("frequencies", torch.linspace(0, math.log(200.0), FREQUENCIES).exp())
         self.time = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Linear(n_condition, width)
@@ -137,3 +141,102 @@ VELOCITIES: dict[str, type[VectorVelocity] | type[GridVelocity]] = {
     "vector": VectorVelocity,
     "grid": GridVelocity,
 }
+
+
+@dataclass(frozen=True)
+class FlowMatchingDistribution(Distribution):
+    """p(z|y) as the law of z_1, where dz_t/dt = v(z_t, t, e) starts at z_0 ~ N(0, I).
+
+    Codes are standardised first: (z - shift) / scale. With guidance g the velocity is
+    v(no attributes) + g (v(y) - v(no attributes)), arXiv 2207.12598.
+    """
+
+    prior: Any  # cvae.prior.FlowMatchingPrior
+    e: Tensor  # [B, E]
+    e_free: Tensor | None = None  # [B, E], the condition without attributes; only with guidance
+    guidance: float = 1.0
+
+    def guided(self, unconditional: Distribution, strength: float) -> Distribution:
+        """Return this distribution with guidance `strength`; 1 changes nothing."""
+        assert isinstance(unconditional, FlowMatchingDistribution)
+        return replace(self, e_free=unconditional.e, guidance=strength)
+
+    def velocity(self, z: Tensor, t: float) -> Tensor:
+        """Return the velocity [B, D] of standardised codes z [B, D] at time t."""
+        times = z.new_full((len(z),), t)
+        wanted = self._velocity(z, times, self.e)
+        if self.e_free is None or self.guidance == 1.0:
+            return wanted
+        free = self._velocity(z, times, self.e_free)
+        return free + self.guidance * (wanted - free)
+
+    def _velocity(self, z: Tensor, t: Tensor, e: Tensor) -> Tensor:
+        return self.prior.velocity(z, self.prior.condition(t, e))
+
+    def _integrate(self, z: Tensor, start: float, end: float) -> Tensor:
+        """Solve the equation from time `start` to `end` by Heun's method, z [B, D] -> [B, D]."""
+        steps = self.prior.steps
+        dt = (end - start) / steps
+        for i in range(steps):
+            t = start + i * dt
+            v = self.velocity(z, t)
+            v_next = self.velocity(z + dt * v, t + dt)
+            z = z + 0.5 * dt * (v + v_next)
+        return z
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Carry noise [B, D] along the velocity to codes z [B, D]."""
+        return self.prior.shift + self.prior.scale * self._integrate(noise, 0.0, 1.0)
+
+    def to_noise(self, z: Tensor) -> Tensor:
+        """Carry codes z [B, D] back to the noise that they come from, up to the solver's error."""
+        return self._integrate((z - self.prior.shift) / self.prior.scale, 1.0, 0.0)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log p(z) [B], nats, through the change of variables d log p / dt = -div v.
+
+        Two fixed probes of signs estimate the divergence (Hutchinson): the same for every image and
+        every call. The equation is solved backwards with the steps of `sample`.
+        """
+        x = (z - self.prior.shift) / self.prior.scale
+        generator = torch.Generator().manual_seed(0)
+        signs = torch.randint(0, 2, (2, z.shape[-1]), generator=generator) * 2 - 1
+        probes = signs.to(x)
+        dt = 1.0 / self.prior.steps
+        gained = x.new_zeros(len(x))
+        for i in range(self.prior.steps):
+            t = 1.0 - i * dt
+            v, divergence = self._divergence(x, t, probes)
+            v_next, divergence_next = self._divergence(x - dt * v, t - dt, probes)
+            x = x - 0.5 * dt * (v + v_next)
+            gained = gained + 0.5 * dt * (divergence + divergence_next)
+        base = -0.5 * x.square().sum(-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi)
+        return base - gained - self.prior.scale.log().sum()
+
+    def _divergence(self, z: Tensor, t: float, probes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the velocity [B, D] and the estimate of its divergence [B]."""
+        estimates = []
+        with torch.enable_grad():
+            moving = z.detach().requires_grad_(True)
+            v = self.velocity(moving, t)
+            for probe in probes:
+                (slope,) = torch.autograd.grad(v, moving, probe.expand_as(v), retain_graph=True)
+                estimates.append((slope * probe).sum(-1))
+        return v.detach(), torch.stack(estimates).mean(0)
+
+    def fit_loss(self, z: Tensor, noise: Tensor) -> Tensor:
+        """Return the squared error of the velocity, summed over dimensions and averaged over draws [B].
+
+        Each code is used with several times and noises, since the encoder costs more than the
+        velocity. noise [B, draws * (D + 1)]; times are logit-normal, which favours the middle.
+        """
+        x = (z - self.prior.shift) / self.prior.scale
+        draws = noise.unflatten(1, (-1, z.shape[-1] + 1))
+        n_draws = draws.shape[1]
+        x = x.repeat_interleave(n_draws, 0)
+        e = self.e.repeat_interleave(n_draws, 0)
+        flat = draws.flatten(0, 1)
+        t, start = torch.sigmoid(flat[:, 0]), flat[:, 1:]
+        moving = torch.lerp(start, x, t[:, None])
+        error = self._velocity(moving, t, e) - (x - start)
+        return error.square().sum(-1).view(-1, n_draws).mean(1)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cvae.config import LossConfig
 from cvae.distributions import DiagonalGaussian
 from cvae.layers import full_precision
+from cvae.perceptual import load_features, relative_distance
 
 Sums = dict[str, Tensor]  # over images: their number "images", and each name of `Terms.values`, []
 
@@ -82,7 +83,27 @@ class Edges(LossTerm):
         return 0.5 * filtered.square().view(len(images), -1).sum(1)
 
 
-LOSS_TERMS: dict[str, type[LossTerm]] = {"edges": Edges}
+class Perceptual(LossTerm):
+    """Distance of an ImageNet network's features; blur and haze cost more than in squared error.
+
+    The network is read at the first use: a model that only samples needs no weights of it.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.features: Frozen | None = None
+
+    def forward(self, images: Tensor, decoded: Tensor, y: Tensor) -> Tensor:
+        """Return P times the relative feature error -> [B], so that weight 1 is one nat per dimension."""
+        if self.features is None:
+            self.features = Frozen(load_features(self.config.network, self.config.size))
+        with torch.no_grad():
+            wanted = self.features(full_precision(images))
+        found = self.features(full_precision(decoded))
+        return images[0].numel() * relative_distance(wanted, found)
+
+
+LOSS_TERMS: dict[str, type[LossTerm]] = {"edges": Edges, "perceptual": Perceptual}
 
 
 def loss_weights(config: LossConfig) -> dict[str, float]:

@@ -6,11 +6,13 @@ returns a `Distribution`.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from cvae.config import ModelConfig
 from cvae.distributions import DiagonalGaussian, FlowDistribution
 from cvae.flow import Flow
+from cvae.flow_matching import VELOCITIES, Condition, FlowMatchingDistribution
 from cvae.layers import full_precision, mlp, soft_floor, zeroed
 
 
@@ -91,8 +93,28 @@ class FlowPrior(nn.Module):
         return FlowDistribution(self.base(e), self.flow, full_precision(e))
 
 
-PRIORS: dict[str, type[StandardPrior] | type[GaussianPrior] | type[FlowPrior]] = {
+class FlowMatchingPrior(nn.Module):
+    """A continuous normalizing flow with a free-form velocity; the stage `refine` fits it."""
+
+    def __init__(self, config: ModelConfig, n_condition: int) -> None:
+        super().__init__()
+        settings = config.prior.flow_matching
+        self.steps = settings.steps
+        self.fit_noise = settings.draws * (config.z_dim + 1)  # a time and a noise for each draw
+        self.condition = Condition(n_condition, settings.condition)
+        self.velocity = VELOCITIES[settings.net](config.z_dim, settings.condition, settings)
+        # The codes' own mean and deviation, measured before the fit.
+        self.register_buffer("shift", torch.zeros(config.z_dim))
+        self.register_buffer("scale", torch.ones(config.z_dim))
+
+    def forward(self, e: Tensor) -> FlowMatchingDistribution:
+        """Map e [B, E] to a distribution of z [B, D]."""
+        return FlowMatchingDistribution(self, full_precision(e))
+
+
+PRIORS: dict[str, type[nn.Module]] = {
     "standard": StandardPrior,
     "gaussian": GaussianPrior,
     "flow": FlowPrior,
+    "flow_matching": FlowMatchingPrior,
 }

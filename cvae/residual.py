@@ -1,9 +1,9 @@
 """Residual encoder and decoder. The attributes modulate every block, so no layer can forget them.
 
-Each block is x + conv(silu(norm(conv(silu(norm(x)))))), where e(y) scales and shifts both norms. The decoder enlarges by
-nearest-neighbour copies and a convolution, which leaves none of the checkerboards of a transposed convolution.
-The code z is a vector, or a grid of cells that keeps its place in the image (`grid` in the configuration). Both travel
-as flat vectors [B, D], so priors, metrics and checkpoints need not know.
+Each block is x + conv(silu(norm(conv(silu(norm(x)))))), where e(y) scales and shifts both norms. The
+decoder enlarges by nearest-neighbour copies and a convolution, which leaves no checkerboards. The
+code z is a vector, or a grid of cells that keep their place in the image (`grid` in the
+configuration). Both travel as flat vectors [B, D], so priors, metrics and checkpoints need not know.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ class Level(nn.Module):
 
 
 def smallest_side(net: ResidualConfig, image_size: int) -> int:
-    """Side of the smallest feature map, pixels. Raises ValueError if the image cannot be halved that often."""
+    """Return the side of the smallest feature map, pixels.
+
+    Raises ValueError if the image cannot be halved that often.
+    """
     side, rest = divmod(image_size, 2 ** len(net.channels))
     if rest or side < 1:
         raise ValueError(
@@ -80,7 +83,8 @@ def cell_channels(net: ResidualConfig, z_dim: int, side: int) -> int:
     """Channels of one cell of a grid code. Raises ValueError if `z_dim` does not fill the grid evenly."""
     if z_dim % side**2:
         raise ValueError(
-            f"model.z_dim: {z_dim} is not a multiple of {side}x{side} cells, which model.residual.grid needs"
+            f"model.z_dim: {z_dim} does not fill {side}x{side} cells evenly;"
+            f" model.residual.grid needs a multiple of {side**2}"
         )
     return z_dim // side**2
 
