@@ -64,7 +64,7 @@ class Frozen:
     def __init__(self, network: nn.Module) -> None:
         self.network = network.eval().requires_grad_(False)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Any:
         """Apply the network; gradients flow to `x`."""
         return self.network.to(x.device, x.dtype)(x)
 

@@ -40,12 +40,21 @@ STAGES = (
 )
 
 
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Return the padding before and after, so that `size` shrinks to ceil(size / stride)."""
+    outputs = -(-size // stride)
+    missing = max(0, (outputs - 1) * stride + kernel - size)
+    return missing // 2, missing - missing // 2
+
+
 class FoldedConv(nn.Module):
     """A convolution with its normalisation folded in, padded as TensorFlow does (`SAME`)."""
 
     def __init__(self, state: dict[str, Tensor], conv: str, norm: str, stride: int, depthwise: bool) -> None:
         super().__init__()
         gain = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + EPSILON).sqrt()
+        self.weight: Tensor
+        self.bias: Tensor
         self.register_buffer("weight", state[f"{conv}.weight"] * gain[:, None, None, None])
         self.register_buffer("bias", state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * gain)
         self.stride = stride
@@ -53,12 +62,11 @@ class FoldedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H / stride, W / stride]."""
-        kernel = self.weight.shape[-1]  # type: ignore[union-attr]
-        height, width = x.shape[-2:]
-        missing = [max(0, (-(-n // self.stride) - 1) * self.stride + kernel - n) for n in (width, height)]
-        pads = [part for total in missing for part in (total // 2, total - total // 2)]
-        x = F.pad(x, pads)
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, 1, self.groups)  # type: ignore[arg-type]
+        kernel = self.weight.shape[-1]
+        left, right = same_padding(x.shape[-1], kernel, self.stride)
+        top, bottom = same_padding(x.shape[-2], kernel, self.stride)
+        x = F.pad(x, (left, right, top, bottom))
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, 1, self.groups)
 
 
 class LiteBlock(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cvae.config import ModelConfig
-from cvae.distributions import DiagonalGaussian, FlowDistribution
+from cvae.distributions import DiagonalGaussian, Distribution, FlowDistribution
 from cvae.flow import Flow
 from cvae.flow_matching import VELOCITIES, Condition, FlowMatchingDistribution
 from cvae.layers import full_precision, mlp, soft_floor, zeroed
@@ -52,7 +52,20 @@ def prior_net(config: ModelConfig, n_condition: int) -> nn.Module:
     return AttributeConv(n_condition, config.conditioner.width, config.prior.hidden, 2 * config.z_dim)
 
 
-class StandardPrior(nn.Module):
+class Prior(nn.Module):
+    """The base of all priors: e(y) [B, E] -> a distribution of z [B, D]."""
+
+    fit_noise = 0  # normal numbers that the distribution's `fit_loss` needs for each code
+
+    def standardise(self, mean: Tensor, std: Tensor) -> None:
+        """Take notice of the codes' mean and deviation [D] before the stage `refine` fits the prior."""
+
+    def forward(self, e: Tensor) -> Distribution:
+        """Map e [B, E] to a distribution of z [B, D]."""
+        raise NotImplementedError
+
+
+class StandardPrior(Prior):
     """p(z|y) = N(0, I) for every y."""
 
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
@@ -65,7 +78,7 @@ class StandardPrior(nn.Module):
         return DiagonalGaussian(zeros, zeros)
 
 
-class GaussianPrior(nn.Module):
+class GaussianPrior(Prior):
     """p(z|y) = N(mu_p(y), sigma_p(y)^2)."""
 
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
@@ -79,7 +92,7 @@ class GaussianPrior(nn.Module):
         return DiagonalGaussian(mean, soft_floor(log_std, self.log_sigma_min))
 
 
-class FlowPrior(nn.Module):
+class FlowPrior(Prior):
     """log p(z|y) = log N(f(z); mu_p(y), sigma_p(y)^2) + log|det df/dz|."""
 
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
@@ -93,7 +106,7 @@ class FlowPrior(nn.Module):
         return FlowDistribution(self.base(e), self.flow, full_precision(e))
 
 
-class FlowMatchingPrior(nn.Module):
+class FlowMatchingPrior(Prior):
     """A continuous normalizing flow with a free-form velocity; the stage `refine` fits it."""
 
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
@@ -103,7 +116,8 @@ class FlowMatchingPrior(nn.Module):
         self.fit_noise = settings.draws * (config.z_dim + 1)  # a time and a noise for each draw
         self.condition = Condition(n_condition, settings.condition)
         self.velocity = VELOCITIES[settings.net](config.z_dim, settings.condition, settings)
-        # The codes' own mean and deviation, measured before the fit.
+        self.shift: Tensor
+        self.scale: Tensor
         self.register_buffer("shift", torch.zeros(config.z_dim))
         self.register_buffer("scale", torch.ones(config.z_dim))
 
@@ -111,8 +125,13 @@ class FlowMatchingPrior(nn.Module):
         """Map e [B, E] to a distribution of z [B, D]."""
         return FlowMatchingDistribution(self, full_precision(e))
 
+    def standardise(self, mean: Tensor, std: Tensor) -> None:
+        """Standardise the codes from now on: (z - mean) / std."""
+        self.shift.copy_(mean)
+        self.scale.copy_(std)
 
-PRIORS: dict[str, type[nn.Module]] = {
+
+PRIORS: dict[str, type[Prior]] = {
     "standard": StandardPrior,
     "gaussian": GaussianPrior,
     "flow": FlowPrior,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cvae import config as cvae_config
-from cvae.config import ModelConfig
+from cvae.config import LossConfig, ModelConfig, PriorConfig
 
 EXECUTOR_NAMES = ("local", "debug", "slurm")
 
@@ -89,6 +89,29 @@ class TrainConfig:
     timeout_s: int = 600  # longest wait of one rank for another while training starts, seconds
     stall_s: int = 180  # a rank that stays silent this long ends the job, which names it, seconds; 0: never
     init_from: str = ""  # run directory whose best weights training starts from; empty: random weights
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """The stage `tune`: fit the decoder alone, with loss terms that are too dear for the whole training."""
+
+    images: int = 0  # images seen; 0: the stage is left out
+    batch_size: int = 32  # GLOBAL batch
+    ema_decay: float = 0.99  # of the averaged weights
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=4e-4, warmup_images=640))
+    losses: LossConfig = field(default_factory=LossConfig)  # terms beside the negative ELBO
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """The stage `refine`: fit a new prior on the codes of the frozen encoder."""
+
+    images: int = 0  # images encoded; 0: the stage is left out
+    batch_size: int = 64  # GLOBAL batch, images
+    attribute_dropout: float = 0.1  # share of requests whose attributes are hidden, for guidance
+    ema_decay: float = 0.998  # of the averaged weights
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, warmup_images=6400))
+    prior: PriorConfig = field(default_factory=lambda: PriorConfig(name="flow_matching"))
 
 
 @dataclass(frozen=True)
