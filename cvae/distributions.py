@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from cvae.flow import Flow
@@ -60,7 +61,8 @@ class Distribution(ABC):
 
         `noise` [B, F] is standard normal; `fit_noise` of the prior says F, 0 for this default.
         """
-        return -self.log_prob(z)
+        with torch.autocast(z.device.type, enabled=False):
+            return -self.log_prob(z)
 
     def guided(self, unconditional: Distribution, strength: float) -> Distribution:
         """Return a distribution that follows the condition `strength` times as closely.

@@ -56,6 +56,11 @@ class CVAE(nn.Module):
         return 3 * self.image_size * self.image_size
 
     @property
+    def noise_width(self) -> int:
+        """Normal numbers that `forward` needs for each image."""
+        return self.z_dim
+
+    @property
     def term_names(self) -> tuple[str, ...]:
         """The names of the values of `terms`."""
         return ("sse", "kl", "log_det", *self.loss_weights)

@@ -24,9 +24,7 @@ def main() -> None:
         "--out", type=Path, required=True, help="folder to make; a complete one is left alone"
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other faces")
-    parser.add_argument(
-        "--processes", type=int, default=os.cpu_count() or 1, help="never changes the result"
-    )
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="never changes the result")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     make_toy_celeba(args.out, args.n, args.seed, args.processes)

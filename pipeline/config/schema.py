@@ -135,6 +135,9 @@ class EvalConfig:
     block: int = 100  # images per forward pass; results do not depend on the number of ranks
     checkpoint: str = "best"  # best | latest | a step | all (each kept one, the best last)
     weights: str = "ema"  # ema (averaged) | raw
+    stage: str = ""  # whose weights: train | tune | refine; empty: the last one of this configuration
+    guidance: float = 1.0  # how closely samples follow the request; needs refine.prior.name=flow_matching
+    flip_images: int = 200  # images whose request is changed by one attribute at a time
     metrics: list[str] = field(default_factory=list)  # names of metrics; empty: all of them
     iw_images: int = 500  # images for the importance-weighted bound
     iw_samples: int = 50  # latent samples per image for that bound (K)
@@ -142,6 +145,7 @@ class EvalConfig:
     neighbour_images: int = 20_000  # training images to search for the nearest one to a sample
     kid_subsets: int = 100  # subsets over which KID is averaged (torch-fidelity's default)
     kid_subset_size: int = 1000  # images in one of them; at most the number of images
+    judge: bool = True  # measure on features of EfficientNet-Lite2 too, where the extra `judge` is there
     inception_weights: str = ""  # file of torch-fidelity's Inception weights; empty: $CVAE_INCEPTION_WEIGHTS
     network: str = ""  # one more feature network: weights (.safetensors) or TorchScript file; empty: none
     network_name: str = ""  # torchvision's name for `network`, e.g. resnet50; empty: `network` is TorchScript
@@ -200,6 +204,8 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)  # the conditional VAE
     optim: OptimConfig = field(default_factory=OptimConfig)  # stage train: the optimizer
     train: TrainConfig = field(default_factory=TrainConfig)  # stage train: length, logging, checkpoints
+    tune: TuneConfig = field(default_factory=TuneConfig)  # stage tune
+    refine: RefineConfig = field(default_factory=RefineConfig)  # stage refine
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)  # stage classifier
     eval: EvalConfig = field(default_factory=EvalConfig)  # stage eval
     tracking: TrackingConfig = field(default_factory=TrackingConfig)  # MLflow
@@ -216,6 +222,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.conditioner.name": cvae_config.CONDITIONER_NAMES,
     "model.prior.name": cvae_config.PRIOR_NAMES,
     "model.prior.net": cvae_config.PRIOR_NET_NAMES,
+    "model.prior.flow_matching.net": cvae_config.VELOCITY_NAMES,
+    "refine.prior.name": cvae_config.PRIOR_NAMES,
+    "refine.prior.net": cvae_config.PRIOR_NET_NAMES,
+    "refine.prior.flow_matching.net": cvae_config.VELOCITY_NAMES,
     "model.variance.name": cvae_config.VARIANCE_NAMES,
     "model.net.norm": cvae_config.NORM_NAMES,
     "model.net.activation": cvae_config.ACTIVATION_NAMES,
@@ -223,10 +233,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.damaged": ("stop", "exclude"),
     "optim.name": OPTIMIZER_NAMES,
     "optim.schedule": SCHEDULE_NAMES,
+    "tune.optim.name": OPTIMIZER_NAMES,
+    "tune.optim.schedule": SCHEDULE_NAMES,
+    "refine.optim.name": OPTIMIZER_NAMES,
+    "refine.optim.schedule": SCHEDULE_NAMES,
     "train.precision": ("auto", "fp32", "bf16", "fp16", "fp64"),
     "classifier.precision": ("auto", "fp32", "bf16", "fp16"),
     "eval.split": ("val", "test"),
     "eval.weights": ("ema", "raw"),
+    "eval.stage": ("", "train", "tune", "refine"),
     "eval.projection": ("tsne", "umap"),
     "tracking.name": ("mlflow",),
     "cluster.executor": ("local", "debug", "slurm"),

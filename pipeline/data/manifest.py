@@ -181,7 +181,5 @@ def _split_entry(split: str, reports: list[ShardReport]) -> dict[str, Any]:
     return {
         "samples": sum(report.samples for report in own),
         "label_counts": np.sum([report.label_counts for report in own], 0).tolist(),
-        "shards": [
-            {"file": r.file, "samples": r.samples, "bytes": r.bytes, "sha256": r.sha256} for r in own
-        ],
+        "shards": [{"file": r.file, "samples": r.samples, "bytes": r.bytes, "sha256": r.sha256} for r in own],
     }

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.config.schema import EvalConfig
 from pipeline.data.loader import to_float
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation import vision
+from pipeline.evaluation import judge, vision
 from pipeline.evaluation.classifier import Classifier
 
 INCEPTION_SHA256 = "6726825d"  # how the sha256 of the official file begins; its name says so
@@ -137,7 +137,28 @@ class NetworkFeatures:
         return self.net(vision.imagenet_input(images.to(self.device), self.size)).flatten(1).float()
 
 
-FEATURES = (ClassifierFeatures, InceptionFeatures, NetworkFeatures)
+class JudgeFeatures:
+    """The 1,280 pooled features of EfficientNet-Lite2, which no training uses; see judge.py."""
+
+    metric = "fd_efficientnet_lite2"
+    digest = judge.WEIGHTS_SHA256
+
+    def __init__(self, classifier: Classifier, settings: EvalConfig, device: torch.device) -> None:
+        """Load the network of the extra `judge`. Raises DataError if its weights are not the published ones."""
+        self.device = device
+        self.net = judge.load_judge().to(device, memory_format=torch.channels_last)
+
+    @staticmethod
+    def wanted(settings: EvalConfig) -> bool:
+        """Whether the configuration wants the judge and the extra `judge` is installed."""
+        return settings.judge and judge.installed()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return features [B, 1280]."""
+        return judge.judge_features(self.net, images.to(self.device))
+
+
+FEATURES = (ClassifierFeatures, JudgeFeatures, InceptionFeatures, NetworkFeatures)
 
 
 def extractors(classifier: Classifier, settings: EvalConfig, device: torch.device) -> list[Features]:

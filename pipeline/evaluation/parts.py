@@ -20,6 +20,7 @@ from pipeline.evaluation.reference import reference_features, reference_key
 from pipeline.evaluation.subject import Rows, Subject, edges
 from pipeline.runtime.split import spread
 
+MOST_TOGGLED = 20  # attributes that are toggled, the most frequent ones
 MOST_COMBINATIONS = 64  # rows of the message in which rank 0 tells its choice
 
 
@@ -80,7 +81,7 @@ def latents(subject: Subject) -> Rows:
 
     def rows(indices: np.ndarray) -> dict[str, Tensor]:
         y = subject.condition(subject.requested[indices])
-        prior = subject.model.prior(y)
+        prior = subject.prior(y)
         posterior = subject.model.encode(subject.images(indices), y)
         encoded = posterior.sample(subject.noise("encoded", indices))
         drawn = prior.sample(subject.noise("samples", indices))
@@ -118,6 +119,28 @@ def rare(subject: Subject) -> Rows:
     return joined | {"columns": chosen, "combination": numbers}
 
 
+def flips(subject: Subject) -> Rows:
+    """Samples of the same noise, before and after one attribute of the request is toggled.
+
+    "features" [N, 512] are the classifier's. "image" [N] and "attribute" [N] number the image and the
+    toggled attribute, -1 for none. "asked" [N, A] is the request before.
+    """
+
+    def change(images: np.ndarray, asked: np.ndarray, wanted: np.ndarray) -> Tensor:
+        return subject.draw("flips", images, wanted)
+
+    return _toggled(subject, change)
+
+
+def edits(subject: Subject) -> Rows:
+    """Real images carried to a request in which one attribute is toggled; rows as in `flips`."""
+
+    def change(images: np.ndarray, asked: np.ndarray, wanted: np.ndarray) -> Tensor:
+        return subject.edit(images, asked, wanted)
+
+    return _toggled(subject, change)
+
+
 def log_likelihood(subject: Subject) -> Rows:
     """Importance-weighted bound on log p(x|y) of `iw_images` images, nats [m].
 
@@ -149,6 +172,8 @@ PARTS: dict[str, Callable[[Subject], Rows]] = {
     "latents": latents,
     "samples": samples,
     "rare": rare,
+    "flips": flips,
+    "edits": edits,
     "log_likelihood": log_likelihood,
 }
 
@@ -179,6 +204,25 @@ def _sample(subject: Subject, purpose: str, labels: np.ndarray) -> Rows:
         return subject.features(x) | {"edges": edges(x)}
 
     return subject.map(rows, len(labels))
+
+
+def _toggled(subject: Subject, change: Callable[[np.ndarray, np.ndarray, np.ndarray], Tensor]) -> Rows:
+    """Apply `change` to `flip_images` images: as they are, and with each frequent attribute toggled."""
+    images = spread(min(subject.n, subject.settings.flip_images), subject.n)
+    columns = np.concatenate(([-1], subject.frequent(MOST_TOGGLED)))
+    image = np.repeat(images, len(columns))
+    attribute = np.tile(columns, len(images))
+    asked = subject.requested[image]
+    wanted = asked.copy()
+    toggled = np.flatnonzero(attribute >= 0)
+    wanted[toggled, attribute[toggled]] ^= 1
+
+    def rows(block: np.ndarray) -> dict[str, Tensor]:
+        changed = change(image[block], asked[block], wanted[block])
+        return {"features": subject.classifier_features(changed)}
+
+    found = subject.map(rows, len(image)) if len(image) else {"features": np.zeros((0, 512), np.float32)}
+    return found | {"image": image, "attribute": attribute, "asked": asked}
 
 
 def _combinations(subject: Subject) -> np.ndarray:

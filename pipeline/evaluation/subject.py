@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cvae.distributions import DiagonalGaussian
+from cvae.distributions import DiagonalGaussian, Distribution
 from cvae.losses import squared_error
 from cvae.model import CVAE
 from pipeline.config.schema import EvalConfig
@@ -149,8 +149,35 @@ class Subject:
     def draw(self, purpose: str, indices: np.ndarray, labels: np.ndarray) -> Tensor:
         """Draw samples [b, 3, S, S] for attributes [b, A], each with the noise of its index."""
         y = self.condition(labels)
-        z = self.model.prior(y).sample(self.noise(purpose, indices))
+        z = self.prior(y).sample(self.noise(purpose, indices))
         return self.model.decode(z, y)
+
+    def prior(self, y: Tensor) -> Distribution:
+        """Return p(z|y), with the guidance of the configuration."""
+        prior = self.model.prior(y)
+        strength = self.settings.guidance
+        if strength == 1.0:
+            return prior
+        return prior.guided(self.model.prior(torch.full_like(y, 0.5)), strength)
+
+    def edit(self, indices: np.ndarray, asked: np.ndarray, wanted: np.ndarray) -> Tensor:
+        """Carry real images [b] with attributes `asked` [b, A] to `wanted`, [b, 3, S, S].
+
+        The code keeps its noise: u = noise(z; asked), then z' = sample(u; wanted), then decode.
+        """
+        before, after = self.condition(asked), self.condition(wanted)
+        code = self.model.encode(self.images(indices), before).mean
+        noise = self.model.prior(before).to_noise(code)
+        return self.model.decode(self.prior(after).sample(noise), after)
+
+    def frequent(self, most: int) -> np.ndarray:
+        """Positions of the most frequent attributes that the model reads, by training images."""
+        share = self.labels("train").mean(0)
+        return np.argsort(-share, kind="stable")[:most]
+
+    def classifier_features(self, x: Tensor) -> Tensor:
+        """The attribute classifier's features [b, 512] of images [b, 3, S, S] in [-1, 1]."""
+        return self.classifier.net.features(to_float(to_uint8(x)))
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """Features of images [b, 3, S, S] in [-1, 1], one entry per extractor."""

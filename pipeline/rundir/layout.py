@@ -107,19 +107,19 @@ def trained_sections(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def train_dir(run_dir: Path) -> Path:
-    """Return the folder of checkpoints/, metrics.jsonl and, once training is complete, done.json."""
-    return run_dir / "train"
+def train_dir(run_dir: Path, phase: str = "train") -> Path:
+    """Return the folder of checkpoints/, metrics.jsonl and, once the phase is complete, done.json."""
+    return run_dir / phase
 
 
-def checkpoints_dir(run_dir: Path) -> Path:
+def checkpoints_dir(run_dir: Path, phase: str = "train") -> Path:
     """Return the folder of step_00001200.{safetensors,json}; damaged ones end in .damaged."""
-    return train_dir(run_dir) / "checkpoints"
+    return train_dir(run_dir, phase) / "checkpoints"
 
 
-def progress_picture(run_dir: Path, step: int) -> Path:
+def progress_picture(run_dir: Path, step: int, phase: str = "train") -> Path:
     """Return the file of the samples drawn from fixed noise at one validation."""
-    return train_dir(run_dir) / "samples" / f"step_{step:08d}.png"
+    return train_dir(run_dir, phase) / "samples" / f"step_{step:08d}.png"
 
 
 def progress_pictures(run_dir: Path) -> list[tuple[int, Path]]:

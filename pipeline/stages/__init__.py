@@ -24,14 +24,24 @@ def _shards_made(config: RunConfig, run_dir: Path) -> int:
     return len(list(layout.shards_dir(config).glob("*.tar")))
 
 
-def _train_complete(config: RunConfig, run_dir: Path) -> bool:
-    done = layout.train_dir(run_dir) / "done.json"
-    return done.exists() and json.loads(done.read_text())["images"] >= config.train.images
+def _phase_complete(phase: str) -> Callable[[RunConfig, Path], bool]:
+    def complete(config: RunConfig, run_dir: Path) -> bool:
+        images = getattr(config, phase).images
+        done = layout.train_dir(run_dir, phase) / "done.json"
+        if not images:
+            return True  # the configuration leaves this phase out
+        return done.exists() and json.loads(done.read_text())["images"] >= images
+
+    return complete
 
 
-def _train_step(config: RunConfig, run_dir: Path) -> int:
-    steps = [file.stem.removeprefix("step_") for file in layout.checkpoints_dir(run_dir).glob("step_*.json")]
-    return max((int(step) for step in steps if step.isdigit()), default=0)
+def _phase_step(phase: str) -> Callable[[RunConfig, Path], int]:
+    def step(config: RunConfig, run_dir: Path) -> int:
+        files = layout.checkpoints_dir(run_dir, phase).glob("step_*.json")
+        steps = [file.stem.removeprefix("step_") for file in files]
+        return max((int(step) for step in steps if step.isdigit()), default=0)
+
+    return step
 
 
 def _classifier_complete(config: RunConfig, run_dir: Path) -> bool:
@@ -65,12 +75,18 @@ class Stage:
         import_module(self.module).run(config, context)
 
 
+def _phase(name: str, after: tuple[str, ...]) -> Stage:
+    return Stage(name, f"pipeline.stages.{name}", after, _phase_complete(name), _phase_step(name))
+
+
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage("shard", "pipeline.stages.shard", (), _shards_complete, _shards_made, splits=True),
-        Stage("train", "pipeline.stages.train", ("shard",), _train_complete, _train_step),
+        _phase("train", ("shard",)),
+        _phase("tune", ("train",)),
+        _phase("refine", ("tune",)),
         Stage("classifier", "pipeline.stages.classifier", ("shard",), _classifier_complete),
-        Stage("eval", "pipeline.stages.eval", ("train", "classifier"), _never_complete),
+        Stage("eval", "pipeline.stages.eval", ("refine", "classifier"), _never_complete),
     )
 }

@@ -33,6 +33,7 @@ from pipeline.runtime.context import Context
 from pipeline.runtime.preempt import Stopped
 from pipeline.tracking.sync import sync_run
 from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.phases import last_phase
 from pipeline.training.weights import load_model
 
 
@@ -46,9 +47,10 @@ def run(config: RunConfig, context: Context) -> None:
     metrics = chosen_metrics(config.eval.metrics)
     require_projection(config.eval.projection)
     # Convolutions in TF32 would move features by more than two good models differ.
+    stage = config.eval.stage or last_phase(config)
     exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     with torch.no_grad(), exact:
-        for checkpoint in checkpoints(context.run_dir, config.eval.checkpoint):
+        for checkpoint in checkpoints(context.run_dir, config.eval.checkpoint, stage):
             evaluate(config, gather_evidence(config, context, checkpoint), metrics, context)
     context.ranks.barrier()  # no rank goes on before the files are there
 
@@ -106,14 +108,14 @@ def chosen_metrics(names: list[str]) -> dict[str, type[Metric]]:
     return {name: METRICS[name] for name in METRICS if not names or name in names}
 
 
-def checkpoints(run_dir: Path, which: str) -> list[str]:
+def checkpoints(run_dir: Path, which: str, stage: str) -> list[str]:
     """Return the names to give to `load_model`.
 
     For "all" these are the kept checkpoints that were validated, the best one last.
     """
     if which != "all":
         return [which]
-    store = Checkpoints(layout.checkpoints_dir(run_dir))
+    store = Checkpoints(layout.checkpoints_dir(run_dir, stage))
     best = store.best()
     if best is None:
         raise CheckpointError(f"{store.folder}: no checkpoint was validated yet; train further")
@@ -128,7 +130,7 @@ def gather_evidence(config: RunConfig, context: Context, checkpoint: str) -> Evi
         name: Shards(layout.shards_dir(config), name, config.data.verify) for name in ("train", "val", "test")
     }
     judge = classifier.load(layout.classifier_dir(config), device)
-    model, info = load_model(context.run_dir, checkpoint, config.eval.weights, device)
+    model, info = load_model(context.run_dir, checkpoint, config.eval.weights, device, config.eval.stage)
     shards = splits[config.eval.split]
     if info.size != shards.size or not set(info.attributes) <= set(shards.attribute_names):
         raise CheckpointError(
@@ -208,6 +210,8 @@ def protocol(config: RunConfig, evidence: Evidence) -> dict[str, Any]:
         "size": info.size,
         "crop": evidence.crop,
         "weights": settings.weights,
+        "stage": settings.stage or last_phase(config),
+        "guidance": settings.guidance,
         "step": info.step,
         "images": info.images,
         "checkpoint": info.file.name,

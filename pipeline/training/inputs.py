@@ -22,6 +22,8 @@ class Inputs:
     """
 
     def __init__(self, config: RunConfig, ranks: Ranks, log: logging.Logger) -> None:
+        self.config = config
+        self.ranks = ranks
         data = config.data
         folder = staged(layout.shards_dir(config), data.stage_to, log, data.damaged)
         self.shards = Shards(folder, "train", data.verify, data.damaged)
@@ -37,12 +39,16 @@ class Inputs:
         self.attributes = data.attributes or self.shards.attribute_names
         self.held_out = whole_split(val, self.attributes)
         self.calibration = calibration_part(self.shards, self.attributes)
-        self.batches = TrainBatches(
+
+    def batches(self, noise_width: int) -> TrainBatches:
+        """Return this rank's training batches, with `noise_width` normal numbers for each image."""
+        config, ranks = self.config, self.ranks
+        return TrainBatches(
             self.shards,
-            data,
+            config.data,
             config.seed,
             config.train.batch_size,
-            config.model.z_dim,
+            noise_width,
             ranks.rank,
             ranks.world_size,
         )

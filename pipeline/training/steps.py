@@ -162,13 +162,13 @@ class StepMonitor:
         self.last_line = now
         steps_per_s = (step - self.first) / (now - self.start)
         seconds_left = (self.last - step) / steps_per_s if steps_per_s else float("nan")
+        parts = [f"{name} {values[name]:.1f}" for name in ("nll", "kl") if name in values]
         self.log.info(
-            "step %d/%d, loss %.1f (nll %.1f, kl %.1f), %.0f images/s, %.0f s left",
+            "step %d/%d, loss %.1f%s, %.0f images/s, %.0f s left",
             step,
             self.last,
             values["loss"],
-            values["nll"],
-            values["kl"],
+            f" ({', '.join(parts)})" if parts else "",
             steps_per_s * self.train.batch_size,
             seconds_left,
         )

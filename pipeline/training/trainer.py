@@ -15,17 +15,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cvae.losses import Losses, pack
 from cvae.model import CVAE
-from pipeline.config.schema import RunConfig
 from pipeline.data.loader import Batch, pinned
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_json
 from pipeline.runtime.context import Context
 from pipeline.runtime.split import ceil_div, share
-from pipeline.training.build import build_model, distribute
+from pipeline.training.build import build_model, distribute, objective_of
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.health import complaints
 from pipeline.training.inputs import Inputs
 from pipeline.training.optim import Ema, Precision, kl_weight, learning_rate, make_optimizer
+from pipeline.training.phases import Phase
+from pipeline.training.prior_fit import PriorFit, held_out_loss, standardise
 from pipeline.training.steps import BadSteps, Record
 from pipeline.training.validation import validate
 from pipeline.training.weights import load_model, require_same, restore, state_tensors
@@ -37,8 +38,10 @@ class Trainer:
     `step` is the only clock: data, noise, schedules and file names follow from it.
     """
 
-    def __init__(self, config: RunConfig, context: Context) -> None:
+    def __init__(self, phase: Phase, context: Context) -> None:
+        config = phase.config
         train = config.train
+        self.phase = phase
         self.config = config
         self.ranks = context.ranks
         self.device = context.ranks.device
@@ -51,23 +54,46 @@ class Trainer:
         self.precision = Precision(train.precision, self.device)
 
         self.model = build_model(config, self.inputs, self.precision, self.device)
+        self.start_digest = ""  # of the checkpoint of the phase before
+        self.start_validation: dict[str, float] = {}
+        if phase.start:
+            self._follow(phase.start)
+        self.objective = objective_of(phase, self.model)
+        self.batches = self.inputs.batches(self.objective.noise_width)
         self.ema = Ema(self.model, train.ema_decay)
         if train.init_from:
             self._start_from(Path(train.init_from))
         self.optimizer = make_optimizer(self.model, config.optim)
 
-        folder = layout.checkpoints_dir(self.run_dir)
+        folder = layout.checkpoints_dir(self.run_dir, phase.name)
         self.checkpoints = Checkpoints(folder, train.keep_checkpoints, train.keep_every)
         self.step = 0
         self.last_step = ceil_div(train.images, train.batch_size)
         self.started = time.monotonic()
         self.seconds_before = 0.0  # of earlier attempts
-        self.forward = distribute(self.model, self.precision, self.ranks)
+        self.forward = distribute(self.objective, self.model, self.precision, self.ranks)
 
     def _start_from(self, run_dir: Path) -> None:
         theirs, info = load_model(run_dir, "best", "ema", self.device)
         self.model.load_state_dict(theirs.state_dict())
         self.ema.model.load_state_dict(theirs.state_dict())
+        self.log.info("starting from the weights of %s", info.file)
+
+    def _follow(self, phase: str) -> None:
+        """Take over the averaged weights of the phase before, except those of another prior (all ranks)."""
+        theirs, info = load_model(self.run_dir, "best", "ema", self.device, phase)
+        weights = theirs.state_dict()
+        if self.phase.name == "refine":
+            own = self.model.state_dict()
+            prior = {name: own[name] for name in own if name.startswith("conditional_prior.")}
+            weights = {name: value for name, value in weights.items() if name not in prior}
+            weights = {name: weights.get(name, own[name]) for name in own}
+            weights |= prior
+        self.model.load_state_dict(weights)
+        self.start_digest = info.digest
+        self.start_validation = info.validation
+        if self.phase.name == "refine":
+            standardise(self.model, self.inputs.calibration, self.ranks)
         self.log.info("starting from the weights of %s", info.file)
 
     @property
@@ -91,7 +117,10 @@ class Trainer:
     def sections(self) -> dict[str, Any]:
         """Return what a checkpoint must share with the run that continues it, shards' content included."""
         content = self.inputs.shards.content_digest
-        return {**layout.trained_sections(self.config), "shards_content": content}
+        sections = {**layout.trained_sections(self.config), "shards_content": content}
+        if self.start_digest:
+            sections["start"] = self.start_digest
+        return sections
 
     def resume(self) -> None:
         """Continue from the newest intact checkpoint, if there is one.
@@ -118,7 +147,7 @@ class Trainer:
 
     def prepare(self, step: int) -> Batch:
         """Return this rank's share of a step's batch (runs in the prefetch thread)."""
-        batch = self.inputs.batches.at(step)
+        batch = self.batches.at(step)
         return pinned(batch) if self.device.type == "cuda" else batch
 
     def reduce_sum(self, sums: Tensor) -> Tensor:
@@ -139,7 +168,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-        x, y, noise = self.inputs.batches.to_device(batch, self.device, precision.dtype)
+        x, y, noise = self.batches.to_device(batch, self.device, precision.dtype)
         n_micro = self._micro_batches()
         micro = []
         for i in range(n_micro):
@@ -151,7 +180,7 @@ class Trainer:
         if n_micro > 1:
             # The first micro-batch's gradient already needs the variance of the whole batch.
             with torch.no_grad(), precision.autocast():
-                own = torch.stack([pack(self.model.sums(*inputs)) for inputs in micro]).sum(0)
+                own = torch.stack([pack(self.objective.sums(*inputs)) for inputs in micro]).sum(0)
             total = self.reduce_sum(own)
             reduce_sum = lambda _: total  # noqa: E731
 
@@ -203,7 +232,9 @@ class Trainer:
         return nullcontext()
 
     def validate(self) -> dict[str, float]:
-        """Return the ELBO on the val split for the raw and the averaged weights (all ranks)."""
+        """Return the values of the val split for the raw and the averaged weights (all ranks)."""
+        if isinstance(self.objective, PriorFit):
+            return self._validate_prior()
         values: dict[str, float] = {}
         averaged: CVAE = self.ema.model  # type: ignore[assignment]
         for name, model in (("val_raw", self.model.eval()), ("val_ema", averaged)):
@@ -221,10 +252,21 @@ class Trainer:
                 self.log.warning("step %d: %s", self.step, complaint)
         return values
 
+    def _validate_prior(self) -> dict[str, float]:
+        """Return the prior's loss on held-out codes; everything else was measured in the phase before."""
+        values = dict(self.start_validation)
+        averaged: CVAE = self.ema.model  # type: ignore[assignment]
+        for name, model in (("val_raw", self.model.eval()), ("val_ema", averaged)):
+            fit = PriorFit(model, 0.0)
+            values[f"{name}/loss"] = held_out_loss(fit, self.inputs.held_out, self.ranks)
+        self.model.train()
+        self.log.info("step %d: loss of the prior on held-out codes %.2f", self.step, values["val_ema/loss"])
+        return values
+
     def testify(self, bad_steps: BadSteps) -> Path:
         """Write what led to a divergence: steps, terms, and the keys of this rank's samples."""
         name = f"step_{self.step:08d}_rank{self.ranks.rank}.json"
-        file = layout.train_dir(self.run_dir) / "forensics" / name
+        file = layout.train_dir(self.run_dir, self.phase.name) / "forensics" / name
         steps = []
         for record, values in bad_steps:
             terms = {key: str(value) for key, value in values.items()}

@@ -16,6 +16,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.rundir import layout
 from pipeline.training.checkpoint import Checkpoint, Checkpoints
+from pipeline.training.phases import last_phase, phase
 
 
 def state_tensors(model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -97,17 +98,24 @@ class CheckpointInfo:
     s2_fit: float  # SSE / (N P) on the calibration images; equals s2 for the optimal variance
     attributes: list[str]  # names that the model reads, in order
     size: int  # side of the images, pixels
+    validation: dict[str, float]  # what was measured on the val split, by metric
     file: Path
     digest: str  # sha256 of the file
 
 
-def load_model(run_dir: Path, which: str, weights: str, device: torch.device) -> tuple[CVAE, CheckpointInfo]:
+def load_model(
+    run_dir: Path, which: str, weights: str, device: torch.device, stage: str = ""
+) -> tuple[CVAE, CheckpointInfo]:
     """Return the model of a run in eval mode. `which`: best | latest | a step; `weights`: ema | raw.
 
+    `stage`: train | tune | refine; empty: the last one that the configuration asks for.
     Raises ConfigError for another word. Raises CheckpointError if the checkpoint is missing or damaged,
     belongs to another model, or was saved without a validation.
     """
-    checkpoint = _choose(run_dir, which)
+    config = configuration.load([run_dir / "config.yaml"])
+    stage = stage or last_phase(config)
+    config = phase(stage, config).config
+    checkpoint = _choose(run_dir, which, stage)
     meta = checkpoint.meta
     validation = meta["validation"]
     if not validation:
@@ -121,7 +129,6 @@ def load_model(run_dir: Path, which: str, weights: str, device: torch.device) ->
             f"{checkpoint.file}: its validation lacks the decoder variance; use another checkpoint"
         )
 
-    config = configuration.load([run_dir / "config.yaml"])
     trained_model = {"model": meta["sections"].get("model")}
     require_same(trained_model, {"model": configuration.to_dict(config.model)}, run_dir)
     model = CVAE(config.model, meta["size"], len(meta["attributes"]))
@@ -133,15 +140,16 @@ def load_model(run_dir: Path, which: str, weights: str, device: torch.device) ->
         s2_fit=validation[s2_fit_name],
         attributes=meta["attributes"],
         size=meta["size"],
+        validation=validation,
         file=checkpoint.file,
         digest=meta["sha256"],
     )
     return model.to(device).eval(), info
 
 
-def _choose(run_dir: Path, which: str) -> Checkpoint:
+def _choose(run_dir: Path, which: str, stage: str) -> Checkpoint:
     """Return the verified checkpoint best | latest | a step; `best` without a validation is the newest."""
-    store = Checkpoints(layout.checkpoints_dir(run_dir))
+    store = Checkpoints(layout.checkpoints_dir(run_dir, stage))
     if which.isdigit():
         return store.read(int(which))
     if which not in ("best", "latest"):
@@ -154,7 +162,7 @@ def _choose(run_dir: Path, which: str) -> Checkpoint:
     checkpoint = store.newest() if best is None else store.read(best)
     if checkpoint is None:
         raise CheckpointError(
-            f"{store.folder}: no checkpoint; run the train stage first: "
-            f"launch.py --stages train --run-dir {run_dir}"
+            f"{store.folder}: no checkpoint; run the stage {stage} first: "
+            f"launch.py --stages {stage} --run-dir {run_dir}"
         )
     return checkpoint

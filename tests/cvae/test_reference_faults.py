@@ -15,6 +15,7 @@ from pipeline.config import load as configuration
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.preempt import StopFlag
+from pipeline.training.phases import phase
 from pipeline.training.saver import Saver
 from pipeline.training.trainer import Trainer
 
@@ -86,7 +87,7 @@ def test_reconstruction_and_kl_are_both_sums_over_an_image():
 @pytest.fixture
 def trainer(tiny_overrides, tmp_path) -> Trainer:
     config = configuration.load([], tiny_overrides)
-    return Trainer(config, Context(tmp_path, Ranks(), StopFlag(), logging.getLogger("test")))
+    return Trainer(phase("train", config), Context(tmp_path, Ranks(), StopFlag(), logging.getLogger("test")))
 
 
 def test_validation_gives_the_model_back_in_training_mode_and_repeats_itself(trainer):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from pipeline.run import run_stage
 from pipeline.runtime.preempt import Stopped
-from pipeline.stages import train
+from pipeline.training import loop
 
 run_dir, stop_at = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None
-train_step = train.Trainer.train_step
+train_step = loop.Trainer.train_step
 
 
 def step_and_maybe_ask(self, batch):
@@ -17,7 +17,7 @@ def step_and_maybe_ask(self, batch):
     return train_step(self, batch)
 
 
-train.Trainer.train_step = step_and_maybe_ask
+loop.Trainer.train_step = step_and_maybe_ask
 try:
     run_stage(run_dir, "train")
 except Stopped as reason:

@@ -16,6 +16,7 @@ from pipeline.data.loader import Prefetcher
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import process_group
 from pipeline.runtime.preempt import StopFlag
+from pipeline.training.phases import phase
 from pipeline.training.trainer import Trainer
 
 STEPS = 15
@@ -25,7 +26,7 @@ GRADIENTS_OF = (0, 1, STEPS - 1)
 def trajectory(run_dir: Path, ranks) -> None:
     """Write run_dir/rank<r>.safetensors."""
     config = configuration.load([run_dir / "config.yaml"])
-    trainer = Trainer(config, Context(run_dir, ranks, StopFlag(), logging.getLogger("test")))
+    trainer = Trainer(phase("train", config), Context(run_dir, ranks, StopFlag(), logging.getLogger("test")))
     notes: dict[str, torch.Tensor] = {}
     clip = nn.utils.clip_grad_norm_
 

@@ -61,9 +61,7 @@ def parse_attributes(file: str, content: bytes) -> Table:
     table = _parse(file, lines, _Form(header_at + 1, skipped, CELEBA_ATTRIBUTES, values))
     if not is_csv and lines[0].split() != [str(len(table.keys)).encode()]:
         announced = lines[0].decode("ascii", "replace").strip()
-        raise DataError(
-            f"{file}:1: announces {announced!r} rows, found {len(table.keys)}; download it again"
-        )
+        raise DataError(f"{file}:1: announces {announced!r} rows, found {len(table.keys)}; download it again")
     return _sorted(table)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.evaluation.metrics.alignment import AttributeAgreement
 from pipeline.evaluation.metrics.base import Metric
+from pipeline.evaluation.metrics.control import AttributeFlip, EditFlip
 from pipeline.evaluation.metrics.distances import (
     FrechetDistance,
     KernelDistance,
@@ -29,6 +30,8 @@ METRICS: dict[str, type[Metric]] = {
     "attributes": AttributeAgreement,
     "groups": Groups,
     "rare": RareCombinations,
+    "attribute_flip": AttributeFlip,
+    "edit_flip": EditFlip,
     "reconstruction": Reconstruction,
     "likelihood": Likelihood,
     "units": Units,

@@ -48,9 +48,7 @@ def test_shared_holders_keep_out_only_an_unshared_one(tmp_path):
 
 
 @pytest.mark.parametrize("number", lock.NO_LOCKS)
-def test_without_locks_the_work_goes_on_with_one_warning(
-    number, tmp_path, monkeypatch, caplog, nothing_told
-):
+def test_without_locks_the_work_goes_on_with_one_warning(number, tmp_path, monkeypatch, caplog, nothing_told):
     monkeypatch.setattr(fcntl, "flock", refuse_with(number))
     for name in ("a.lock", "b.lock"):
         with locked(tmp_path / name):

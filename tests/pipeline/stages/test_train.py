@@ -23,6 +23,7 @@ from pipeline.runtime.preempt import StopFlag
 from pipeline.stages.train import run as run_train
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.phases import phase
 from pipeline.training.saver import Recorder, Saver
 from pipeline.training.steps import TrainingDiverged
 from pipeline.training.trainer import Trainer
@@ -223,13 +224,17 @@ def test_training_longer_continues(trained, tiny_overrides, tmp_path):
 
 def test_init_from_starts_with_the_best_weights_of_another_run(trained, tiny_overrides, tmp_path):
     config = make_run(tmp_path / "run", [*tiny_overrides, f"train.init_from={trained}"])
-    trainer = Trainer(config, Context(tmp_path / "run", Ranks(), StopFlag(), logging.getLogger("test")))
+    trainer = Trainer(
+        phase("train", config), Context(tmp_path / "run", Ranks(), StopFlag(), logging.getLogger("test"))
+    )
     best, _ = load_model(trained, "best", "ema", torch.device("cpu"))
     assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), best.parameters(), strict=True))
 
 
 def poisoned_trainer(config: RunConfig, run_dir: Path, steps: set[int]) -> Trainer:
-    trainer = Trainer(config, Context(run_dir, Ranks(), StopFlag(), logging.getLogger("test")))
+    trainer = Trainer(
+        phase("train", config), Context(run_dir, Ranks(), StopFlag(), logging.getLogger("test"))
+    )
     prepare = trainer.prepare
     trainer.prepare = lambda step: prepare(step)._replace(
         noise=prepare(step).noise * (float("nan") if step in steps else 1)
@@ -252,7 +257,7 @@ def test_a_step_without_a_finite_loss_changes_nothing(tiny_overrides, tmp_path):
 def test_too_many_bad_steps_stop_the_run_with_the_step(tiny_overrides, tmp_path, monkeypatch):
     config = make_run(tmp_path / "run", [*tiny_overrides, "train.max_bad_steps=2"])
     monkeypatch.setattr(
-        "pipeline.stages.train.Trainer", lambda c, ctx: poisoned_trainer(c, ctx.run_dir, {5, 6, 7, 8})
+        "pipeline.training.loop.Trainer", lambda p, ctx: poisoned_trainer(p.config, ctx.run_dir, {5, 6, 7, 8})
     )
     with pytest.raises(TrainingDiverged, match="step 8: 3 steps in a row.*step_00000009_rank0.json"):
         run_train(config, Context(tmp_path / "run", Ranks(), StopFlag(), logging.getLogger("test")))

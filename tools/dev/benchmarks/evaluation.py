@@ -78,7 +78,7 @@ def evaluation(bench: Bench) -> dict[str, Result]:
     torch.manual_seed(0)
     model = CVAE(config.model, config.shard.size, len(names)).eval()
     save_untrained_classifier(config, shards["val"])
-    info = CheckpointInfo(0, 0, 1.0, 1.0, names, config.shard.size, bench.folder / "none", "")
+    info = CheckpointInfo(0, 0, 1.0, 1.0, names, config.shard.size, {}, bench.folder / "none", "")
     rounds: list[dict[str, float]] = []
 
     with process_group(60, config.train.threads) as ranks:

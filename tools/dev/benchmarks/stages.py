@@ -29,7 +29,9 @@ from pipeline.runtime.ports import free_port
 from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.stages import train as train_stage
 from pipeline.tracking.sync import LiveSync
+from pipeline.training.phases import phase
 from pipeline.training.saver import Saver
+from pipeline.training.trainer import Trainer
 from tools.dev.benchmarks.harness import Bench, Contenders, Result, measure, one_thread
 
 UNCOUNTED = 3  # steps of each training: first allocations, filling of the prefetch queue
@@ -117,7 +119,7 @@ class BareStep:
     def __init__(self, bench: Bench, precision: str, ranks: Ranks) -> None:
         self.batch_size = bench.config.train.batch_size
         config = training(bench.config, precision, NEVER)
-        self.trainer = train_stage.Trainer(config, context(bench.folder / precision, ranks))
+        self.trainer = Trainer(phase("train", config), context(bench.folder / precision, ranks))
         self.batch = self.trainer.prepare(0)
         self.rate(UNCOUNTED)
         step_s = self.batch_size / self.rate(UNCOUNTED)
@@ -194,7 +196,7 @@ def train(bench: Bench) -> dict[str, Result]:
     return result | {"train_memory": memory(bench, what)}
 
 
-def pauses(bench: Bench, trainer: train_stage.Trainer, what: str) -> Result:
+def pauses(bench: Bench, trainer: Trainer, what: str) -> Result:
     """Measure the seconds of one checkpoint and of one validation."""
     metrics = MetricsLog(bench.folder / "pauses/metrics.jsonl", None)
     validation = trainer.validate()

@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.run import run_stage
 from pipeline.runtime.ports import free_port
 from pipeline.runtime.preempt import StopFlag, Stopped
-from pipeline.stages import train
+from pipeline.training import loop
 from pipeline.training.saver import Saver
 from tools.dev.chaos_parts.processes import die_with_parent
 
@@ -78,7 +78,7 @@ def _rank(run_dir: Path, rank: int, world: int, port: int, events: int) -> None:
         "MASTER_PORT": port,
     }
     os.environ |= {name: str(value) for name, value in variables.items()}
-    train_step = train.Trainer.train_step
+    train_step = loop.Trainer.train_step
     save = Saver.save
 
     def tell(*words: object) -> None:
@@ -95,9 +95,9 @@ def _rank(run_dir: Path, rank: int, world: int, port: int, events: int) -> None:
         tell("c", rank, step)
         save(self, step, tensors, meta)
 
-    train.Trainer.train_step = told_step  # type: ignore[method-assign]
+    loop.Trainer.train_step = told_step  # type: ignore[method-assign]
     Saver.save = told_save  # type: ignore[method-assign]
-    train.LiveSync = partial(train.LiveSync, interval_s=LIVE_INTERVAL_S)  # type: ignore[misc, assignment]
+    loop.LiveSync = partial(loop.LiveSync, interval_s=LIVE_INTERVAL_S)  # type: ignore[misc, assignment]
     with StopFlag() as stop:
         run_stage(run_dir, "train", stop)
 
