@@ -144,9 +144,9 @@ class JudgeFeatures:
     digest = judge.WEIGHTS_SHA256
 
     def __init__(self, classifier: Classifier, settings: EvalConfig, device: torch.device) -> None:
-        """Load the network of the extra `judge`. Raises DataError if its weights are not the published ones."""
+        """Load the network of the extra `judge`. Raises DataError if its weights are not those published."""
         self.device = device
-        self.net = judge.load_judge().to(device, memory_format=torch.channels_last)
+        self.net = judge.load_judge().to(device)
 
     @staticmethod
     def wanted(settings: EvalConfig) -> bool:

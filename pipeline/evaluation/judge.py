@@ -1,7 +1,7 @@
 """The independent judge: an ImageNet network that never takes part in training.
 
-Distances on features that training used flatter a model. EfficientNet-Lite2 comes as two pip packages (the extra
-`judge`), so it needs no internet on a compute node. Its weights are verified by digest before they are loaded.
+Distances on features that training used flatter a model. EfficientNet-Lite2 comes as two pip packages
+(the extra `judge`), so it needs no internet on a compute node. Its weights are verified by digest.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def installed() -> bool:
 def load_judge() -> nn.Module:
     """EfficientNet-Lite2 with its ImageNet weights, frozen, in eval mode.
 
-    Raises DataError if the weights are not the published ones. BatchNorm uses its stored statistics, so an image's
-    features do not depend on its neighbours.
+    Raises DataError if the weights are not the published ones. The network's normalisations use their
+    stored statistics, so an image's features do not depend on its neighbours.
     """
     package = importlib.util.find_spec(WEIGHTS)
     assert package is not None and package.submodule_search_locations, "call only where `installed()`"
@@ -55,7 +55,7 @@ def load_judge() -> nn.Module:
 
 
 def judge_input(images: Tensor) -> Tensor:
-    """uint8 [B, S, S, 3] -> float [B, 3, 224, 224]: bicubic, then (x - 127) / 128 as the network was trained."""
+    """Enlarge uint8 [B, S, S, 3] bicubically to float [B, 3, 224, 224], and scale to (x - 127) / 128."""
     x = images.permute(0, 3, 1, 2).float()
     return (F.interpolate(x, (SIZE, SIZE), mode="bicubic", align_corners=False) - 127) / 128
 

@@ -54,7 +54,7 @@ def open_recorder(context: Context, trainer: Trainer, owner: Ownership | None) -
     return MainRecorder(folder, metrics, saver, live)
 
 
-def train(context: Context, trainer: Trainer, recorder: Recorder, watchdog: Watchdog, look: Look) -> None:
+def train(context: Context, trainer: Trainer, recorder: Recorder, watchdog: Watchdog) -> None:
     """Run the loop (all ranks); rank 0's recorder alone writes."""
     settings, last = trainer.config.train, trainer.last_step
     monitor = StepMonitor(settings, trainer.step, last, recorder, context.log, trainer.testify)
