@@ -137,6 +137,7 @@ class EvalConfig:
     weights: str = "ema"  # ema (averaged) | raw
     stage: str = ""  # whose weights: train | tune | refine; empty: the last one of this configuration
     guidance: float = 1.0  # how closely samples follow the request; needs refine.prior.name=flow_matching
+    edit_strength: float = 1.0  # how strongly a toggled attribute acts; above 1 needs flow_matching
     flip_images: int = 200  # images whose request is changed by one attribute at a time
     metrics: list[str] = field(default_factory=list)  # names of metrics; empty: all of them
     iw_images: int = 500  # images for the importance-weighted bound

@@ -125,20 +125,12 @@ def flips(subject: Subject) -> Rows:
     "features" [N, 512] are the classifier's. "image" [N] and "attribute" [N] number the image and the
     toggled attribute, -1 for none. "asked" [N, A] is the request before.
     """
-
-    def change(images: np.ndarray, asked: np.ndarray, wanted: np.ndarray) -> Tensor:
-        return subject.draw("flips", images, wanted)
-
-    return _toggled(subject, change)
+    return _toggled(subject, subject.flip)
 
 
 def edits(subject: Subject) -> Rows:
     """Real images carried to a request in which one attribute is toggled; rows as in `flips`."""
-
-    def change(images: np.ndarray, asked: np.ndarray, wanted: np.ndarray) -> Tensor:
-        return subject.edit(images, asked, wanted)
-
-    return _toggled(subject, change)
+    return _toggled(subject, subject.edit)
 
 
 def log_likelihood(subject: Subject) -> Rows:

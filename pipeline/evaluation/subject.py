@@ -160,15 +160,27 @@ class Subject:
             return prior
         return prior.guided(self.model.prior(torch.full_like(y, 0.5)), strength)
 
+    def flip(self, indices: np.ndarray, asked: np.ndarray, wanted: np.ndarray) -> Tensor:
+        """Draw samples [b, 3, S, S] of the noise of `indices` for `wanted`, a change of `asked` [b, A]."""
+        return self._changed(self.noise("flips", indices), asked, wanted)
+
     def edit(self, indices: np.ndarray, asked: np.ndarray, wanted: np.ndarray) -> Tensor:
         """Carry real images [b] with attributes `asked` [b, A] to `wanted`, [b, 3, S, S].
 
         The code keeps its noise: u = noise(z; asked), then z' = sample(u; wanted), then decode.
         """
-        before, after = self.condition(asked), self.condition(wanted)
+        before = self.condition(asked)
         code = self.model.encode(self.images(indices), before).mean
-        noise = self.model.prior(before).to_noise(code)
-        return self.model.decode(self.prior(after).sample(noise), after)
+        return self._changed(self.model.prior(before).to_noise(code), asked, wanted)
+
+    def _changed(self, noise: Tensor, asked: np.ndarray, wanted: np.ndarray) -> Tensor:
+        """Decode codes of `noise` for `wanted`; what differs from `asked` acts with `edit_strength`."""
+        before, after = self.condition(asked), self.condition(wanted)
+        prior = self.model.prior(after)
+        strength = self.settings.edit_strength
+        if strength != 1.0:
+            prior = prior.guided(self.model.prior(before), strength)
+        return self.model.decode(prior.sample(noise), after)
 
     def frequent(self, most: int) -> np.ndarray:
         """Positions of the most frequent attributes that the model reads, by training images."""

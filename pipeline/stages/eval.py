@@ -212,6 +212,7 @@ def protocol(config: RunConfig, evidence: Evidence) -> dict[str, Any]:
         "weights": settings.weights,
         "stage": settings.stage or last_phase(config),
         "guidance": settings.guidance,
+        "edit_strength": settings.edit_strength,
         "step": info.step,
         "images": info.images,
         "checkpoint": info.file.name,
