@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 ENCODER_NAMES = ("conv", "residual")
 DECODER_NAMES = ("conv", "residual")
 CONDITIONER_NAMES = ("multi_hot", "embedding")
-PRIOR_NAMES = ("standard", "gaussian", "flow", "flow_matching")
+TRAINED_PRIOR_NAMES = ("standard", "gaussian", "flow")  # may be trained with the encoder
+PRIOR_NAMES = (*TRAINED_PRIOR_NAMES, "flow_matching")
 VELOCITY_NAMES = ("vector", "grid")
 PRIOR_NET_NAMES = ("mlp", "conv1d")
 VARIANCE_NAMES = ("unit", "learned", "optimal")

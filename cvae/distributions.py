@@ -37,9 +37,12 @@ class Distribution(ABC):
     def sample(self, noise: Tensor) -> Tensor:
         """Turn standard normal noise [B, D] into samples z [B, D]."""
 
-    @abstractmethod
     def to_noise(self, z: Tensor) -> Tensor:
-        """Return the noise [B, D] that `sample` turns into z [B, D]: the inverse of `sample`."""
+        """Return the noise [B, D] that `sample` turns into z [B, D]: the inverse of `sample`.
+
+        Edits of images need it; a kind without it raises ValueError.
+        """
+        raise ValueError(f"a prior of the kind {type(self).__name__} cannot carry a code back to noise")
 
     def log_det(self, z: Tensor) -> Tensor:
         """Return log|det df/dz| [B] at z [B, D] of the map f to the base density; 0 without one."""

@@ -199,9 +199,7 @@ class FlowMatchingDistribution(Distribution):
         every call. The equation is solved backwards with the steps of `sample`.
         """
         x = (z - self.prior.shift) / self.prior.scale
-        generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(0, 2, (2, z.shape[-1]), generator=generator) * 2 - 1
-        probes = signs.to(x)
+        probes = self._probes(x)
         dt = 1.0 / self.prior.steps
         gained = x.new_zeros(len(x))
         for i in range(self.prior.steps):
@@ -212,6 +210,13 @@ class FlowMatchingDistribution(Distribution):
             gained = gained + 0.5 * dt * (divergence + divergence_next)
         base = -0.5 * x.square().sum(-1) - 0.5 * x.shape[-1] * math.log(2 * math.pi)
         return base - gained - self.prior.scale.log().sum()
+
+    @staticmethod
+    def _probes(z: Tensor) -> Tensor:
+        """Return two rows of signs [2, D]; their mean quadratic form estimates a trace."""
+        generator = torch.Generator().manual_seed(0)
+        signs = torch.randint(0, 2, (2, z.shape[-1]), generator=generator) * 2 - 1
+        return signs.to(z)
 
     def _divergence(self, z: Tensor, t: float, probes: Tensor) -> tuple[Tensor, Tensor]:
         """Return the velocity [B, D] and the estimate of its divergence [B]."""

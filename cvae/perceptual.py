@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import torch
@@ -150,7 +151,8 @@ def load_features(network: str, size: int) -> LiteFeatures:
     try:
         state = torch.load(file, weights_only=True, map_location="cpu")
         return LiteFeatures(state, size).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"losses.perceptual.network: {file}: no weights of EfficientNet-Lite0 ({error})"
+            f"losses.perceptual.network: {file}: no weights of EfficientNet-Lite0 ({reason})"
         ) from None

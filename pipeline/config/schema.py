@@ -91,6 +91,18 @@ class TrainConfig:
     init_from: str = ""  # run directory whose best weights training starts from; empty: random weights
 
 
+def _tune_optim() -> OptimConfig:
+    return OptimConfig(lr=4e-4, warmup_images=640)
+
+
+def _refine_optim() -> OptimConfig:
+    return OptimConfig(lr=1e-3, warmup_images=6400)
+
+
+def _refine_prior() -> PriorConfig:
+    return PriorConfig(name="flow_matching")
+
+
 @dataclass(frozen=True)
 class TuneConfig:
     """The stage `tune`: fit the decoder alone, with loss terms that are too dear for the whole training."""
@@ -98,7 +110,7 @@ class TuneConfig:
     images: int = 0  # images seen; 0: the stage is left out
     batch_size: int = 32  # GLOBAL batch
     ema_decay: float = 0.99  # of the averaged weights
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=4e-4, warmup_images=640))
+    optim: OptimConfig = field(default_factory=_tune_optim)  # the optimizer
     losses: LossConfig = field(default_factory=LossConfig)  # terms beside the negative ELBO
 
 
@@ -110,8 +122,8 @@ class RefineConfig:
     batch_size: int = 64  # GLOBAL batch, images
     attribute_dropout: float = 0.1  # share of requests whose attributes are hidden, for guidance
     ema_decay: float = 0.998  # of the averaged weights
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, warmup_images=6400))
-    prior: PriorConfig = field(default_factory=lambda: PriorConfig(name="flow_matching"))
+    optim: OptimConfig = field(default_factory=_refine_optim)  # the optimizer
+    prior: PriorConfig = field(default_factory=_refine_prior)  # the prior that is fitted
 
 
 @dataclass(frozen=True)
@@ -221,7 +233,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.encoder.name": cvae_config.ENCODER_NAMES,
     "model.decoder.name": cvae_config.DECODER_NAMES,
     "model.conditioner.name": cvae_config.CONDITIONER_NAMES,
-    "model.prior.name": cvae_config.PRIOR_NAMES,
+    "model.prior.name": cvae_config.TRAINED_PRIOR_NAMES,
     "model.prior.net": cvae_config.PRIOR_NET_NAMES,
     "model.prior.flow_matching.net": cvae_config.VELOCITY_NAMES,
     "refine.prior.name": cvae_config.PRIOR_NAMES,

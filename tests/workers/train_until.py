@@ -1,4 +1,4 @@
-"""One rank of the train stage of RUN_DIR. With STEP, only the last rank is asked to stop there."""
+"""One rank of a stage of RUN_DIR (`train` unless named). With STEP, only the last rank is asked to stop there."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,9 @@ from pipeline.run import run_stage
 from pipeline.runtime.preempt import Stopped
 from pipeline.training import loop
 
-run_dir, stop_at = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None
+run_dir = Path(sys.argv[1])
+stop_at = int(sys.argv[2]) if len(sys.argv) > 2 else None
+stage = sys.argv[3] if len(sys.argv) > 3 else "train"
 train_step = loop.Trainer.train_step
 
 
@@ -19,6 +21,6 @@ def step_and_maybe_ask(self, batch):
 
 loop.Trainer.train_step = step_and_maybe_ask
 try:
-    run_stage(run_dir, "train")
+    run_stage(run_dir, stage)
 except Stopped as reason:
     print("stopped:", reason)

@@ -193,7 +193,8 @@ def test_a_very_small_evaluation_reports_what_it_can(site: Site, n: int) -> None
 def test_an_unknown_checkpoint_is_named_with_what_is_there(site: Site) -> None:
     config, run_dir = site.new_run("unknown", "eval.checkpoint=bset")
     with pytest.raises(
-        ConfigError, match=r"'bset', expected best, latest, all or a step that is kept \(10\)"
+        ConfigError,
+        match=r"'bset', expected best, latest, all or the step of a checkpoint that is kept \(10\)",
     ):
         stage.run(config, context(run_dir))
 

@@ -1,0 +1,112 @@
+"""The stages after train: `tune` fits the decoder alone, `refine` the prior alone."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.config import load as configuration
+from pipeline.errors import ConfigError
+from pipeline.rundir import layout
+from pipeline.training.phases import last_phase, phase
+from pipeline.training.weights import load_model
+from tests.conftest import ROOT, run_ranks, run_stage_here
+
+WORKER = ROOT / "tests" / "workers" / "train_until.py"
+NEVER = "1000000"
+RESIDUAL = [
+    "model.encoder.name=residual",
+    "model.decoder.name=residual",
+    "model.residual.channels=[8,16]",
+    "model.residual.encoder_blocks=[0,1]",
+    "model.residual.decoder_blocks=[0,1]",
+    "model.residual.grid=true",
+    "model.z_dim=32",
+    "model.prior.name=gaussian",
+    "train.precision=fp64",
+    "train.images=48",
+    "train.val_interval=3",
+    "train.max_lost_steps=2",
+    "tune.images=40",
+    "tune.batch_size=8",
+    "tune.losses.edges.weight=0.5",
+    "refine.images=48",
+    "refine.batch_size=8",
+    "refine.prior.flow_matching.width=16",
+    "refine.prior.flow_matching.blocks=1",
+    "refine.prior.flow_matching.condition=8",
+    "refine.prior.flow_matching.steps=3",
+    "refine.prior.flow_matching.draws=2",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_overrides, tmp_path_factory) -> Path:
+    """A run whose train stage is complete."""
+    run_dir = tmp_path_factory.mktemp("phases") / "run"
+    run_stage_here(configuration.load([], [*tiny_overrides, *RESIDUAL]), run_dir, "train")
+    return run_dir
+
+
+def final(run_dir: Path, stage: str) -> dict[str, torch.Tensor]:
+    newest = sorted(layout.checkpoints_dir(run_dir, stage).glob("step_*.safetensors"))[-1]
+    return load_file(newest)
+
+
+@pytest.fixture(scope="module")
+def alone(trained, tmp_path_factory) -> Path:
+    """The run after `tune` and `refine` on one rank."""
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    shutil.copytree(trained, run_dir)
+    for stage in ("tune", "refine"):
+        run_ranks(WORKER, [str(run_dir), NEVER, stage], 1)
+    return run_dir
+
+
+def test_each_phase_moves_only_what_it_fits(trained, alone):
+    start, _ = load_model(trained, "best", "ema", torch.device("cpu"), "train")
+    before = {f"ema.{name}": value for name, value in start.state_dict().items()}
+    tuned, refined = final(alone, "tune"), final(alone, "refine")
+    for name in before:
+        part = name.split(".")[1]
+        if part == "conditional_prior":
+            continue  # refine has another prior
+        moved = not torch.equal(before[name], tuned[name])
+        assert moved == (part == "decoder"), name
+        if part != "decoder":  # refine starts from the best of tune, which need not be the last
+            assert torch.equal(tuned[name], refined[name]), name
+    assert any("velocity" in name for name in refined)
+
+
+@pytest.mark.parametrize("stage", ["tune", "refine"])
+def test_two_ranks_and_a_stop_follow_the_same_trajectory(trained, alone, tmp_path, stage):
+    """Two ranks equal one in double precision; stopped and resumed they equal themselves bitwise."""
+    for name in ("whole", "parts"):
+        shutil.copytree(alone if stage == "refine" else trained, tmp_path / name)
+        shutil.rmtree(layout.train_dir(tmp_path / name, stage), ignore_errors=True)
+    run_ranks(WORKER, [str(tmp_path / "whole"), NEVER, stage], 2)
+    stopped = run_ranks(WORKER, [str(tmp_path / "parts"), "2", stage], 2)
+    assert all("stopped: by a signal, saved at step" in process.stdout for process in stopped)
+    run_ranks(WORKER, [str(tmp_path / "parts"), NEVER, stage], 2)
+    one, two, resumed = (final(folder, stage) for folder in (alone, tmp_path / "whole", tmp_path / "parts"))
+    for name in two:
+        assert torch.equal(two[name], resumed[name]), name
+        scale = one[name].double().norm().clamp(min=1e-6)
+        assert float((one[name] - two[name]).double().norm() / scale) < 1e-9, name
+
+
+def test_the_last_phase_is_what_is_loaded(alone):
+    model, info = load_model(alone, "best", "ema", torch.device("cpu"))
+    assert info.file.is_relative_to(alone / "refine") and info.s2 > 0
+    earlier, info = load_model(alone, "best", "ema", torch.device("cpu"), "train")
+    assert info.file.is_relative_to(alone / "train")
+    assert type(model.conditional_prior) is not type(earlier.conditional_prior)
+
+
+def test_a_phase_of_length_0_is_refused_by_its_key():
+    config = configuration.load([], [])
+    assert last_phase(config) == "train"
+    with pytest.raises(ConfigError, match="refine.images"):
+        phase("refine", config)
