@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cvae.config import FlowConfig
-from cvae.layers import mlp
+from cvae.nets.layers import mlp
 
 
 class AffineCoupling(nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cvae.config import FlowMatchingConfig
 from cvae.distributions import Distribution
-from cvae.layers import norm, zeroed
+from cvae.nets.layers import norm, zeroed
 
 FREQUENCIES = 32
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from cvae.config import LossConfig
 from cvae.distributions import DiagonalGaussian
-from cvae.layers import full_precision
-from cvae.perceptual import load_features, relative_distance
+from cvae.nets.layers import full_precision
+from cvae.nets.perceptual import load_features, relative_distance
 
 Sums = dict[str, Tensor]  # over images: their number "images", and each name of `Terms.values`, []
 

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from cvae.attributes import CONDITIONERS
 from cvae.config import ModelConfig
-from cvae.decoder import DECODERS
 from cvae.distributions import DiagonalGaussian, Distribution
-from cvae.encoder import ENCODERS
 from cvae.losses import (
     Losses,
     Sums,
@@ -24,6 +22,8 @@ from cvae.losses import (
     squared_error,
     unpack,
 )
+from cvae.nets.decoder import DECODERS
+from cvae.nets.encoder import ENCODERS
 from cvae.prior import PRIORS
 from cvae.variance import DECODER_VARIANCES
 

@@ -13,7 +13,7 @@ from cvae.config import ModelConfig
 from cvae.distributions import DiagonalGaussian, Distribution, FlowDistribution
 from cvae.flow import Flow
 from cvae.flow_matching import VELOCITIES, Condition, FlowMatchingDistribution
-from cvae.layers import full_precision, mlp, soft_floor, zeroed
+from cvae.nets.layers import full_precision, mlp, soft_floor, zeroed
 
 
 class AttributeConv(nn.Module):

@@ -13,7 +13,7 @@ from pipeline.config.paths import absolute_paths
 from pipeline.config.renamed import OLD_STAGE_KEYS
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.training.weights import require_same
+from pipeline.training.checkpoints.weights import require_same
 
 CONFIGS = Path("configs")
 

@@ -22,7 +22,7 @@ from pipeline.rundir.files import write_json
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.preempt import StopFlag
-from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.checkpoints.store import Checkpoints
 
 SIZE, ATTRIBUTES = 32, ["Bald", "Eyeglasses", "Heavy_Makeup", "Male", "Smiling", "Young"]
 SMALL = (

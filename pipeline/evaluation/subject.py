@@ -30,7 +30,7 @@ from pipeline.runtime.blocks import map_blocks
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.keyed import keyed_normal
 from pipeline.runtime.split import spread
-from pipeline.training.weights import CheckpointInfo
+from pipeline.training.checkpoints.weights import CheckpointInfo
 
 Rows = dict[str, np.ndarray]  # named arrays, one row per image; features are named after their metric
 

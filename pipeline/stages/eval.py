@@ -32,9 +32,9 @@ from pipeline.rundir.files import write_json
 from pipeline.runtime.context import Context
 from pipeline.runtime.preempt import Stopped
 from pipeline.tracking.sync import sync_run
-from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.checkpoints.store import Checkpoints
+from pipeline.training.checkpoints.weights import load_model
 from pipeline.training.phases import last_phase
-from pipeline.training.weights import load_model
 
 
 def run(config: RunConfig, context: Context) -> None:

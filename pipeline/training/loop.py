@@ -13,10 +13,10 @@ from pipeline.runtime.owner import Ownership, owned
 from pipeline.runtime.preempt import Stopped
 from pipeline.runtime.watchdog import Watchdog
 from pipeline.tracking.sync import LiveSync
+from pipeline.training.checkpoints.saver import MainRecorder, Recorder, Saver
 from pipeline.training.fixed_noise import draw_fixed_noise
 from pipeline.training.phases import Phase
 from pipeline.training.profile import profiler
-from pipeline.training.saver import MainRecorder, Recorder, Saver
 from pipeline.training.steps import StepMonitor
 from pipeline.training.trainer import Trainer
 

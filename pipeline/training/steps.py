@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pipeline.config.schema import TrainConfig
 from pipeline.errors import UserError
-from pipeline.training.saver import Recorder
+from pipeline.training.checkpoints.saver import Recorder
 
 T = TypeVar("T")
 LOG_LINE_EVERY_S = 15.0

@@ -21,7 +21,8 @@ from pipeline.rundir.files import write_json
 from pipeline.runtime.context import Context
 from pipeline.runtime.split import ceil_div, share
 from pipeline.training.build import build_model, distribute, objective_of
-from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.checkpoints.store import Checkpoints
+from pipeline.training.checkpoints.weights import load_model, require_same, restore, state_tensors
 from pipeline.training.health import complaints
 from pipeline.training.inputs import Inputs
 from pipeline.training.optim import Ema, Precision, kl_weight, learning_rate, make_optimizer
@@ -29,7 +30,6 @@ from pipeline.training.phases import Phase
 from pipeline.training.prior_fit import PriorFit, held_out_loss, standardise
 from pipeline.training.steps import BadSteps, Record
 from pipeline.training.validation import validate
-from pipeline.training.weights import load_model, require_same, restore, state_tensors
 
 
 class Trainer:

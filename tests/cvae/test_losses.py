@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from cvae.layers import soft_floor
 from cvae.losses import active_units, bits_per_dim, squared_error
+from cvae.nets.layers import soft_floor
 
 
 def test_a_uniform_density_over_256_levels_is_8_bits():

@@ -31,13 +31,13 @@ from cvae.config import (
     PriorConfig,
     VarianceConfig,
 )
-from cvae.decoder import DECODERS
-from cvae.encoder import ENCODERS
 from cvae.importance import importance_weighted_bound
-from cvae.layers import ACTIVATIONS, norm
 from cvae.losses import LOSS_TERMS, Frozen, LossTerm
 from cvae.model import CVAE
-from cvae.perceptual import PACKAGE
+from cvae.nets.decoder import DECODERS
+from cvae.nets.encoder import ENCODERS
+from cvae.nets.layers import ACTIVATIONS, norm
+from cvae.nets.perceptual import PACKAGE
 from cvae.prior import PRIORS
 from cvae.variance import DECODER_VARIANCES
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from cvae.config import LossConfig, PerceptualConfig
 from cvae.losses import loss_terms
-from cvae.perceptual import DEPTHS, PACKAGE, load_features, relative_distance, weights_file
+from cvae.nets.perceptual import DEPTHS, PACKAGE, load_features, relative_distance, weights_file
 
 needs_weights = pytest.mark.skipif(
     importlib.util.find_spec(PACKAGE) is None, reason=f"needs the package {PACKAGE} (extra: perceptual)"

@@ -15,8 +15,8 @@ from pipeline.config import load as configuration
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.preempt import StopFlag
+from pipeline.training.checkpoints.saver import Saver
 from pipeline.training.phases import phase
-from pipeline.training.saver import Saver
 from pipeline.training.trainer import Trainer
 
 VARIANTS = sorted(Path("configs").glob("*.yaml"))

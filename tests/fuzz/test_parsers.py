@@ -27,8 +27,8 @@ from pipeline.errors import UserError
 from pipeline.rundir import layout
 from pipeline.rundir.files import seal, write_json
 from pipeline.rundir.metrics_log import read_metrics
-from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.weights import load_model
+from pipeline.training.checkpoints.store import Checkpoints
+from pipeline.training.checkpoints.weights import load_model
 from tests.fuzz.mutate import GUARD, mutate
 from tests.tiny_run import make_checkpoint, make_shards, tiny_config
 

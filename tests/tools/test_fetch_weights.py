@@ -1,4 +1,4 @@
-"""tools/fetch_weights.py against a real HTTP server that breaks off, serves something else, or is not there."""
+"""tools/fetch_weights.py against a local server: a cut download goes on; nothing else gets the name."""
 
 from __future__ import annotations
 

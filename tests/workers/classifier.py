@@ -1,4 +1,4 @@
-"""One rank: raw gradients of one step of the classifier, and what it does when the last rank alone is asked to stop."""
+"""One rank of a classifier training: gradients, weights and a stop, noted for the test."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""One rank: steps with an all-reduce each, watched with a limit of 2 s; `stick1` makes rank 1 sleep in step 10, `brief` ends after 400."""
+"""One rank of two that train; one of them stalls, so that the watchdog must end both."""
 
 import logging
 import sys

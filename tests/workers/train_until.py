@@ -1,4 +1,4 @@
-"""One rank of a stage of RUN_DIR (`train` unless named). With STEP, only the last rank is asked to stop there."""
+"""One rank of a stage of RUN_DIR (`train` unless named); with STEP, the last rank is asked to stop there."""
 
 import sys
 from pathlib import Path

@@ -9,7 +9,7 @@ from pipeline.rundir import lock
 from pipeline.runtime import owner
 from pipeline.runtime.logs import stage_log
 from pipeline.stages import STAGES
-from pipeline.training import checkpoint
+from pipeline.training.checkpoints import store as checkpoint
 
 MODULES = (shards, checkpoint, owner, lock)
 

@@ -25,7 +25,7 @@ from pipeline.rundir import layout, record
 from pipeline.rundir.files import write_json
 from pipeline.runtime.preempt import Stopped
 from pipeline.stages import eval as stage
-from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.checkpoints.store import Checkpoints
 from tests.conftest import ROOT, run_ranks
 from tests.tiny_run import (
     ATTRIBUTES,

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from pipeline.config import load as configuration
 from pipeline.errors import ConfigError
 from pipeline.rundir import layout
+from pipeline.training.checkpoints.weights import load_model
 from pipeline.training.phases import last_phase, phase
-from pipeline.training.weights import load_model
 from tests.conftest import ROOT, run_ranks, run_stage_here
 
 WORKER = ROOT / "tests" / "workers" / "train_until.py"

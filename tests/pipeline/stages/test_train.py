@@ -21,13 +21,13 @@ from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.preempt import StopFlag
 from pipeline.stages.train import run as run_train
-from pipeline.training import checkpoint
-from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.checkpoints import store as checkpoint
+from pipeline.training.checkpoints.saver import Recorder, Saver
+from pipeline.training.checkpoints.store import Checkpoints
+from pipeline.training.checkpoints.weights import load_model
 from pipeline.training.phases import phase
-from pipeline.training.saver import Recorder, Saver
 from pipeline.training.steps import TrainingDiverged
 from pipeline.training.trainer import Trainer
-from pipeline.training.weights import load_model
 from tests.conftest import ROOT, run_ranks, run_stage_here
 
 WORKER = ROOT / "tests" / "workers" / "train_until.py"

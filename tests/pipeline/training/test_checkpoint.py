@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pipeline.errors import CheckpointError, StorageError
-from pipeline.training import checkpoint
-from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.saver import Saver
+from pipeline.training.checkpoints import store as checkpoint
+from pipeline.training.checkpoints.saver import Saver
+from pipeline.training.checkpoints.store import Checkpoints
 
 META = {
     "images": 8,

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from pipeline.config import load as configuration
 from pipeline.rundir import layout, record
-from pipeline.training import checkpoint
-from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.saver import Saver
+from pipeline.training.checkpoints import store as checkpoint
+from pipeline.training.checkpoints.saver import Saver
+from pipeline.training.checkpoints.store import Checkpoints
 from tests.conftest import ROOT, run_ranks, run_stage_here
 from tests.tiny_run import make_checkpoint, make_classifier, make_shards, tiny_config
 

@@ -20,7 +20,7 @@ from pipeline.rundir import layout
 from pipeline.rundir.files import write_json
 from pipeline.runtime.distributed import process_group
 from pipeline.stages import eval as eval_stage
-from pipeline.training.weights import CheckpointInfo
+from pipeline.training.checkpoints.weights import CheckpointInfo
 from tools.dev.benchmarks.harness import Bench, Contenders, Result, measure
 from tools.dev.benchmarks.stages import context, make_run
 

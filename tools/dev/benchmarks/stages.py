@@ -29,8 +29,8 @@ from pipeline.runtime.ports import free_port
 from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.stages import train as train_stage
 from pipeline.tracking.sync import LiveSync
+from pipeline.training.checkpoints.saver import Saver
 from pipeline.training.phases import phase
-from pipeline.training.saver import Saver
 from pipeline.training.trainer import Trainer
 from tools.dev.benchmarks.harness import Bench, Contenders, Result, measure, one_thread
 

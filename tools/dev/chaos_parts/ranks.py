@@ -18,7 +18,7 @@ from pipeline.run import run_stage
 from pipeline.runtime.ports import free_port
 from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.training import loop
-from pipeline.training.saver import Saver
+from pipeline.training.checkpoints.saver import Saver
 from tools.dev.chaos_parts.processes import die_with_parent
 
 CAP_DAC_OVERRIDE = 1

@@ -15,7 +15,7 @@ from pipeline.config.renamed import with_new_names
 from pipeline.config.schema import RunConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.rundir import layout
-from pipeline.training.checkpoint import Checkpoint, Checkpoints
+from pipeline.training.checkpoints.store import Checkpoint, Checkpoints
 from pipeline.training.phases import last_phase, phase
 
 

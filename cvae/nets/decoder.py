@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cvae.config import ModelConfig
-from cvae.layers import ACTIVATIONS, full_precision, halvings, norm
-from cvae.residual import ResidualDecoder
+from cvae.nets.layers import ACTIVATIONS, full_precision, halvings, norm
+from cvae.nets.residual import ResidualDecoder
 
 
 class ConvDecoder(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cvae.config import ModelConfig, ResidualConfig
 from cvae.distributions import DiagonalGaussian
-from cvae.layers import full_precision, norm, soft_floor, zeroed
+from cvae.nets.layers import full_precision, norm, soft_floor, zeroed
 
 
 class ModulatedNorm(nn.Module):

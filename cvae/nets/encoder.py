@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from cvae.config import ModelConfig
 from cvae.distributions import DiagonalGaussian
-from cvae.layers import ACTIVATIONS, full_precision, halvings, norm, soft_floor
-from cvae.residual import ResidualEncoder
+from cvae.nets.layers import ACTIVATIONS, full_precision, halvings, norm, soft_floor
+from cvae.nets.residual import ResidualEncoder
 
 
 class ConvEncoder(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.rundir.files import write_json
 from pipeline.rundir.metrics_log import MetricsLog
 from pipeline.tracking.sync import LiveSync
-from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.checkpoints.store import Checkpoints
 
 
 class Saver:
