@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,21 +151,21 @@ def code() -> dict[Path, bytes]:
     return {file.relative_to(ROOT): file.read_bytes() for file in sorted(found)}
 
 
-def snapshot_folder(shared: Path, content: dict[Path, bytes]) -> Path:
-    """Return `shared`/code/<digest of the content>."""
+def snapshot_folder(place: Callable[[str], Path], content: dict[Path, bytes]) -> Path:
+    """Return the folder that `place` gives for the digest of the content."""
     digest = hashlib.sha256()
     for file, text in content.items():
         digest.update(f"{file}\0{len(text)}\0".encode() + text)
-    return shared / "code" / digest.hexdigest()[:12]
+    return place(digest.hexdigest()[:12])
 
 
-def snapshot(shared: Path) -> Path:
+def snapshot(place: Callable[[str], Path]) -> Path:
     """Copy the code to its `snapshot_folder` unless it is there, and return that folder.
 
     The folder appears by one rename, so it is never half written.
     """
     content = code()
-    folder = snapshot_folder(shared, content)
+    folder = snapshot_folder(place, content)
     if folder.exists():
         return folder
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")

@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.data.annotations import ANNOTATIONS, write_annotations
-from pipeline.data.manifest import MANIFEST, entries_of, read_manifest
+from pipeline.data.manifest import entries_of, read_manifest
 from pipeline.data.records import RecordFormat
 from pipeline.data.shards import open_shard
 from pipeline.data.sources.base import Source
@@ -29,6 +29,7 @@ from pipeline.data.writer import write_shard
 from pipeline.errors import DataError, exit_code
 from pipeline.rundir import layout
 from pipeline.rundir.files import sha256, sync_folder
+from pipeline.rundir.layout import MANIFEST
 from pipeline.rundir.record import run_config
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks

@@ -42,6 +42,7 @@ class ShardConfig:
 class DataConfig:
     """From shards to batches."""
 
+    shards: str = ""  # folder of existing shards to train on without their source; empty: the shard stage's
     attributes: list[str] = field(default_factory=list)  # names that the model reads; empty: all attributes
     flip: bool = True  # flip each image horizontally with probability 1/2
     rotation_degrees: float = 0.0  # rotate each image by a random angle up to this one, degrees
@@ -294,6 +295,7 @@ AT_LEAST_ONE = (
 PATH_KEYS = (
     "runs_dir",
     "shard.source",
+    "data.shards",
     "train.init_from",
     "eval.inception_weights",
     "eval.network",

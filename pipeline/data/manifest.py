@@ -21,9 +21,8 @@ from pipeline.data.sources.base import SPLITS, DatasetInfo, Source
 from pipeline.data.sources.celeba_names import CELEBA_CROP, CELEBA_INFO
 from pipeline.errors import DataError
 from pipeline.rundir.files import intact, seal
-from pipeline.rundir.layout import SHARD_FORMAT
+from pipeline.rundir.layout import MANIFEST, SHARD_FORMAT
 
-MANIFEST = "manifest.json"
 MAX_SIZE = 4096  # pixels
 LISTED_SKIPS = 100  # damaged images that the manifest names; the others are only counted
 MEND = f"delete it and {MANIFEST} beside it, then run the shard stage again (intact shards are kept)"

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.manifest import MANIFEST, MEND, crop_of, dataset_info, read_manifest
+from pipeline.data.manifest import MEND, crop_of, dataset_info, read_manifest
 from pipeline.data.records import TAIL, RecordFormat, key_of
 from pipeline.errors import DataError
 from pipeline.rundir.files import sha256, write_json
+from pipeline.rundir.layout import MANIFEST
 
 log = logging.getLogger("cvae.shards")
 

@@ -12,8 +12,9 @@ from logging import Logger
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.manifest import MANIFEST, MEND, entries_of, read_manifest
+from pipeline.data.manifest import MEND, entries_of, read_manifest
 from pipeline.errors import DataError
+from pipeline.rundir.layout import MANIFEST
 from pipeline.rundir.lock import locked
 
 CHUNK = 1 << 22  # bytes
@@ -37,8 +38,8 @@ def staged(folder: Path, target: str, log: Logger, damaged: str = "stop") -> Pat
             "data.stage_to=%s: not set on this node; shards are read in place, from %s", target, folder
         )
         return folder
-    local = place / "cvae-shards" / folder.name
     try:
+        local = place / "cvae-shards" / read_manifest(folder)["content_digest"][:12]
         local.mkdir(parents=True, exist_ok=True)
         with locked(local.with_suffix(".lock")):
             return _copy(folder, local, log)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pipeline.data.shards import Shards
 from pipeline.errors import DataError
 from pipeline.evaluation.features import Features
 from pipeline.rundir.files import write_bytes
+from pipeline.rundir.layout import REFERENCE
 from pipeline.rundir.lock import locked
 from pipeline.runtime.blocks import map_blocks
 from pipeline.runtime.distributed import Ranks
@@ -52,7 +53,7 @@ def reference_key(
 
 
 def reference_features(
-    folder: Path,
+    folder: Callable[[str], Path],
     shards: Shards,
     key: dict[str, Any],
     extractor: Features,
@@ -61,14 +62,14 @@ def reference_features(
 ) -> np.ndarray:
     """Return features [n, F] of the images that `key` describes (all ranks take part).
 
-    They come from the cache if it holds them.
+    They come from the cache if it holds them. `folder` gives the cache's folder for the digest of `key`.
 
     On a hit only rank 0 has rows, because only rank 0 computes numbers. If several jobs miss at the
     same time, one computes and the others wait for it, at most WAIT_S. After that they compute the
     same rows too, and the last one replaces the file by an equal one. Raises DataError if the
     cached file is damaged.
     """
-    file = folder / digest(key) / "features.safetensors"
+    file = folder(digest(key)) / REFERENCE
     with _turn(file) if ranks.is_main else nullcontext():
         there = float(ranks.is_main and file.exists())
         found = ranks.reduce_sum(torch.tensor([there], device=ranks.device))
@@ -104,8 +105,12 @@ def _compute(
 def _turn(file: Path) -> Iterator[None]:
     """Hold the lock beside `file`.
 
-    Stop waiting for it once the file is there or WAIT_S are over.
+    Stop waiting for it once the file is there or WAIT_S are over. A file that is there already needs no
+    lock: it may lie in a folder that this user can only read.
     """
+    if file.exists():
+        yield
+        return
     give_up = time.monotonic() + WAIT_S
 
     def keep_waiting() -> bool:

@@ -46,7 +46,7 @@ class Subject:
     settings: EvalConfig
     splits: dict[str, Shards]
     ranks: Ranks
-    reference_dir: Path
+    reference_dir: Callable[[str], Path]  # from the digest of a key to the folder of its features
     crop: int  # pixels of the stored crop; part of the key of cached features
     annotations: Annotations | None = None  # of the whole dataset; rank 0 has them if they are at hand
     clock: dict[str, float] = field(default_factory=dict)  # seconds spent in gathering

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.load import digest, to_dict
 from pipeline.config.schema import RunConfig
+from pipeline.errors import ConfigError
 
 TOY_FORMAT = 1  # raise it when the same seed draws other faces
 SHARD_FORMAT = 1  # raise it when the bytes of shards change for the same configuration
+MANIFEST = "manifest.json"  # of shards; written last
+REFERENCE = "features.safetensors"  # of real images
 CLASSIFIER_FORMAT = 1  # raise it when the classifier's architecture or training changes
 
 # Keys that may change when a run continues: they decide nothing about the weights.
@@ -30,7 +35,7 @@ TRAIN_FREE = {
     "timeout_s",
     "stall_s",
 }
-DATA_FREE = {"verify", "stage_to", "damaged"}
+DATA_FREE = {"verify", "stage_to", "damaged", "shards"}  # a checkpoint holds the digest of the shards
 
 
 def shared_dir(config: RunConfig) -> Path:
@@ -43,9 +48,42 @@ def shared_dir_of(runs_dir: Path) -> Path:
     return runs_dir / "_shared"
 
 
+def own_dir(config: RunConfig) -> Path:
+    """Return the folder that takes what is new if the shared folder is read-only."""
+    return Path(config.runs_dir).absolute() / "_own"
+
+
+def shared_output(config: RunConfig, kind: str, name: str, last: str) -> Path:
+    """Return the folder of one output that runs share. The output is complete once it holds `last`.
+
+    A group may give its members a shared folder (or parts of it) to read only. What is complete there
+    is used. What is new then lies in `own_dir`, which all runs of this runs folder share.
+    """
+    shared = shared_dir(config) / kind / name
+    own = own_dir(config) / kind / name
+    if (own / last).exists():
+        return own
+    if (shared / last).exists() or _writable(shared):
+        return shared
+    return own
+
+
+def _writable(folder: Path) -> bool:
+    """Return whether files can be made in `folder`, which need not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return os.access(folder, os.W_OK)
+
+
 def toy_dir(config: RunConfig) -> Path:
     """Return the folder of the toy faces, in CelebA's official layout."""
-    return shared_dir(config) / "toy" / digest([TOY_FORMAT, to_dict(config.toy)])
+    name = digest([TOY_FORMAT, to_dict(config.toy)])
+    return shared_output(config, "toy", name, "list_attr_celeba.txt")
+
+
+def code_dir(config: RunConfig, name: str) -> Path:
+    """Return the folder of one copy of the code, which jobs on a cluster run."""
+    return shared_output(config, "code", name, "launch.py")
 
 
 def source_path(config: RunConfig) -> Path:
@@ -56,7 +94,9 @@ def source_path(config: RunConfig) -> Path:
 
 
 def shards_digest(config: RunConfig) -> str:
-    """Return the digest of the sections that the shard stage reads."""
+    """Return the digest of the sections that the shard stage reads, or of the shards in `data.shards`."""
+    if config.data.shards:
+        return _given_shards_digest(config.data.shards)
     section = to_dict(config.shard)
     del section["allow_upsampling"]  # it permits a size, but changes no byte
     if config.shard.source:
@@ -67,8 +107,31 @@ def shards_digest(config: RunConfig) -> str:
 
 
 def shards_dir(config: RunConfig) -> Path:
-    """Return the folder of this configuration's tars and manifest.json."""
-    return shared_dir(config) / "shards" / shards_digest(config)
+    """Return the folder of this configuration's tars and manifest.json.
+
+    Raises ConfigError if `data.shards` names a folder without a manifest.
+    """
+    name = shards_digest(config)
+    if config.data.shards:
+        return Path(config.data.shards).expanduser().absolute()
+    return shared_output(config, "shards", name, MANIFEST)
+
+
+def _given_shards_digest(folder: str) -> str:
+    """Return the digest of the content of existing shards, from their manifest. Raises ConfigError."""
+    file = Path(folder).expanduser().absolute() / MANIFEST
+    try:
+        content = json.loads(file.read_bytes())["content_digest"]
+    except OSError as error:
+        raise ConfigError(
+            f"key 'data.shards': {folder}: its {MANIFEST} cannot be read ({error.strerror}); name a folder "
+            "of finished shards, as in _shared/shards/DIGEST, or leave the key empty to make shards"
+        ) from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ConfigError(
+            f"key 'data.shards': {folder}: its {MANIFEST} is damaged; copy the shards again"
+        ) from None
+    return digest(["given shards", SHARD_FORMAT, content])
 
 
 def classifier_digest(config: RunConfig) -> str:
@@ -83,12 +146,12 @@ def classifier_dir(config: RunConfig) -> Path:
 
     It holds model.safetensors, model.json and metrics.json, which is written last.
     """
-    return shared_dir(config) / "classifier" / classifier_digest(config)
+    return shared_output(config, "classifier", classifier_digest(config), "metrics.json")
 
 
-def reference_dir(config: RunConfig) -> Path:
-    """Return the folder of the feature statistics of real images, one subfolder per content digest."""
-    return shared_dir(config) / "reference"
+def reference_dir(config: RunConfig, name: str) -> Path:
+    """Return the folder of the features of real images; `name` is the digest of what they depend on."""
+    return shared_output(config, "reference", name, REFERENCE)
 
 
 def trained_sections(config: RunConfig) -> dict[str, Any]:

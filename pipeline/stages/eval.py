@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def gather_evidence(config: RunConfig, context: Context, checkpoint: str) -> Evi
         settings=config.eval,
         splits=splits,
         ranks=context.ranks,
-        reference_dir=layout.reference_dir(config),
+        reference_dir=partial(layout.reference_dir, config),
         crop=shards.crop,
         annotations=all_annotations(config, shards.manifest, context),
     )

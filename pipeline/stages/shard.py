@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 from pipeline.config.schema import RunConfig
 from pipeline.data.annotations import write_annotations
 from pipeline.data.journal import Journal, ShardReport, clear_folder
-from pipeline.data.manifest import MANIFEST, build_manifest
+from pipeline.data.manifest import build_manifest
 from pipeline.data.sources.base import Source, require_sizes_fit
 from pipeline.data.sources.registry import open_source
 from pipeline.data.sources.toy.dataset import make_toy_celeba
@@ -26,6 +26,7 @@ from pipeline.data.workers import write_shards
 from pipeline.data.writer import ShardTask, check_space, plan_shards
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_json
+from pipeline.rundir.layout import MANIFEST
 from pipeline.rundir.lock import locked
 from pipeline.runtime.context import Context
 from pipeline.runtime.logs import progress
@@ -55,6 +56,8 @@ def run(config: RunConfig, context: Context) -> None:
 def make_shards(config: RunConfig, context: Context) -> None:
     """Make all shards (rank 0). If another run is making the same ones, wait for it."""
     folder = layout.shards_dir(config)
+    if is_complete(folder, context):  # no lock: this user may not be able to write beside them
+        return
     processes = len(os.sched_getaffinity(0))
     with held(folder.with_suffix(".lock"), context.stop):
         if is_complete(folder, context):
@@ -80,6 +83,8 @@ def make_part(config: RunConfig, context: Context) -> None:
     assert context.part is not None
     k, n = context.part
     folder = layout.shards_dir(config)
+    if is_complete(folder, context):
+        return
     processes = len(os.sched_getaffinity(0))
     # Parts work side by side, but never beside the whole stage, which deletes what it does not know.
     with (
@@ -116,7 +121,9 @@ def planned(config: RunConfig, context: Context, processes: int) -> tuple[Source
     if config.shard.source:
         source = open_source(path, config.shard.allow_subset)
     else:
-        with held(path.with_suffix(".lock"), context.stop):
+        # The folder appears by one rename. A complete one may lie where this user cannot make a lock.
+        lock = nullcontext() if path.exists() else held(path.with_suffix(".lock"), context.stop)
+        with lock:
             make_toy_celeba(path, config.toy.n, config.toy.seed, processes, context.log)
         source = ToyFaces.open(path)
     require_sizes_fit(config.shard, source.info.native_size)

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import ClusterConfig, RunConfig
 from pipeline.errors import ConfigError, UserError
-from pipeline.rundir.layout import shared_dir
+from pipeline.rundir.layout import code_dir
 from slurm import ledger
 from slurm.chain import Chain, Run, Step, batches, dependencies
 from slurm.executors import Executor, outside_jobs, submission_folder
@@ -140,7 +141,7 @@ class SlurmExecutor(Executor):
         """Submit one job or array that runs a copy of today's code."""
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        executor = submitter(config, stage, folder, dependency, snapshot(shared_dir(config)))
+        executor = submitter(config, stage, folder, dependency, snapshot(partial(code_dir, config)))
         with outside_jobs():
             try:
                 if len(calls) == 1:
@@ -177,7 +178,7 @@ def script_of(group: list[Step], dependency: str | None) -> str:
     run = group[0].run
     stage = group[0].stage
     folder = submission_folder(run.run_dir, stage)
-    code_folder = snapshot_folder(shared_dir(run.config), code())
+    code_folder = snapshot_folder(partial(code_dir, run.config), code())
     return sbatch_script(run.config, stage, folder, dependency, code_folder, len(group))
 
 

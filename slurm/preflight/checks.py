@@ -58,7 +58,10 @@ def folders_are_shared(run: Run) -> Iterator[Finding]:
     folder = _existing(Path(run.config.runs_dir))
     if not os.access(folder, os.W_OK):
         yield Finding(f"key 'runs_dir': {folder}: cannot be written", True)
-    for key, path in (("runs_dir", folder), ("shard.source", source_path(run.config))):
+    data = ("shard.source", source_path(run.config))
+    if run.config.data.shards:
+        data = ("data.shards", Path(run.config.data.shards))
+    for key, path in (("runs_dir", folder), data):
         kind = file_system(path)
         if path.exists() and kind not in NETWORK_FILE_SYSTEMS:
             yield Finding(

@@ -169,13 +169,13 @@ def test_a_stall_is_a_crash_with_its_own_words_until_the_next_attempt(crashing):
 
 
 def test_the_copy_holds_all_that_a_job_imports_and_is_made_once(tmp_path):
-    folder = snapshot(tmp_path)
+    folder = snapshot(tmp_path.joinpath)
     files = code()
     assert {Path("launch.py"), Path("slurm/job.py"), Path("configs/cluster/slurm.yaml")} <= files.keys()
     assert all((folder / file).read_bytes() == content for file, content in files.items())
     before = (folder / "launch.py").stat().st_mtime_ns
-    assert snapshot(tmp_path) == folder and (folder / "launch.py").stat().st_mtime_ns == before
-    assert snapshot_folder(tmp_path, files | {Path("launch.py"): b"edited"}) != folder
+    assert snapshot(tmp_path.joinpath) == folder and (folder / "launch.py").stat().st_mtime_ns == before
+    assert snapshot_folder(tmp_path.joinpath, files | {Path("launch.py"): b"edited"}) != folder
 
 
 # ---- status

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import load as configuration
+from pipeline.data.manifest import read_manifest
 from pipeline.data.shards import Shards
 from pipeline.data.staging import staged
 from pipeline.errors import DataError
@@ -29,7 +30,7 @@ def folder(tiny_overrides, tmp_path) -> Path:
 def test_the_copy_is_read_and_made_once(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_DISK", str(tmp_path / "node"))
     local = staged(folder, "$LOCAL_DISK", LOG)
-    assert local == tmp_path / "node" / "cvae-shards" / "abc"
+    assert local == tmp_path / "node" / "cvae-shards" / read_manifest(folder)["content_digest"][:12]
     before = {file: file.stat().st_mtime_ns for file in local.iterdir()}
     assert staged(folder, "$LOCAL_DISK", LOG) == local
     assert {file: file.stat().st_mtime_ns for file in local.iterdir()} == before
@@ -45,7 +46,7 @@ def test_ranks_of_a_node_share_one_copy(folder, tmp_path):
     for rank in ranks:
         rank.join(60)
     assert [rank.exitcode for rank in ranks] == [0, 0, 0]
-    local = tmp_path / "node" / "cvae-shards" / "abc"
+    local = tmp_path / "node" / "cvae-shards" / read_manifest(folder)["content_digest"][:12]
     assert sorted(f.name for f in local.iterdir()) == sorted(
         f.name for f in folder.iterdir() if not f.name.startswith(("journal", "annotations"))
     )

@@ -93,7 +93,7 @@ def given(parts: dict[str, dict[str, np.ndarray]], requested: np.ndarray | None 
         settings=EvalConfig(),
         splits={},
         ranks=Ranks(),
-        reference_dir=Path(),
+        reference_dir=Path().joinpath,
         crop=1,
         parts=parts,
     )

@@ -41,9 +41,8 @@ def test_reference_cache_is_hit_only_by_the_same_images_and_features(runs: Path,
             given = Shards.__new__(Shards)
             given.__dict__.update(shards.__dict__ | {"content_digest": content})
         calls.clear()
-        return reference_features(
-            tmp_path, given, reference_key(given, "test", n, block, extractor, crop), extractor, Ranks()
-        )
+        key = reference_key(given, "test", n, block, extractor, crop)
+        return reference_features(tmp_path.joinpath, given, key, extractor, Ranks())
 
     first = ask()
     assert calls == [8, 8, 4]

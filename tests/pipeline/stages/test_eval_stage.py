@@ -71,7 +71,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     for world_size in (1, 2, 4):
         _, run_dir = here.new_run(f"run{world_size}")
         if world_size == 2:
-            shutil.rmtree(layout.reference_dir(config))
+            shutil.rmtree(layout.shared_dir(config) / "reference")
         run_ranks(WORKER, [str(run_dir)], world_size)
     return here
 
@@ -209,6 +209,26 @@ def test_a_rerun_gets_its_own_folder_the_same_numbers_and_the_same_reference(own
     run_ranks(WORKER, [str(run_dir)], 1)
     assert {file: file.stat().st_mtime_ns for file in reference_files(own_site.folder)} == before
     assert numbers(results(run_dir, 1)) == numbers(results(run_dir, 2))  # to the last bit
+
+
+def test_a_shared_folder_that_is_read_only_stays_as_it_is(
+    own_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = own_site.folder / "_shared"
+    _, other = own_site.new_run("other", "eval.metrics=[frechet]")
+    run_ranks(WORKER, [str(other)], 1)  # its features of real images may be used too
+    cached = reference_files(own_site.folder)
+    for lock in shared.rglob("*.lock"):
+        lock.unlink()
+    before = {file: file.stat().st_mtime_ns for file in shared.rglob("*")}
+    monkeypatch.setattr(layout, "_writable", lambda folder: not folder.is_relative_to(shared))
+    for metrics, computed in (("[frechet]", 0), ("[]", 1)):
+        config, run_dir = own_site.new_run(f"mine{computed}", f"eval.metrics={metrics}")
+        stage.run(config, context(run_dir))
+        own = list((own_site.folder / "_own/reference").glob("*/features.safetensors"))
+        assert len(own) == computed
+    assert len(cached) == 2
+    assert {file: file.stat().st_mtime_ns for file in shared.rglob("*")} == before
 
 
 def test_one_changed_image_in_the_shards_never_hits_the_cache(own_site: Site) -> None:

@@ -313,3 +313,25 @@ def test_one_process_at_a_time(source: Path) -> None:
             run(config, StopAfter(0))
     assert not layout.shards_dir(config).exists()
     assert len(Shards(run(config), "train")) == 7
+
+
+# ---- shards of others
+
+
+def test_complete_shards_that_can_only_be_read_are_left_alone(source: Path) -> None:
+    folder = run(make_config(source))
+    for lock in folder.parent.glob("*.lock"):
+        lock.unlink()
+    before = {file: file.stat().st_mtime_ns for file in folder.parent.rglob("*")}
+    run(make_config(source))
+    assert {file: file.stat().st_mtime_ns for file in folder.parent.rglob("*")} == before
+
+
+def test_given_shards_need_no_source(source: Path, tmp_path: Path) -> None:
+    given = shutil.copytree(run(make_config(source)), tmp_path / "given")
+    shutil.rmtree(source)
+    before = tars(given)
+    config = make_config(source, f"data.shards={given}", runs=tmp_path / "other runs")
+    assert run(config) == given and tars(given) == before
+    assert len(Shards(given, "train")) == 7
+    assert not layout.shared_dir(config).exists()

@@ -98,7 +98,7 @@ def evaluation(bench: Bench) -> dict[str, Result]:
                 settings,
                 splits,
                 ranks,
-                reference,
+                reference.joinpath,
                 config.shard.crop,
             )
             metrics = {name: METRICS[name] for name in DISTANCES}
