@@ -153,25 +153,44 @@ def require_listening(uri: str) -> None:
 
 
 def server_problem(uri: str) -> str:
-    """Ask a server whether it is well; return what is wrong, in words, or "".
-
-    Certificates are checked as MLflow's client checks them, with the variables that configure it.
-    """
+    """Ask a server whether it is well; return what is wrong, in words, or ""."""
     import requests
 
-    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
-    verify: bool | str = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH", "") or not insecure
     where = f"key 'tracking.uri': {redact(uri)}"
     try:
-        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=CONNECT_TIMEOUT_S, verify=verify)
+        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=CONNECT_TIMEOUT_S, **_as_mlflow_asks())
     except (requests.RequestException, OSError, ValueError) as error:
         why = first_line(error)
         return f"{where} does not answer ({why}); start the server, or set tracking.enabled=false"
     if answer.status_code == 403:
-        return f"{where} answers 403; start the server with --allowed-hosts for this name"
+        return (
+            f"{where} answers 403; start the server with --allowed-hosts for this name, "
+            "or set the login that it wants (MLFLOW_TRACKING_TOKEN, MLFLOW_TRACKING_USERNAME)"
+        )
     if answer.status_code >= 500:
         return f"{where} answers {answer.status_code}; is the server well?"
     return ""  # other codes only say that this server has no /health
+
+
+def _as_mlflow_asks() -> dict[str, Any]:
+    """Return the options of `requests.get` that MLflow's client takes from its variables.
+
+    They are the institute's CA, a client's certificate and a login. `requests` itself reads
+    REQUESTS_CA_BUNDLE and the variables of proxies.
+    """
+
+    def variable(name: str) -> str:
+        return os.environ.get(f"MLFLOW_TRACKING_{name}", "")
+
+    insecure = variable("INSECURE_TLS").lower() in ("true", "1")
+    options: dict[str, Any] = {"verify": variable("SERVER_CERT_PATH") or not insecure}
+    if variable("CLIENT_CERT_PATH"):
+        options["cert"] = variable("CLIENT_CERT_PATH")
+    if variable("USERNAME") and variable("PASSWORD"):
+        options["auth"] = (variable("USERNAME"), variable("PASSWORD"))
+    elif variable("TOKEN"):
+        options["headers"] = {"Authorization": f"Bearer {variable('TOKEN')}"}
+    return options
 
 
 @contextmanager

@@ -78,22 +78,26 @@ def test_nothing_is_sent_where_tracking_is_off(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "variable,value,verify",
+    "variables,options",
     [
-        ("MLFLOW_TRACKING_SERVER_CERT_PATH", "/etc/ca.pem", "/etc/ca.pem"),
-        ("MLFLOW_TRACKING_INSECURE_TLS", "true", False),
-        ("MLFLOW_TRACKING_INSECURE_TLS", "false", True),  # requests then reads REQUESTS_CA_BUNDLE
+        ({"SERVER_CERT_PATH": "/etc/ca.pem"}, {"verify": "/etc/ca.pem"}),
+        ({"INSECURE_TLS": "true"}, {"verify": False}),
+        ({"INSECURE_TLS": "false"}, {"verify": True}),  # requests then reads REQUESTS_CA_BUNDLE
+        ({"CLIENT_CERT_PATH": "/etc/me.pem"}, {"verify": True, "cert": "/etc/me.pem"}),
+        ({"USERNAME": "ada", "PASSWORD": "x"}, {"verify": True, "auth": ("ada", "x")}),
+        ({"TOKEN": "abc"}, {"verify": True, "headers": {"Authorization": "Bearer abc"}}),
     ],
 )
-def test_the_preflight_checks_certificates_as_mlflow_does(variable, value, verify, tmp_path, monkeypatch):
+def test_the_preflight_asks_a_server_as_mlflow_does(variables, options, tmp_path, monkeypatch):
     asked = []
 
-    def get(url, timeout, verify):
-        asked.append((url, verify))
+    def get(url, timeout, **given):
+        asked.append((url, given))
         raise requests.exceptions.SSLError("self-signed certificate of ada:secret")
 
     monkeypatch.setattr(requests, "get", get)
-    monkeypatch.setenv(variable, value)
+    for name, value in variables.items():
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
     tracker = make_tracker(tmp_path, load([], ["tracking.uri=https://ada:secret@host/"]))
     assert "key 'tracking.uri': https://***@host/ does not answer (self-signed" in tracker.problem()
-    assert asked == [("https://ada:secret@host/health", verify)]
+    assert asked == [("https://ada:secret@host/health", options)]
