@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import RunConfig
+from pipeline.errors import StorageError
 from pipeline.reporting.text import duration, text_table
 from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import read_metrics
@@ -27,21 +28,32 @@ HEAD = ["run", "stage", "job", "state", "attempt", "progress"]
 # ---- states
 
 
-def refresh(run_dir: Path) -> None:
-    """Update jobs.json for jobs that ended without recording it themselves."""
-    with ledger.all_jobs(run_dir) as jobs:
-        for name in EXECUTORS:
-            unsure = [job for job in jobs if _open(job) and job.get("executor") == name]
-            states = executor_named(name).states(unsure) if unsure else []
-            for job, state in zip(unsure, states, strict=True):
-                if state in FINAL:
-                    ledger.settle(job, state)
+def refresh(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the entries of jobs.json, updated for jobs that ended without recording it themselves.
+
+    The file is updated too, unless this user may only read the run or the disk is full.
+    """
+    try:
+        with ledger.all_jobs(run_dir) as jobs:
+            _settle_ended(jobs)
+    except StorageError:
+        jobs = read_json(run_dir / "jobs.json", [])
+        _settle_ended(jobs)
+    return jobs
+
+
+def _settle_ended(jobs: list[dict[str, Any]]) -> None:
+    for name in EXECUTORS:
+        unsure = [job for job in jobs if _open(job) and job.get("executor") == name]
+        states = executor_named(name).states(unsure) if unsure else []
+        for job, state in zip(unsure, states, strict=True):
+            if state in FINAL:
+                ledger.settle(job, state)
 
 
 def unfinished(run_dir: Path) -> list[dict[str, Any]]:
     """Return the entries of jobs that have not ended, as far as their executors know."""
-    refresh(run_dir)
-    jobs = read_json(run_dir / "jobs.json", [])
+    jobs = refresh(run_dir)
     return [job for job in jobs if _open(job) and job.get("executor") in EXECUTORS]
 
 
@@ -78,9 +90,8 @@ def survey(run_dirs: list[Path]) -> list[StageStatus]:
     found = []
     for run_dir in run_dirs:
         config = run_config(run_dir)
-        refresh(run_dir)
         submissions: dict[tuple[str, bool], list[dict[str, Any]]] = {}
-        for job in read_json(run_dir / "jobs.json", []):
+        for job in refresh(run_dir):
             submissions.setdefault((job["stage"], "part" in job), []).append(job)
         for (stage, _), jobs in submissions.items():
             newest = [job for job in jobs if job.get("logs") == jobs[-1].get("logs")]

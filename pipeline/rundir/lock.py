@@ -14,6 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
+
+from pipeline.rundir.files import refused
 
 log = logging.getLogger("cvae.lock")
 
@@ -46,16 +49,24 @@ def locked(
 ) -> Iterator[None]:
     """Hold the lock `file` inside the `with` block; the file is created and stays.
 
+    Raises StorageError if the file cannot be made or opened.
     `keep_waiting` is called after each failed try. It may raise, to give up with an error, or return False,
     to go on without the lock.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
     wait_s = FIRST_WAIT_S
-    with open(file, "a+") as opened:  # NFS wants a shared lock's file readable, an exclusive one's writable
+    with _opened(file) as opened:
         while not try_lock(opened.fileno(), file, shared) and keep_waiting():
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
         yield
+
+
+def _opened(file: Path) -> TextIO:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return open(file, "a+")  # NFS wants a shared lock's file readable, an exclusive one's writable
+    except OSError as error:
+        raise refused(file, error) from error
 
 
 def _warn_once(file: Path, error: OSError) -> None:

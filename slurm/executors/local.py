@@ -189,8 +189,7 @@ class LocalExecutor(Executor):
                     f"{job['stage']} job {job['id']} was started on {process['host']}: cancel it there"
                 )
             elif alive:
-                os.kill(process["pid"], signal.SIGTERM)
-                lines.append(f"cancelled: {job['id']} ({job['stage']}); it saves its work and ends")
+                lines.append(_stop(job, process["pid"]))
         return lines
 
 
@@ -227,6 +226,17 @@ class DebugExecutor(LocalExecutor):
         """Run the job. Its errors open the debugger and then come back here with their traceback."""
         with suppress(SystemExit):
             job.results()
+
+
+def _stop(job: dict[str, Any], pid: int) -> str:
+    """Ask the process of a job to stop, and return a line that says so."""
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except PermissionError:
+        return f"{job['stage']} job {job['id']} runs as another user, who alone can cancel it (process {pid})"
+    except ProcessLookupError:
+        return f"{job['stage']} job {job['id']} has just ended"
+    return f"cancelled: {job['id']} ({job['stage']}); it saves its work and ends"
 
 
 def _devices(wanted: ClusterConfig) -> str:

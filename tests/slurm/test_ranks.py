@@ -244,6 +244,24 @@ def test_a_local_job_that_vanished_has_failed_and_one_of_another_host_is_left_al
     assert "elsewhere: cancel it there" in line
 
 
+def test_status_and_cancel_of_a_run_that_can_only_be_read(run, monkeypatch):
+    gone = ledger.process(os.getpid()) | {"started": 1}
+    for stage, process in (("shard", gone), ("train", ledger.process(os.getpid()))):
+        ledger.submitted(run.run_dir, stage, "5", ledger.Submission("local", "logs", process=process))
+    before = (run.run_dir / "jobs.json").read_bytes()
+    (run.run_dir / ".lock").unlink()
+    (run.run_dir / ".lock").mkdir()  # not even root can open it
+    assert [job["state"] for job in refresh(run.run_dir)] == ["FAILED", "SUBMITTED"]
+    assert (run.run_dir / "jobs.json").read_bytes() == before
+
+    def kill(pid, number):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", kill)
+    (line,) = executor_named("local").cancel(unfinished(run.run_dir))
+    assert line.startswith("train job 5 runs as another user, who alone can cancel it")
+
+
 # ---- errors before a stage begins
 
 

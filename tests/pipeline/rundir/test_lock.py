@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from pipeline.errors import StorageError
 from pipeline.rundir import lock
 from pipeline.rundir.lock import locked, try_lock
 
@@ -61,4 +62,13 @@ def test_without_locks_the_work_goes_on_with_one_warning(number, tmp_path, monke
 def test_another_failure_is_not_taken_for_a_file_system_without_locks(tmp_path, monkeypatch, nothing_told):
     monkeypatch.setattr(fcntl, "flock", refuse_with(errno.EIO))
     with pytest.raises(OSError, match=os.strerror(errno.EIO)), locked(tmp_path / "a.lock"):
+        pass
+
+
+def test_a_lock_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "a.lock").mkdir()  # not even root can open it as a file
+    with (
+        pytest.raises(StorageError, match="a.lock: could not be written.*get the right"),
+        locked(tmp_path / "a.lock"),
+    ):
         pass
