@@ -102,7 +102,7 @@ def samples(subject: Subject) -> Rows:
 
 
 def rare(subject: Subject) -> Rows:
-    """Features of `rare_samples` samples [K * m, F] for each of K rare combinations.
+    """The classifier's features of `rare_samples` samples [K * m, F] for each of K rare combinations.
 
     "columns" [K, 3] names the attributes of each combination, -1 for none. "combination" [K * m]
     numbers each sample's combination.
@@ -113,7 +113,7 @@ def rare(subject: Subject) -> Rows:
     for row in chosen.tolist():
         names = tuple(subject.info.attributes[i] for i in row if i >= 0)
         if each and len(subject.splits[subject.settings.split]):
-            found.append(_sample(subject, "rare/" + "+".join(names), subject.requests(names, each)))
+            found.append(_judged(subject, "rare/" + "+".join(names), subject.requests(names, each)))
     joined = {name: np.concatenate([rows[name] for rows in found]) for name in (found[0] if found else ())}
     numbers = np.repeat(np.arange(len(found)), each)
     return joined | {"columns": chosen, "combination": numbers}
@@ -194,6 +194,14 @@ def _sample(subject: Subject, purpose: str, labels: np.ndarray) -> Rows:
     def rows(indices: np.ndarray) -> dict[str, Tensor]:
         x = subject.draw(purpose, indices, labels[indices])
         return subject.features(x) | {"edges": edges(x)}
+
+    return subject.map(rows, len(labels))
+
+
+def _judged(subject: Subject, purpose: str, labels: np.ndarray) -> Rows:
+    def rows(indices: np.ndarray) -> dict[str, Tensor]:
+        x = subject.draw(purpose, indices, labels[indices])
+        return {"fd_classifier": subject.classifier_features(x)}
 
     return subject.map(rows, len(labels))
 

@@ -31,6 +31,7 @@ class AttributeFlip(Metric):
         if not rows:
             return
         counted = [row for row in rows if row["n"]]
+        ceilings = [row["ceiling"] for row in counted if row["ceiling"] is not None]
         n = sum(row["n"] for row in counted)
         success = float(np.mean([row["success"] for row in counted])) if counted else np.nan
         toggled = sum(row["toggled"] for row in counted)
@@ -44,7 +45,7 @@ class AttributeFlip(Metric):
                 meaning=f"share of {self.what} whose decision toggles, mean over {len(counted)} attributes",
                 n=n,
                 interval=(success + pooled_low - pooled, success + pooled_high - pooled),
-                ceiling=float(np.mean([row["ceiling"] for row in counted])) if counted else None,
+                ceiling=float(np.mean(ceilings)) if ceilings else None,
                 floor=0.0,
                 over_read_attributes=True,
             ),
