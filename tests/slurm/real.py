@@ -29,8 +29,8 @@ TINY = (
     "model.conditioner.width=8", "model.prior.hidden=16", "model.prior.flow.layers=2",
     "model.prior.flow.hidden=16", "train.batch_size=8", f"train.images={8 * STEPS}", "train.val_interval=60",
     f"train.max_lost_steps={INTERVAL}", "train.log_interval=5", "train.threads=1", "optim.warmup_images=16",
-    "train.kl_warmup_images=64", "classifier.epochs=1", "classifier.batch_size=8", "eval.n=6", "eval.judge=false", "eval.flip_images=2", "eval.block=4",
-    "eval.iw_images=4",
+    "train.kl_warmup_images=64", "classifier.epochs=1", "classifier.batch_size=8", "eval.n=6",
+    "eval.judge=false", "eval.flip_images=2", "eval.block=4", "eval.iw_images=4",
     "eval.iw_samples=2", "eval.rare_samples=4",
 )  # fmt: skip
 HOST_DEPENDENT = ("train/images_per_s", "train/data_wait_share")
