@@ -191,6 +191,11 @@ def progress_pictures(run_dir: Path) -> list[tuple[int, Path]]:
     return [(int(file.stem.removeprefix("step_")), file) for file in files]
 
 
+def model_dir(run_dir: Path) -> Path:
+    """Return the folder of the exported model, which `cvae.load` finds in a run directory."""
+    return run_dir / "model"
+
+
 def eval_dirs(run_dir: Path) -> list[Path]:
     """Return the folders of a run's evaluations, oldest first; a complete one holds metrics.json."""
     numbered = [folder for folder in (run_dir / "eval").glob("*") if folder.name.isdigit()]

@@ -1,0 +1,174 @@
+"""A run is exported, sampled and edited from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import cvae
+from cvae.io import MAX_ROWS
+from pipeline.data.pixels import crop_centre, resize, to_uint8
+from pipeline.errors import UserError
+from pipeline.rundir import layout
+from tests.conftest import ROOT
+from tests.test_docs import blocks
+from tests.tiny_run import ATTRIBUTES, SIZE, make_checkpoint, make_shards, tiny_config, tiny_images
+from tools import edit, export, sample
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder with the run sigma_cvae_nf, not yet exported."""
+    folder = tmp_path_factory.mktemp("place") / "runs"
+    config = tiny_config(folder, "name=sigma_cvae_nf", "shard.crop=100")
+    make_shards(config)
+    make_checkpoint(folder / "sigma_cvae_nf", config, ATTRIBUTES)
+    return folder
+
+
+@pytest.fixture
+def run_dir(runs) -> Path:
+    shutil.rmtree(runs / "sigma_cvae_nf" / "model", ignore_errors=True)
+    return runs / "sigma_cvae_nf"
+
+
+def test_an_export_is_the_live_model(run_dir, tmp_path, capsys):
+    config = tiny_config(run_dir.parent)
+    net = make_checkpoint(tmp_path / "twin", config, ATTRIBUTES)
+    export.main([str(run_dir), str(tmp_path / "exported")])
+    assert "step 10, 32 pixels, 6 attributes" in capsys.readouterr().out
+    model = cvae.load(tmp_path / "exported")
+    y, noise = torch.rand(4, 6).round(), torch.randn(4, 8)
+    with torch.no_grad():
+        expected = net.decode(net.prior(y).sample(noise), y)
+        found = model.net.decode(model.net.prior(y).sample(noise), y)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert not (run_dir / "model").exists()
+
+
+def test_an_export_carries_rows_of_training_images_and_where_it_comes_from(run_dir):
+    export.main([str(run_dir)])
+    model = cvae.load(run_dir)
+    assert len(model.card.rows) == 60 <= MAX_ROWS
+    assert model.card.provenance["run"] == "sigma_cvae_nf"
+    assert model.card.provenance["step"] == 10
+    assert model.card.provenance["checkpoint"] == "step_00000010.safetensors"
+    stored = json.loads((run_dir / "model/model.json").read_text())
+    assert stored["format"] == 1 and stored["attributes"] == ATTRIBUTES
+
+
+def test_a_run_is_exported_on_the_fly_once(run_dir, tmp_path, capsys):
+    grid = tmp_path / "grid.png"
+    words = [str(run_dir), "Male,Heavy_Makeup,!Smiling", "--n", "5", "--out", str(grid)]
+    sample.main(words)
+    assert "exported" in capsys.readouterr().err
+    first = grid.read_bytes()
+    sample.main(words)
+    assert "exported" not in capsys.readouterr().err
+    assert grid.read_bytes() == first
+    assert Image.open(grid).size == (3 * (SIZE + 2) + 2, 2 * (SIZE + 2) + 2)
+    newest = next(layout.checkpoints_dir(run_dir).glob("*.json"))
+    later = (run_dir / "model/model.json").stat().st_mtime_ns + 1
+    os.utime(newest, ns=(later, later))
+    sample.main(words)
+    assert "exported" in capsys.readouterr().err
+
+
+def test_a_folder_gets_single_files_that_are_those_of_python(run_dir, tmp_path):
+    sample.main([str(run_dir), "Male", "--n", "70", "--seed", "2", "--out", str(tmp_path / "many")])
+    files = sorted((tmp_path / "many").iterdir())
+    assert len(files) == 70
+    images = cvae.load(run_dir).sample({"Male": 1}, n=70, seed=2).int()
+    for number in (0, 69):
+        found = torch.from_numpy(np.array(Image.open(files[number]))).int()
+        assert (found - images[number]).abs().max() <= 1
+
+
+def test_a_photo_is_cut_edited_and_laid_side_by_side(run_dir, tmp_path):
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 256, (218, 178, 3)).astype(np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    out = tmp_path / "edited.png"
+    edit.main([str(run_dir), str(tmp_path / "photo.png"), "Eyeglasses=1", "--out", str(out)])
+    strip = np.array(Image.open(out))
+    assert strip.shape == (SIZE + 4, 4 * (SIZE + 2) + 2, 3)
+    model = cvae.load(run_dir)
+    seen = edit.read_photo(tmp_path / "photo.png", model.card)
+    assert np.array_equal(seen, resize(crop_centre(photo, model.card.crop)[None], SIZE))
+    assert np.array_equal(strip[2 : 2 + SIZE, 2 : 2 + SIZE], seen[0])
+    after = strip[2 : 2 + SIZE, 2 + 2 * (SIZE + 2) : 2 + 2 * (SIZE + 2) + SIZE]
+    assert np.array_equal(after, model.edit(seen, {"Eyeglasses": 1})[0].numpy())
+
+
+def test_a_photo_of_another_size_loses_the_same_share(run_dir):
+    export.main([str(run_dir)])
+    card = cvae.load(run_dir).card
+    assert edit.crop_side(218, 178, card) == card.crop
+    assert edit.crop_side(3 * 218, 3 * 178, card) == 3 * card.crop
+    assert edit.crop_side(SIZE, SIZE, card) == SIZE
+
+
+MISTAKES = {
+    "name": (["Mal"], "did you mean 'Male'?"),
+    "value": (["Male=3"], "expected NAME"),
+    "n": (["Male", "--n", "0"], "expected at least 1"),
+    "out": (["Male", "--out", "grid.webp"], "the name of a picture"),
+    "guidance": (["Male", "--guidance", "2"], "cannot be guided"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_of_a_request(run_dir, tmp_path, monkeypatch, case):
+    words, message = MISTAKES[case]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        sample.main([str(run_dir), *words])
+    assert message in str(error.value)
+    assert not list(tmp_path.glob("grid*"))
+
+
+def test_mistakes_with_a_photo(run_dir, tmp_path):
+    (tmp_path / "note.jpg").write_text("no photo")
+    for photo, message in (("absent.jpg", "cannot be read"), ("note.jpg", "is not a JPEG or PNG file")):
+        with pytest.raises(UserError, match=message):
+            edit.main([str(run_dir), str(tmp_path / photo), "Male=1"])
+
+
+def test_a_damaged_export_ends_with_exit_code_2(run_dir, tmp_path):
+    folder = export.export(run_dir, tmp_path / "exported")
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    command = [sys.executable, "tools/sample.py", str(folder), "Male"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "model.safetensors: is damaged" in done.stderr
+
+
+@pytest.mark.parametrize("block", blocks("python", "use"))
+def test_the_lines_of_the_documentation_run(run_dir, monkeypatch, block):
+    export.main([str(run_dir)])
+    monkeypatch.chdir(run_dir.parents[1])
+    images, _ = tiny_images(2, 9)
+    names: dict = {"photos": images}
+    exec(compile(block, "documentation", "exec"), names)
+    made = [value for name, value in names.items() if name in ("faces", "edited", "between")]
+    assert made and all(value.dtype == torch.uint8 for value in made)
+
+
+def test_levels_are_rounded_as_the_pipeline_does(run_dir):
+    export.main([str(run_dir)])
+    model = cvae.load(run_dir)
+    y = torch.ones(2, 6)
+    with torch.no_grad():
+        z = model.encode(tiny_images(2, 1)[0], y)
+        expected = to_uint8(model.net.decode(z, y))
+    assert torch.equal(model.reconstruct(tiny_images(2, 1)[0], y), expected)

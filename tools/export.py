@@ -1,0 +1,140 @@
+"""Export the model of a run: `python tools/export.py RUN_DIR [FOLDER]`.
+
+The folder (RUN_DIR/model by default) then holds model.safetensors and model.json. It can be copied
+anywhere, and `cvae.load` opens it with torch and safetensors alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+import cvae
+from cvae.io import CARD, MAX_ROWS, Card, ModelFileError, pack
+from cvae.use import Model, RequestError
+from pipeline.config.schema import RunConfig
+from pipeline.data.loader import attribute_positions
+from pipeline.data.shards import Shards
+from pipeline.errors import UserError, exit_code
+from pipeline.rundir import layout
+from pipeline.rundir.files import write_bytes
+from pipeline.rundir.record import commit, run_config
+from pipeline.runtime.split import spread
+from pipeline.training.phases import last_phase, phase
+from pipeline.training.checkpoints.weights import CheckpointInfo, load_model
+
+DEVICES = ("cpu", "cuda")
+
+
+def export(run_dir: Path, folder: Path, which: str = "best", weights: str = "ema") -> Path:
+    """Write the model of a run to `folder` and return it.
+
+    `which`: best | latest | a step; `weights`: ema | raw. The run's shards must be there, since the
+    export keeps label rows of training images. Raises UserError.
+    """
+    config = run_config(run_dir)
+    net, info = load_model(run_dir, which, weights, torch.device("cpu"))
+    card = _card(run_dir, config, info, weights)
+    for name, content in pack(net, card).items():
+        write_bytes(folder / name, content)
+    return folder
+
+
+def _card(run_dir: Path, config: RunConfig, info: CheckpointInfo, weights: str) -> Card:
+    shards = Shards(layout.shards_dir(config), "train", config.data.verify)
+    read = attribute_positions(shards.attribute_names, info.attributes)
+    labels = shards.attributes()[:, read]
+    rows = labels[spread(min(MAX_ROWS, len(labels)), len(labels))]
+    exclusive = []
+    for group in shards.info.exclusive:
+        known = [name for name in group if name in info.attributes]
+        if len(known) > 1:
+            exclusive.append(known)
+    stage = last_phase(config)
+    return Card(
+        model=phase(stage, config).config.model,
+        size=info.size,
+        crop=shards.crop,
+        native_size=shards.info.native_size,
+        attributes=info.attributes,
+        exclusive=exclusive,
+        rows=torch.from_numpy(rows),
+        provenance={
+            "run": run_dir.absolute().name,
+            "stage": stage,
+            "checkpoint": info.file.name,
+            "checkpoint_sha256": info.digest,
+            "weights": weights,
+            "step": info.step,
+            "images": info.images,
+            "s2": info.s2,
+            "data": shards.info.name,
+            "content_digest": shards.content_digest,
+            "commit": commit(run_dir),
+        },
+    )
+
+
+def open_model(path: Path, device: str = "cpu") -> Model:
+    """Open an exported folder or a run directory; a run without a current export is exported first.
+
+    Raises UserError.
+    """
+    if (path / "config.yaml").is_file() and not _is_current(path):
+        export(path, layout.model_dir(path))
+        print(f"exported {path} to {layout.model_dir(path)}", file=sys.stderr)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no GPU is visible; use --device cpu")
+    with user_errors():
+        return cvae.load(path, device)
+
+
+def _is_current(run_dir: Path) -> bool:
+    """Return whether the run has an export that is newer than its checkpoints."""
+    card = layout.model_dir(run_dir) / CARD
+    if not card.is_file():
+        return False
+    checkpoints = layout.checkpoints_dir(run_dir, last_phase(run_config(run_dir)))
+    written = [file.stat().st_mtime_ns for file in checkpoints.glob("step_*.json")]
+    return max(written, default=0) <= card.stat().st_mtime_ns
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn the errors of `cvae` that a user can correct into UserError, which ends with exit code 2."""
+    try:
+        yield
+    except (ModelFileError, RequestError) as error:
+        raise UserError(str(error)) from None
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="tools/export.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_dir", type=Path, help="run directory that holds config.yaml")
+    parser.add_argument("folder", type=Path, nargs="?", help="where to write (default: RUN_DIR/model)")
+    parser.add_argument("--checkpoint", default="best", help="best, latest or a step (default: %(default)s)")
+    parser.add_argument("--weights", default="ema", choices=("ema", "raw"), help="default: %(default)s")
+    args = parser.parse_args(argv)
+    folder = args.folder or layout.model_dir(args.run_dir)
+    export(args.run_dir, folder, args.checkpoint, args.weights)
+    with user_errors():
+        model = cvae.load(folder)
+    step = model.card.provenance["step"]
+    print(f"{folder}: step {step}, {model.size} pixels, {len(model.attributes)} attributes; use it with:")
+    print(f"  python tools/sample.py {folder} {model.attributes[0]} --out grid.png")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,100 @@
+"""Draw faces with attributes: `python tools/sample.py RUN_DIR "Male,Heavy_Makeup,!Smiling"`.
+
+RUN_DIR is a run directory or an exported folder. `!NAME` asks for an image without the attribute.
+Attributes that are not named are taken from training images that carry the named ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from cvae.use import BATCH, Model, parse_request
+from pipeline.data.grids import grid
+from pipeline.errors import UserError, exit_code
+from pipeline.rundir.files import write_bytes
+from tools.export import DEVICES, open_model, user_errors
+
+MAX_GRID = 4096  # images in one picture
+FORMATS = (".png", ".jpg", ".jpeg")
+
+
+def require_picture_name(file: Path) -> None:
+    """Raise UserError if the file's name has no ending of a picture."""
+    if file.suffix.lower() not in FORMATS or file.is_dir():
+        raise UserError(f"--out {file}: expected the name of a picture, {', '.join(FORMATS)}")
+
+
+def save_picture(picture: Image.Image, file: Path) -> None:
+    """Write a picture as PNG or JPEG, by the ending of its name."""
+    content = io.BytesIO()
+    picture.save(content, "PNG" if file.suffix.lower() == ".png" else "JPEG", quality=95)
+    write_bytes(file, content.getvalue())
+
+
+def draw(model: Model, args: argparse.Namespace) -> None:
+    """Draw the images block by block; write each to a folder, or all as one grid."""
+    request = parse_request(args.request)
+    as_grid = args.out.suffix != "" and not args.out.is_dir()
+    if as_grid:
+        require_picture_name(args.out)
+    if as_grid and args.n > MAX_GRID:
+        raise UserError(f"--n {args.n}: a grid shows at most {MAX_GRID} images; give a folder as --out")
+    if args.n < 1:
+        raise UserError(f"--n {args.n}: expected at least 1")
+    if not as_grid:
+        args.out.mkdir(parents=True, exist_ok=True)
+    kept = []
+    quiet = args.n <= BATCH or not sys.stderr.isatty()
+    with tqdm(total=args.n, unit="image", disable=quiet) as bar:
+        for start in range(0, args.n, BATCH):
+            n = min(BATCH, args.n - start)
+            images = model.sample(request, n, args.seed, args.temperature, args.guidance, start).numpy()
+            if as_grid:
+                kept.append(images)
+            else:
+                for number, image in enumerate(images, start):
+                    Image.fromarray(image).save(args.out / f"{number:06d}.png")
+            bar.update(n)
+    if as_grid:
+        columns = min(16, math.ceil(math.sqrt(args.n)))
+        save_picture(grid(np.concatenate(kept), columns), args.out)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="tools/sample.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", type=Path, metavar="RUN_DIR", help="run directory or exported folder")
+    parser.add_argument("request", nargs="?", default="", help='for example "Male,!Smiling"')
+    parser.add_argument("--n", type=int, default=16, help="number of images (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same images (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="scale of the noise; below 1: tamer")
+    parser.add_argument(
+        "--guidance", type=float, default=1.0, help="above 1: follow the request more closely"
+    )
+    parser.add_argument("--device", default="cpu", choices=DEVICES, help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=Path, default=Path("grid.png"), help="a picture, or a folder (default: %(default)s)"
+    )
+    args = parser.parse_args(argv)
+    model = open_model(args.model, args.device)
+    with user_errors():
+        draw(model, args)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
