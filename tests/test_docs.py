@@ -8,6 +8,7 @@ The first line of a code block says how it is tested, for example ```sh dry-run:
 - pytest: the named test files exist.
 - skip: REASON: the block is not run.
 - python run: the block runs as it is (see test_extending.py).
+- python use: the block runs on a tiny run (see tools/test_sample.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import launch
 from tests.conftest import ROOT
@@ -187,6 +189,7 @@ def test_lines_about_runs_work_on_tiny_runs(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, f"{words}: {done.stderr[-2000:]}"
 
+    Image.new("RGB", (178, 218), "brown").save(tmp_path / "photo.jpg")
     execute(["python", "launch.py", "--config", "sigma_cvae", "sigma_cvae_nf", f"runs_dir={runs}", *TINY])
     shown = [words for block in blocks("sh", "parse") for words in lines(block.values[0])]
     about_runs = [words for words in shown if "runs/sigma_cvae_nf" in words and "-f" not in words]

@@ -20,7 +20,7 @@ from pipeline.data.pixels import crop_centre, resize, to_uint8
 from pipeline.errors import UserError
 from pipeline.rundir import layout
 from tests.conftest import ROOT
-from tests.test_docs import blocks
+from tests.test_docs import blocks, lines
 from tests.tiny_run import ATTRIBUTES, SIZE, make_checkpoint, make_shards, tiny_config, tiny_images
 from tools import edit, export, sample
 
@@ -162,6 +162,19 @@ def test_the_lines_of_the_documentation_run(run_dir, monkeypatch, block):
     exec(compile(block, "documentation", "exec"), names)
     made = [value for name, value in names.items() if name in ("faces", "edited", "between")]
     assert made and all(value.dtype == torch.uint8 for value in made)
+
+
+def test_the_commands_of_the_documentation_run(run_dir, monkeypatch):
+    monkeypatch.chdir(run_dir.parents[1])
+    Image.fromarray(tiny_images(1, 3)[0][0]).save("photo.jpg")
+    verbs = {"tools/sample.py": sample, "tools/edit.py": edit, "tools/export.py": export}
+    shown = [words for block in blocks("sh", "parse") for words in lines(block.values[0])]
+    ours = [words[1:] for words in shown if words[1] in verbs]
+    assert {words[0] for words in ours} == set(verbs)
+    for script, *words in ours:
+        if "--crop" in words:
+            words = words[:-2]  # the photo is smaller than that
+        verbs[script].main(words)
 
 
 def test_levels_are_rounded_as_the_pipeline_does(run_dir):
