@@ -29,7 +29,7 @@ FORMAT = 1  # raise it when an older reader would misread the files
 CARD = "model.json"
 WEIGHTS = "model.safetensors"
 RUN_FOLDER = "model"  # where an export lies in a run directory
-MAX_ROWS = 4096  # label rows of training images
+MAX_ROWS = 4096  # most label rows of training images
 SIMILARITY = 0.4  # below this share of common letters a suggestion would puzzle
 AGAIN = "export the run again: python tools/export.py RUN_DIR"
 

@@ -27,8 +27,8 @@ from pipeline.rundir import layout
 from pipeline.rundir.files import write_bytes
 from pipeline.rundir.record import commit, run_config
 from pipeline.runtime.split import spread
-from pipeline.training.phases import last_phase, phase
 from pipeline.training.checkpoints.weights import CheckpointInfo, load_model
+from pipeline.training.phases import last_phase, phase
 
 DEVICES = ("cpu", "cuda")
 
