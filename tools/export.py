@@ -19,7 +19,6 @@ import torch
 import cvae
 from cvae.io import CARD, MAX_ROWS, Card, ModelFileError, pack
 from cvae.use import Model, RequestError
-from pipeline.config.schema import RunConfig
 from pipeline.data.loader import attribute_positions
 from pipeline.data.shards import Shards
 from pipeline.errors import UserError, exit_code
@@ -28,26 +27,29 @@ from pipeline.rundir.files import write_bytes
 from pipeline.rundir.record import commit, run_config
 from pipeline.runtime.split import spread
 from pipeline.training.checkpoints.weights import CheckpointInfo, load_model
-from pipeline.training.phases import last_phase, phase
+from pipeline.training.phases import Phase, last_phase, phase
 
 DEVICES = ("cpu", "cuda")
 
 
-def export(run_dir: Path, folder: Path, which: str = "best", weights: str = "ema") -> Path:
+def export(run_dir: Path, folder: Path, which: str = "best", weights: str = "ema", stage: str = "") -> Path:
     """Write the model of a run to `folder` and return it.
 
-    `which`: best | latest | a step; `weights`: ema | raw. The run's shards must be there, since the
+    `which`: best | latest | a step; `weights`: ema | raw; `stage`: train | tune | refine; empty: the
+    last one that the configuration asks for. The run's shards must be there, since the
     export keeps label rows of training images. Raises UserError.
     """
     config = run_config(run_dir)
-    net, info = load_model(run_dir, which, weights, torch.device("cpu"))
-    card = _card(run_dir, config, info, weights)
+    stage = stage or last_phase(config)
+    net, info = load_model(run_dir, which, weights, torch.device("cpu"), stage)
+    card = _card(run_dir, phase(stage, config), info, weights)
     for name, content in pack(net, card).items():
         write_bytes(folder / name, content)
     return folder
 
 
-def _card(run_dir: Path, config: RunConfig, info: CheckpointInfo, weights: str) -> Card:
+def _card(run_dir: Path, trained: Phase, info: CheckpointInfo, weights: str) -> Card:
+    config = trained.config
     shards = Shards(layout.shards_dir(config), "train", config.data.verify)
     read = attribute_positions(shards.attribute_names, info.attributes)
     labels = shards.attributes()[:, read]
@@ -57,9 +59,8 @@ def _card(run_dir: Path, config: RunConfig, info: CheckpointInfo, weights: str) 
         known = [name for name in group if name in info.attributes]
         if len(known) > 1:
             exclusive.append(known)
-    stage = last_phase(config)
     return Card(
-        model=phase(stage, config).config.model,
+        model=config.model,
         size=info.size,
         crop=shards.crop,
         native_size=shards.info.native_size,
@@ -68,7 +69,7 @@ def _card(run_dir: Path, config: RunConfig, info: CheckpointInfo, weights: str) 
         rows=torch.from_numpy(rows),
         provenance={
             "run": run_dir.absolute().name,
-            "stage": stage,
+            "stage": trained.name,
             "checkpoint": info.file.name,
             "checkpoint_sha256": info.digest,
             "weights": weights,
@@ -126,9 +127,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="where to write (default: RUN_DIR/model)")
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step (default: %(default)s)")
     parser.add_argument("--weights", default="ema", choices=("ema", "raw"), help="default: %(default)s")
+    parser.add_argument(
+        "--stage", default="", choices=("train", "tune", "refine"), help="default: the last one of the run"
+    )
     args = parser.parse_args(argv)
     folder = args.folder or layout.model_dir(args.run_dir)
-    export(args.run_dir, folder, args.checkpoint, args.weights)
+    export(args.run_dir, folder, args.checkpoint, args.weights, args.stage)
     with user_errors():
         model = cvae.load(folder)
     step = model.card.provenance["step"]
