@@ -50,7 +50,7 @@ def export(run_dir: Path, folder: Path, which: str = "best", weights: str = "ema
 
 def _card(run_dir: Path, trained: Phase, info: CheckpointInfo, weights: str) -> Card:
     config = trained.config
-    shards = Shards(layout.shards_dir(config), "train", config.data.verify)
+    shards = Shards(layout.shards_dir(config), "train", config.data.verify, config.data.damaged)
     read = attribute_positions(shards.attribute_names, info.attributes)
     labels = shards.attributes()[:, read]
     rows = labels[spread(min(MAX_ROWS, len(labels)), len(labels))]
