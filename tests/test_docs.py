@@ -7,6 +7,7 @@ The first line of a code block says how it is tested, for example ```sh dry-run:
 - parse: the script's own parser accepts each line.
 - pytest: the named test files exist.
 - skip: REASON: the block is not run.
+- (yaml blocks) the settings are loaded, and paths are expanded.
 - python run: the block runs as it is (see test_extending.py).
 - python use: the block runs on a tiny run (see tools/test_sample.py).
 """
@@ -26,6 +27,10 @@ import pytest
 from PIL import Image
 
 import launch
+from pipeline.config.load import flatten, load
+from pipeline.config.paths import absolute_paths
+from pipeline.config.schema import RunConfig
+from slurm.resources import stage_resources
 from tests.conftest import ROOT
 from tests.e2e.test_chain import TINY
 
@@ -149,6 +154,17 @@ def test_launch_lines_can_be_planned(block, workplace, capsys):
         assert "name:" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("block", blocks("yaml", ""))
+def test_settings_are_accepted(block, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    file = tmp_path / "shown.yaml"
+    file.write_text(block)
+    config = absolute_paths(load([file]))
+    assert flatten(config) != flatten(RunConfig()) and "$" not in config.runs_dir
+    for stage in config.cluster.stages:
+        stage_resources(config, stage)
+
+
 class Parsed(Exception):
     """The parser accepted the command line."""
 
@@ -224,8 +240,6 @@ def test_the_page_of_keys_is_current():
 
 
 def test_the_page_of_keys_has_every_key_and_a_meaning_for_each():
-    from pipeline.config.load import flatten
-    from pipeline.config.schema import RunConfig
     from tools.dev import config_reference
 
     text = config_reference.page()
