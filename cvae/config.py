@@ -32,14 +32,14 @@ class ConditionerConfig:
 class EncoderConfig:
     """The network of q(z|x,y)."""
 
-    name: str = "conv"  # conv (stride-2 convolutions, see NetConfig) | residual (see ResidualConfig)
+    name: str = "conv"  # conv (stride-2 convolutions, see model.net) | residual (see model.residual)
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
     """The network of the mean image of p(x|z,y)."""
 
-    name: str = "conv"  # conv (mirrors the encoder `conv`) | residual (see ResidualConfig)
+    name: str = "conv"  # conv (mirrors the encoder `conv`) | residual (see model.residual)
 
 
 @dataclass(frozen=True)
