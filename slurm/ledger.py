@@ -63,7 +63,7 @@ def _entry(run_dir: Path, stage: str, job_id: str) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Submission:
-    """What the launcher knows about a job when it hands the job over."""
+    """A job as the launcher hands it over."""
 
     executor: str
     logs: str  # folder of the submission

@@ -1,4 +1,4 @@
-"""What each job asks for: nodes, processes, GPUs, memory and time."""
+"""The resources of each job: nodes, processes, GPUs, memory and time."""
 
 from __future__ import annotations
 

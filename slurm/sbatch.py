@@ -1,4 +1,4 @@
-"""What a job on the cluster gets: its batch script, and its own copy of the code.
+"""The batch script of a job on the cluster, and its own copy of the code.
 
 The copy protects queued jobs from edits that happen after the submission.
 """

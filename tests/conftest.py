@@ -1,4 +1,4 @@
-"""What tests share: tiny shards of random images, and several real processes of one group."""
+"""Shared by the tests: tiny shards of random images, and several real processes of one group."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class ClassifierConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What the evaluation measures, and on how many images."""
+    """Settings of the evaluation: metrics, images and judges."""
 
     split: str = "test"  # images to compare with: val | test
     n: int = 3000  # number of samples and of reconstructions; at most the size of the split

@@ -1,4 +1,4 @@
-"""What the shard stage has finished so far.
+"""The journal of the shard stage: the shards that are finished.
 
 An interrupted run goes on from here, and one damaged shard can be made again alone.
 """

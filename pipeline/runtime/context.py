@@ -1,4 +1,4 @@
-"""What a stage gets besides its configuration."""
+"""The context of a stage: everything it gets besides its configuration."""
 
 from __future__ import annotations
 

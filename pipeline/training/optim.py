@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError
 
 
 class Precision:
-    """What `auto | fp32 | bf16 | fp16 | fp64` means on a device: dtypes, autocast and gradient scaler."""
+    """The precision of a device by its name: dtypes, autocast and gradient scaler."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         on_gpu = device.type == "cuda"

@@ -1,4 +1,4 @@
-"""What surrounds the steps of the loop: read results one step late, count bad steps, log progress."""
+"""The work around the steps of the loop: read results one step late, count bad steps, log progress."""
 
 from __future__ import annotations
 

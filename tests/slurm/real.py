@@ -144,7 +144,7 @@ def ranks_of(job_id: str) -> dict[int, int]:
 
 
 def states(run_dir: Path) -> dict[str, str | None]:
-    """What Slurm says of the pair and of the finishing job, once all have ended."""
+    """Return what Slurm says of the pair and of the finishing job, once all have ended."""
     ids = {stage: job_ids(run_dir, stage)[-1] for stage in ("train", "eval", "finish")}
     wait_for(lambda: all(ended(job_id) for job_id in ids.values()), f"the end of {ids}")
     return {stage: state_of(job_id) for stage, job_id in ids.items()}
@@ -156,7 +156,7 @@ Fault = Callable[[Cluster, str, list[str]], None]
 
 
 def stop_signal(cluster: Cluster, job_id: str, nodes: list[str]) -> None:
-    """What Slurm sends before the time limit."""
+    """The signal that Slurm sends before the time limit."""
     cluster.run("scancel", "--signal=USR2", job_id)
 
 

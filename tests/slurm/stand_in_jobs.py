@@ -128,5 +128,5 @@ def wait_for(condition, limit_s: float = 30.0) -> None:
 
 
 def seen(run_dir: Path, rank: int, attempt: int = 0) -> dict:
-    """What a rank noted."""
+    """The notes of one rank."""
     return json.loads((run_dir / f"rank{rank}.{attempt}.json").read_text())

@@ -1,4 +1,4 @@
-"""What needs no cluster: sweeps, arrays and their dependencies, the decision to restart, the copy
+"""Tests that need no cluster: sweeps, arrays and their dependencies, the decision to restart, the copy
 of the code.
 """
 

@@ -23,7 +23,7 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`*\"(\d])")
 
 @dataclass
 class Counts:
-    """What was counted in one tree."""
+    """The counts of one tree."""
 
     lines: int = 0
     long_lines: int = 0

@@ -1,4 +1,4 @@
-"""What training writes: metrics, and checkpoints that a thread writes while training goes on."""
+"""Write metrics, and checkpoints in a thread while training goes on."""
 
 from __future__ import annotations
 

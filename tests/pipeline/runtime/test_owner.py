@@ -35,7 +35,7 @@ def holder(tmp_path):
 
 
 def other_host(folder: Path, **more) -> dict:
-    """What a process on another host would have written, without a lock that this host can see."""
+    """The record that a process on another host would have written, without a lock that this host can see."""
     who = {"host": "node7", "pid": 1, "started": 1, "job": "4711", "token": "x", "beat": 3} | more
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE).write_text(json.dumps(who))

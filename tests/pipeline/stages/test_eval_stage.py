@@ -261,7 +261,7 @@ def test_two_evaluations_at_a_time_share_one_computation(own_site: Site) -> None
 
 
 def test_some_metrics_on_several_ranks_leave_the_headline_to_the_complete_evaluation(site: Site) -> None:
-    """What rank 0 draws may not need parts of the evidence that only all ranks together can
+    """Pictures of rank 0 may not need parts of the evidence that only all ranks together can
     compute.
     """
     _, run_dir = site.new_run("partial", "eval.metrics=[likelihood]")

@@ -1,4 +1,4 @@
-"""What a training leaves in MLflow: everything once, however often it is sent."""
+"""A training leaves everything in MLflow once, however often it is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a GPU shows; run with `pytest -m gpu` on a machine that has one."""
+"""Tests that only a GPU can show; run with `pytest -m gpu` on a machine that has one."""
 
 from __future__ import annotations
 
