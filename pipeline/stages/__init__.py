@@ -85,8 +85,8 @@ STAGES: dict[str, Stage] = {
         Stage("shard", "pipeline.stages.shard", (), _shards_complete, _shards_made, splits=True),
         _phase("train", ("shard",)),
         _phase("tune", ("train",)),
-        _phase("refine", ("tune",)),
+        _phase("refine", ("train", "tune")),
         Stage("classifier", "pipeline.stages.classifier", ("shard",), _classifier_complete),
-        Stage("eval", "pipeline.stages.eval", ("refine", "classifier"), _never_complete),
+        Stage("eval", "pipeline.stages.eval", ("train", "tune", "refine", "classifier"), _never_complete),
     )
 }
