@@ -16,6 +16,8 @@ from pipeline.stages import STAGES
 from slurm import ledger
 from slurm.resources import stage_resources
 
+REFUSED_BY_SUBMITIT = "UncompletedJobError"  # submitit does not requeue a job after its last time limit
+
 
 def wanted(run_dir: Path, stage: str, job_id: str, code: int, logs: Path) -> bool:
     """Record the crash and say whether to try again.
@@ -26,6 +28,11 @@ def wanted(run_dir: Path, stage: str, job_id: str, code: int, logs: Path) -> boo
     ledger.note_silent_end(run_dir, stage, logs, job_id)
     error = ledger.failure(run_dir, stage)
     if error and error["user"]:
+        return False
+    if error and error["kind"] == REFUSED_BY_SUBMITIT:
+        reason = "timed out more often than cluster.max_timeouts allows; start the stage again to go on"
+        ledger.note_end_of_restarts(run_dir, stage, job_id, reason)
+        _say(f"{stage}: {reason}")
         return False
     config = run_config(run_dir)
     progress = STAGES[stage].progress(config, run_dir)

@@ -15,7 +15,18 @@ from pipeline.rundir.files import read_json_lines
 from pipeline.rundir.metrics_log import read_metrics
 
 # Parts of the protocol that may differ between comparable numbers.
-OF_THE_RUN = {"step", "images", "checkpoint", "checkpoint_digest", "device", "left_out"}
+# How a variant is sampled (stage, guidance, edit_strength) belongs to the variant.
+OF_THE_RUN = {
+    "step",
+    "images",
+    "checkpoint",
+    "checkpoint_digest",
+    "device",
+    "left_out",
+    "stage",
+    "guidance",
+    "edit_strength",
+}
 
 # States of a train job that no requeue follows, and what the run's state then is.
 ENDED_BADLY = {"CANCELLED": "KILLED", "FAILED": "FAILED", "OUT_OF_MEMORY": "FAILED", "BOOT_FAIL": "FAILED"}

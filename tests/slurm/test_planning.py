@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from submitit.core.utils import UncompletedJobError
 
 from pipeline.config.load import dump
 from pipeline.config.sweep import read_sweep
@@ -151,6 +152,13 @@ def test_a_users_mistake_is_not_tried_again(crashing):
     assert not again(crashing, 2)
     failure = ledger.failure(crashing, "train")
     assert failure and failure["message"] == "shards: gone"
+
+
+def test_a_job_that_timed_out_too_often_is_not_a_crash(crashing):
+    ledger.note_failure(crashing, "train", 0, UncompletedJobError("timed-out too many times"))
+    assert not again(crashing, 1)
+    failure = ledger.failure(crashing, "train")
+    assert failure and "cluster.max_timeouts" in failure["message"]
 
 
 def test_a_stall_is_a_crash_with_its_own_words_until_the_next_attempt(crashing):
