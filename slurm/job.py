@@ -97,7 +97,8 @@ class StageJob:
         sys.exit(128 + signal.SIGTERM)
 
     def _fail(self, environment: JobEnvironment, error: Exception) -> None:
-        ledger.note_failure(Path(self.run_dir), self.stage, environment.global_rank, error)
+        rank, job_id = environment.global_rank, environment.job_id
+        ledger.note_failure(Path(self.run_dir), self.stage, rank, error, job_id)
         self._end(environment, "FAILED")
         if isinstance(error, UserError):
             if environment.name() != "debug":  # there the launcher prints it, in this very process

@@ -161,9 +161,15 @@ def forget_failure(run_dir: Path, stage: str) -> None:
     _stall_file(run_dir, stage).unlink(missing_ok=True)
 
 
-def failure(run_dir: Path, stage: str) -> dict[str, Any] | None:
-    """Return the most informative error: {"kind", "message", "user", "rank", "weight"}."""
+def failure(run_dir: Path, stage: str, job_id: str = "") -> dict[str, Any] | None:
+    """Return the most informative error: {"kind", "message", "user", "rank", "weight", "job"}.
+
+    With `job_id`, an error of another job does not count: a second launch of a run that is being trained
+    is refused, and the first one goes on.
+    """
     found: dict[str, Any] | None = read_json(_error_file(run_dir, stage))
+    if found and job_id and found.get("job") not in ("", None, job_id):
+        found = None
     if found:
         return found
     stall = read_json(_stall_file(run_dir, stage))
@@ -172,14 +178,16 @@ def failure(run_dir: Path, stage: str) -> dict[str, Any] | None:
     return None
 
 
-def failed_for_s(run_dir: Path, stage: str) -> float:
-    """Seconds since a rank failed; 0 if none has."""
+def failed_for_s(run_dir: Path, stage: str, job_id: str) -> float:
+    """Seconds since a rank of this job failed; 0 if none has."""
+    if failure(run_dir, stage, job_id) is None:
+        return 0.0
     with suppress(FileNotFoundError):
         return time.time() - _error_file(run_dir, stage).stat().st_mtime
     return 0.0
 
 
-def note_failure(run_dir: Path, stage: str, rank: int, error: Exception) -> None:
+def note_failure(run_dir: Path, stage: str, rank: int, error: Exception, job_id: str = "") -> None:
     """Keep the most informative error: a user's mistake, else the first that is not a lost peer."""
     message = str(error).strip() or type(error).__name__
     user = isinstance(error, UserError)
@@ -189,31 +197,33 @@ def note_failure(run_dir: Path, stage: str, rank: int, error: Exception) -> None
     elif any(text in message for text in PEER_LOST):
         weight = 0
     with locked(run_dir / LOCK):
-        there = failure(run_dir, stage)
+        there = failure(run_dir, stage, job_id)
         if there is None or weight > there["weight"]:
-            found = _error(type(error).__name__, message, rank, weight, user)
+            found = _error(type(error).__name__, message, rank, weight, user, job_id)
             write_json(_error_file(run_dir, stage), found)
 
 
 def note_silent_end(run_dir: Path, stage: str, logs: Path, job_id: str) -> None:
     """Keep what the log says if the job ended before any rank could record an error."""
     with locked(run_dir / LOCK):
-        if failure(run_dir, stage) is None:
-            found = _error("Killed", last_words(logs, job_id) or SILENT)
+        if failure(run_dir, stage, job_id) is None:
+            found = _error("Killed", last_words(logs, job_id) or SILENT, job=job_id)
             write_json(_error_file(run_dir, stage), found)
 
 
 def note_end_of_restarts(run_dir: Path, stage: str, job_id: str, reason: str) -> None:
     """Put before the error why a job that crashed is not restarted."""
     with locked(run_dir / LOCK):
-        there = failure(run_dir, stage) or _error("Killed", SILENT)
+        there = failure(run_dir, stage, job_id) or _error("Killed", SILENT, job=job_id)
         message = f"{reason}: {there['message']}"
         write_json(_error_file(run_dir, stage), {**there, "message": message, "user": False, "weight": 3})
     ended(run_dir, stage, job_id, "FAILED")
 
 
-def _error(kind: str, message: str, rank: int = 0, weight: int = 0, user: bool = False) -> dict[str, Any]:
-    return {"kind": kind, "message": message, "user": user, "rank": rank, "weight": weight}
+def _error(
+    kind: str, message: str, rank: int = 0, weight: int = 0, user: bool = False, job: str = ""
+) -> dict[str, Any]:
+    return {"kind": kind, "message": message, "user": user, "rank": rank, "weight": weight, "job": job}
 
 
 def last_words(logs: Path, job_id: str) -> str:

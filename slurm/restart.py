@@ -26,7 +26,7 @@ def wanted(run_dir: Path, stage: str, job_id: str, code: int, logs: Path) -> boo
     `logs`: folder of the submission.
     """
     ledger.note_silent_end(run_dir, stage, logs, job_id)
-    error = ledger.failure(run_dir, stage)
+    error = ledger.failure(run_dir, stage, job_id)
     if error and error["user"]:
         return False
     if error and error["kind"] == REFUSED_BY_SUBMITIT:

@@ -28,7 +28,7 @@ def watch(job: Job[None], step: Step, log: LogTail) -> None:
     """Print the log as it grows until all ranks have left."""
     while not job.done():
         _show(log)
-        if ledger.failed_for_s(step.run.run_dir, step.stage) > PEERS_LEAVE_S:
+        if ledger.failed_for_s(step.run.run_dir, step.stage, job.job_id) > PEERS_LEAVE_S:
             kill_ranks(job)
         time.sleep(POLL_S)
     _show(log)
@@ -37,7 +37,7 @@ def watch(job: Job[None], step: Step, log: LogTail) -> None:
 def require_success(job: Job[None], step: Step) -> None:
     """Raise the job's error: UserError for a user's mistake, otherwise SystemExit with the end of a log."""
     run_dir = step.run.run_dir
-    failure = ledger.failure(run_dir, step.stage)
+    failure = ledger.failure(run_dir, step.stage, job.job_id)
     state = ledger.state(run_dir, step.stage, job.job_id)
     if failure is None and state == "COMPLETED":
         return
@@ -46,7 +46,7 @@ def require_success(job: Job[None], step: Step) -> None:
     if state in ("RUNNING", "SUBMITTED"):  # rank 0 could not record its end
         ledger.note_silent_end(run_dir, step.stage, job.paths.folder, job.job_id)
         ledger.ended(run_dir, step.stage, job.job_id, "FAILED")
-        failure = ledger.failure(run_dir, step.stage)
+        failure = ledger.failure(run_dir, step.stage, job.job_id)
     if failure and failure["user"]:
         raise UserError(failure["message"])
     rank = failure["rank"] if failure else 0

@@ -133,6 +133,16 @@ def test_a_killed_job_is_a_failure(run, monkeypatch):
     assert only_job(run)["state"] == "FAILED"
 
 
+def test_a_refused_second_launch_is_no_failure_of_the_first(tmp_path):
+    ledger.note_failure(tmp_path, "train", 0, DataError("is being trained by job 1"), "2")
+    assert ledger.failed_for_s(tmp_path, "train", "1") == 0  # so its ranks are not killed
+    assert ledger.failed_for_s(tmp_path, "train", "2") > 0
+    assert ledger.failure(tmp_path, "train", "1") is None
+    ledger.note_failure(tmp_path, "train", 0, ValueError("a crash of the first"), "1")
+    found = ledger.failure(tmp_path, "train", "1")
+    assert found and found["message"] == "a crash of the first" and not found["user"]
+
+
 def test_the_most_telling_error_is_kept(tmp_path):
     ledger.note_failure(tmp_path, "train", 0, RuntimeError("Connection closed by peer"))
     ledger.note_failure(tmp_path, "train", 2, ValueError("first"))
