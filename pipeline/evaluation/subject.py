@@ -189,7 +189,8 @@ class Subject:
 
     def classifier_features(self, x: Tensor) -> Tensor:
         """The attribute classifier's features [b, 512] of images [b, 3, S, S] in [-1, 1]."""
-        return self.classifier.net.features(to_float(to_uint8(x)))
+        judges = [extractor for extractor in self.extractors if extractor.metric == "fd_classifier"]
+        return judges[0](to_uint8(x))
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """Features of images [b, 3, S, S] in [-1, 1], one entry per extractor."""

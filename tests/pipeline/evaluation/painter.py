@@ -72,7 +72,8 @@ def evidence(runs: Path, listens: bool = True, **overrides: Any) -> Evidence:
     info = SimpleNamespace(attributes=[ATTRIBUTES[i] for i in READ], s2=0.25, s2_fit=0.2)
     settings = dataclasses.replace(config.eval, **overrides)
     painter: Any = Painter(listens)
-    return Evidence(painter, info, judge, [Cells()], settings, splits, Ranks(), runs / "reference", 148)  # type: ignore[arg-type]
+    folder = (runs / "reference").joinpath
+    return Evidence(painter, info, judge, [Cells()], settings, splits, Ranks(), folder, 148)  # type: ignore[arg-type]
 
 
 def measure(metric: type[Metric], own: Evidence) -> dict[str, Any]:

@@ -119,8 +119,8 @@ def test_code_in_a_weights_file_does_not_run(tmp_path: Path, monkeypatch: pytest
 
 
 def test_only_features_that_the_configuration_names_are_made(resnet: Path) -> None:
-    alone = extractors(JUDGE, EvalConfig(), CPU)  # type: ignore[arg-type]
+    alone = extractors(JUDGE, EvalConfig(judge=False), CPU)  # type: ignore[arg-type]
     assert [extractor.metric for extractor in alone] == ["fd_classifier"]
-    settings = EvalConfig(network=str(resnet), network_name="resnet18")
+    settings = EvalConfig(judge=False, network=str(resnet), network_name="resnet18")
     both = extractors(JUDGE, settings, CPU)  # type: ignore[arg-type]
     assert [extractor.metric for extractor in both] == ["fd_classifier", "fd_resnet18"]
