@@ -73,8 +73,10 @@ def ask(number: int) -> Callable[[Trial], None]:
 
 
 def all_stopped(trial: Trial, codes: list[int]) -> None:
-    """Require that every rank stopped in order."""
-    require(codes == [128 + signal.SIGTERM] * trial.world, f"exit codes {codes}", trial)
+    """Require that every rank stopped in order, or that training had ended when the signal came."""
+    ended = codes == [0] * trial.world and (trial.run_dir / "train" / "done.json").exists()
+    stopped = codes == [128 + signal.SIGTERM] * trial.world
+    require(ended or stopped, f"exit codes {codes}", trial)
 
 
 def fill_disk(trial: Trial) -> None:
