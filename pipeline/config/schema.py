@@ -171,7 +171,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where numbers are sent to; metrics.jsonl in the run directory is complete without it."""
+    """The store that numbers are sent to; metrics.jsonl in the run directory is complete without it."""
 
     enabled: bool = True  # false: nothing is sent anywhere
     name: str = "mlflow"  # tracker: mlflow
@@ -181,7 +181,7 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Where jobs run; each cluster is one YAML file in configs/cluster/."""
+    """The place where jobs run; each cluster is one YAML file in configs/cluster/."""
 
     executor: str = "local"  # local (processes on this machine) | debug (this very process) | slurm
     nodes: int = 1  # number of nodes

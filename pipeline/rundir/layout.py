@@ -1,4 +1,4 @@
-"""Where every file lies, and under which digest. Stages never import each other: they meet in these files."""
+"""The place of every file, and its digest. Stages never import each other: they meet in these files."""
 
 from __future__ import annotations
 

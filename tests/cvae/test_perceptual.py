@@ -53,6 +53,13 @@ def test_distance_is_relative_to_the_wanted_features():
     assert relative_distance(wanted, found).tolist() == [0.25, 0.25]
 
 
+@needs_weights
+def test_other_weights_of_the_package_are_refused(monkeypatch):
+    monkeypatch.setattr("cvae.nets.perceptual.PACKAGE_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match="another sha256 than the published one"):
+        load_features("", 32)
+
+
 def test_a_file_that_is_no_network_is_named(tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="losses.perceptual.network: .*weights.pth"):

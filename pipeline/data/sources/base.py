@@ -87,7 +87,7 @@ class Source(Protocol):
 
     @property
     def location(self) -> str:
-        """Where the images are, for messages."""
+        """The place of the images, for messages."""
 
     @property
     def names(self) -> list[str]:

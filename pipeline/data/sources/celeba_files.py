@@ -47,7 +47,7 @@ class TextFile:
 
 @dataclass(frozen=True)
 class CelebaFiles:
-    """Where the parts of a data set lie."""
+    """The places of the parts of a data set."""
 
     images: Path  # folder or zip
     attributes: TextFile
