@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.schema import RunConfig
 from pipeline.rundir import layout
+from pipeline.training.phases import finished, start_of
 
 if TYPE_CHECKING:
     from pipeline.runtime.context import Context
@@ -27,10 +28,18 @@ def _shards_made(config: RunConfig, run_dir: Path) -> int:
 def _phase_complete(phase: str) -> Callable[[RunConfig, Path], bool]:
     def complete(config: RunConfig, run_dir: Path) -> bool:
         images = getattr(config, phase).images
-        done = layout.train_dir(run_dir, phase) / "done.json"
         if not images:
             return True  # the configuration leaves this phase out
-        return done.exists() and json.loads(done.read_text())["images"] >= images
+        file = layout.train_dir(run_dir, phase) / "done.json"
+        if not file.exists():
+            return False
+        done = json.loads(file.read_text())
+        start = start_of(phase, config)
+        if start:  # a later phase is complete only after the same training as now
+            unchanged = done.get("start") == finished(start, run_dir)
+            if not unchanged or not _phase_complete(start)(config, run_dir):
+                return False
+        return bool(done["images"] >= images)
 
     return complete
 

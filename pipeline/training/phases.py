@@ -9,10 +9,13 @@ Each phase has a folder with checkpoints of its own, and every checkpoint holds 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pipeline.config.schema import OptimConfig, RunConfig
 from pipeline.errors import ConfigError
+from pipeline.rundir import layout
 
 
 @dataclass(frozen=True)
@@ -33,19 +36,38 @@ def phase(name: str, config: RunConfig) -> Phase:
     if name == "tune" and config.tune.images:
         section = config.tune
         tuned = _with_length(config, section.images, section.batch_size, section.ema_decay, section.optim)
-        return Phase(
-            name, replace(tuned, model=replace(config.model, losses=section.losses)), ("decoder",), "train"
-        )
+        model = replace(config.model, losses=section.losses)
+        return Phase(name, replace(tuned, model=model), ("decoder",), start_of(name, config))
     if name == "refine" and config.refine.images:
         part = config.refine
         refined = _with_length(config, part.images, part.batch_size, part.ema_decay, part.optim)
         model = replace(config.model, prior=part.prior)
-        start = "tune" if config.tune.images else "train"
-        dropout = part.attribute_dropout
-        return Phase(name, replace(refined, model=model), ("conditional_prior",), start, dropout)
+        fitted = ("conditional_prior",)
+        start = start_of(name, config)
+        return Phase(name, replace(refined, model=model), fitted, start, part.attribute_dropout)
     raise ConfigError(
         f"key '{name}.images': is 0, so this run has no stage {name!r}; set its length in images"
     )
+
+
+def start_of(name: str, config: RunConfig) -> str:
+    """Return the phase from whose weights `name` starts; "" for the first one."""
+    if name == "train":
+        return ""
+    return "tune" if name == "refine" and config.tune.images else "train"
+
+
+def finished(name: str, run_dir: Path) -> str:
+    """Describe a finished phase, "tune 400 after train 4000" (steps); "" if it is not finished.
+
+    A later phase is only as good as its start: it begins again if this description has changed.
+    """
+    file = layout.train_dir(run_dir, name) / "done.json"
+    if not file.exists():
+        return ""
+    done = json.loads(file.read_text())
+    start = done.get("start", "")
+    return f"{name} {done['step']}" + (f" after {start}" if start else "")
 
 
 def last_phase(config: RunConfig) -> str:

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cvae.losses import Losses, pack
 from cvae.model import CVAE
 from pipeline.data.loader import Batch, pinned
+from pipeline.errors import CheckpointError
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_json
 from pipeline.runtime.context import Context
@@ -26,10 +27,12 @@ from pipeline.training.checkpoints.weights import load_model, require_same, rest
 from pipeline.training.health import complaints
 from pipeline.training.inputs import Inputs
 from pipeline.training.optim import Ema, Precision, kl_weight, learning_rate, make_optimizer
-from pipeline.training.phases import Phase
+from pipeline.training.phases import Phase, finished
 from pipeline.training.prior_fit import PriorFit, held_out_loss, standardise
 from pipeline.training.steps import BadSteps, Record
 from pipeline.training.validation import validate
+
+PRIOR = "conditional_prior."  # names of the prior's weights begin so
 
 
 class Trainer:
@@ -54,7 +57,7 @@ class Trainer:
         self.precision = Precision(train.precision, self.device)
 
         self.model = build_model(config, self.inputs, self.precision, self.device)
-        self.start_digest = ""  # of the checkpoint of the phase before
+        self.start = ""  # the finished phase before
         self.start_validation: dict[str, float] = {}
         if phase.start:
             self._follow(phase.start)
@@ -74,23 +77,21 @@ class Trainer:
         self.forward = distribute(self.objective, self.model, self.precision, self.ranks)
 
     def _start_from(self, run_dir: Path) -> None:
-        theirs, info = load_model(run_dir, "best", "ema", self.device)
+        theirs, info = load_model(run_dir, "best", "ema", self.device, "train")
         self.model.load_state_dict(theirs.state_dict())
         self.ema.model.load_state_dict(theirs.state_dict())
         self.log.info("starting from the weights of %s", info.file)
 
     def _follow(self, phase: str) -> None:
         """Take over the averaged weights of the phase before, except those of another prior (all ranks)."""
+        self.start = finished(phase, self.run_dir)
+        if not self.start:
+            raise CheckpointError(f"{self.run_dir}: the stage {phase} is not finished; run it first")
         theirs, info = load_model(self.run_dir, "best", "ema", self.device, phase)
         weights = theirs.state_dict()
         if self.phase.name == "refine":
-            own = self.model.state_dict()
-            prior = {name: own[name] for name in own if name.startswith("conditional_prior.")}
-            weights = {name: value for name, value in weights.items() if name not in prior}
-            weights = {name: weights.get(name, own[name]) for name in own}
-            weights |= prior
-        self.model.load_state_dict(weights)
-        self.start_digest = info.digest
+            weights = {name: value for name, value in weights.items() if not name.startswith(PRIOR)}
+        self.model.load_state_dict(self.model.state_dict() | weights)
         self.start_validation = info.validation
         if self.phase.name == "refine":
             standardise(self.model, self.inputs.calibration, self.ranks)
@@ -118,8 +119,8 @@ class Trainer:
         """Return what a checkpoint must share with the run that continues it, shards' content included."""
         content = self.inputs.shards.content_digest
         sections = {**layout.trained_sections(self.config), "shards_content": content}
-        if self.start_digest:
-            sections["start"] = self.start_digest
+        if self.start:
+            sections["start"] = self.start
         return sections
 
     def resume(self) -> None:
@@ -132,6 +133,10 @@ class Trainer:
         if self.ranks.is_main:
             self.checkpoints.clear_unfinished()
             chosen = self.checkpoints.newest(set_aside=True)
+            if chosen and chosen.meta["sections"].get("start", "") != self.start:
+                self.log.warning("began from another training; beginning again after %s", self.start)
+                self.checkpoints.replace_all()
+                chosen = None
             shards = self.inputs.shards
             write_json(self.run_dir / "inputs.json", {"shards": shards.content_digest, "size": shards.size})
         step = self.ranks.text_from_main(str(chosen.step) if chosen else "")
@@ -307,6 +312,7 @@ class Trainer:
         peak_gpu_mib = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else 0.0
         return {
             "step": self.step,
+            "start": self.start,
             "images": self.images,
             "seconds": round(self.seconds, 1),
             "world_size": self.ranks.world_size,

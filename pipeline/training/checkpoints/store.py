@@ -142,6 +142,11 @@ class Checkpoints:
             self.description(step).unlink()
             self.path(step).unlink(missing_ok=True)
 
+    def replace_all(self) -> None:
+        """Put all checkpoints aside, under the next free name checkpoints.replaced<n> (one rank)."""
+        number = len(list(self.folder.parent.glob(f"{self.folder.name}.replaced*"))) + 1
+        self.folder.rename(self.folder.with_name(f"{self.folder.name}.replaced{number}"))
+
     def clear_unfinished(self) -> None:
         """Delete what a killed process left behind: temporary files, and tensors without a JSON."""
         for pattern in ("*.tmp", ".*.tmp", "step_*.safetensors"):

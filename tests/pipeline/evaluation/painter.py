@@ -73,7 +73,8 @@ def evidence(runs: Path, listens: bool = True, **overrides: Any) -> Evidence:
     settings = dataclasses.replace(config.eval, **overrides)
     painter: Any = Painter(listens)
     folder = (runs / "reference").joinpath
-    return Evidence(painter, info, judge, [Cells()], settings, splits, Ranks(), folder, 148)  # type: ignore[arg-type]
+    given: Any = (painter, info, judge, [Cells()], settings, splits, Ranks(), folder, 148)
+    return Evidence(*given)
 
 
 def measure(metric: type[Metric], own: Evidence) -> dict[str, Any]:

@@ -82,12 +82,15 @@ def test_inception_features_only_from_the_official_file(
     inception_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(DataError, match="expected 6726825d"):
-        InceptionFeatures(JUDGE, EvalConfig(inception_weights=str(inception_file)), CPU)  # type: ignore[arg-type]
+        settings = EvalConfig(inception_weights=str(inception_file))
+        InceptionFeatures(JUDGE, settings, CPU)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="eval.inception_weights.*No such file"):
-        InceptionFeatures(JUDGE, EvalConfig(inception_weights="/nowhere/weights.pth"), CPU)  # type: ignore[arg-type]
+        settings = EvalConfig(inception_weights="/nowhere/weights.pth")
+        InceptionFeatures(JUDGE, settings, CPU)  # type: ignore[arg-type]
     digest = hashlib.sha256(inception_file.read_bytes()).hexdigest()
     monkeypatch.setattr(features_module, "INCEPTION_SHA256", digest[:8])
-    extractor = InceptionFeatures(JUDGE, EvalConfig(inception_weights=str(inception_file)), CPU)  # type: ignore[arg-type]
+    settings = EvalConfig(inception_weights=str(inception_file))
+    extractor = InceptionFeatures(JUDGE, settings, CPU)  # type: ignore[arg-type]
     images = IMAGES[:2]
     rows = extractor(images)
     assert rows.shape == (2, 2048) and rows.dtype == torch.float32 and extractor.digest == digest

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from pipeline.config import load as configuration
 from pipeline.errors import ConfigError
 from pipeline.rundir import layout
+from pipeline.stages import STAGES
 from pipeline.training.checkpoints.weights import load_model
 from pipeline.training.phases import last_phase, phase
 from tests.conftest import ROOT, run_ranks, run_stage_here
@@ -95,6 +96,23 @@ def test_two_ranks_and_a_stop_follow_the_same_trajectory(trained, alone, tmp_pat
         assert torch.equal(two[name], resumed[name]), name
         scale = one[name].double().norm().clamp(min=1e-6)
         assert float((one[name] - two[name]).double().norm() / scale) < 1e-9, name
+
+
+def test_a_longer_training_makes_the_later_phases_begin_again(alone, tiny_overrides, tmp_path):
+    """Tuned and refined weights of an earlier encoder are never taken for those of the new one."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(alone, run_dir)
+    config = configuration.load([], [*tiny_overrides, *RESIDUAL, "train.images=96"])
+    as_before = configuration.load([], [*tiny_overrides, *RESIDUAL])
+    assert all(STAGES[stage].complete(as_before, run_dir) for stage in ("tune", "refine"))
+    run_stage_here(config, run_dir, "train")
+    assert not any(STAGES[stage].complete(config, run_dir) for stage in ("tune", "refine"))
+    before = final(run_dir, "tune")
+    run_stage_here(config, run_dir, "tune")
+    after = final(run_dir, "tune")
+    assert not torch.equal(before["ema.encoder.downs.0.weight"], after["ema.encoder.downs.0.weight"])
+    assert (run_dir / "tune" / "checkpoints.replaced1").exists()
+    assert STAGES["tune"].complete(config, run_dir) and not STAGES["refine"].complete(config, run_dir)
 
 
 def test_the_last_phase_is_what_is_loaded(alone):
