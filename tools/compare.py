@@ -1,5 +1,8 @@
 """Compare evaluated runs: `python tools/compare.py RUN_DIR RUN_DIR ... [--out comparison.html]`.
 
+The newest complete evaluation of a run counts. To choose another one, name its folder:
+`python tools/compare.py runs/x/eval/1 runs/x/eval/3`.
+
 With `--tag variant=sigma_cvae_nf` it takes all runs that carry this tag in MLflow. Several tags
 select the runs that carry all of them.
 """
@@ -23,7 +26,7 @@ def parse_args() -> argparse.Namespace:
         prog="tools/compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("run_dir", type=Path, nargs="*", help="run directory with a finished evaluation")
+    add("run_dir", type=Path, nargs="*", help="run directory, or one evaluation RUN_DIR/eval/N")
     add("--tag", metavar="KEY=VALUE", action="append", default=[], help="runs with this tag in MLflow")
     add("--uri", default="sqlite:///runs/mlflow.db", help="MLflow store of --tag (default: %(default)s)")
     add("--experiment", default="cvae", help="MLflow experiment of --tag (default: %(default)s)")

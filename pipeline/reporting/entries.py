@@ -40,23 +40,52 @@ class Entry:
 def read_entries(run_dirs: list[Path]) -> list[Entry]:
     """Read each run's newest complete evaluation, or its newest partial one if none is complete.
 
-    Raises DataError that names a run without an evaluation.
+    A path may also be the folder of one evaluation, RUN_DIR/eval/2. Raises DataError that names what is
+    not there.
     """
-    names = [run_dir.absolute().name for run_dir in run_dirs]
+    pairs = [split_evaluation(path) for path in run_dirs]
+    names = [named(run_dir, chosen) for run_dir, chosen in pairs]
     entries = []
-    for run_dir, name in zip(run_dirs, names, strict=True):
+    for (run_dir, chosen), name in zip(pairs, names, strict=True):
         config = record.run_config(run_dir)
-        evaluation = record.headline(record.evaluations(run_dir))
-        if evaluation is None:
-            raise DataError(
-                f"{run_dir}: no complete evaluation;"
-                f" `python launch.py --run-dir {run_dir} --stages eval` makes one"
-            )
+        evaluation = chosen_evaluation(run_dir, chosen)
         done = record.read_json(layout.train_dir(run_dir) / "done.json") or {}
         if names.count(name) > 1:
             name = f"{run_dir.absolute().parent.name}/{name}"
         entries.append(Entry(run_dir, name[-SHOWN:], config.seed, done.get("seconds"), evaluation))
     return entries
+
+
+def split_evaluation(path: Path) -> tuple[Path, int | None]:
+    """Return the run directory, and the number of the evaluation if RUN_DIR/eval/<number> was given."""
+    folder = path.absolute()
+    if folder.parent.name == "eval" and folder.name.isdigit():
+        return path.parent.parent, int(folder.name)
+    return path, None
+
+
+def named(run_dir: Path, chosen: int | None) -> str:
+    """The name of a run, or of one of its evaluations, in tables."""
+    name = run_dir.absolute().name
+    return name if chosen is None else f"{name}/eval/{chosen}"
+
+
+def chosen_evaluation(run_dir: Path, chosen: int | None) -> Evaluation:
+    """Return the evaluation of that number, or the headline one. Raises DataError."""
+    found = record.evaluations(run_dir)
+    if chosen is None:
+        evaluation = record.headline(found)
+        if evaluation is not None:
+            return evaluation
+        raise DataError(
+            f"{run_dir}: no complete evaluation;"
+            f" `python launch.py --run-dir {run_dir} --stages eval` makes one"
+        )
+    for evaluation in found:
+        if evaluation.number == chosen:
+            return evaluation
+    there = ", ".join(str(evaluation.number) for evaluation in found) or "none"
+    raise DataError(f"{run_dir}/eval/{chosen}: no finished evaluation; there are: {there}")
 
 
 def group_by_protocol(entries: list[Entry]) -> list[list[Entry]]:

@@ -62,6 +62,16 @@ def test_an_evaluation_of_some_metrics_is_not_the_headline(tmp_path: Path) -> No
     )  # nothing better is there
 
 
+def test_an_evaluation_can_be_named_by_its_folder(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "flow", evals=1, fd=20.25)
+    add_eval(run, 2, fd=22.5)
+    text = compare([run / "eval/1", run / "eval/2"])
+    assert "20.25" in line_of(text.split("\n\n")[1], "flow/eval/1")
+    assert "22.5" in line_of(text.split("\n\n")[1], "flow/eval/2")
+    with pytest.raises(DataError, match="eval/7: no finished evaluation; there are: 1, 2"):
+        compare([run / "eval/7"])
+
+
 @pytest.mark.usefixtures("with_store")
 def test_runs_by_their_tag_in_mlflow(tmp_path: Path) -> None:
     for seed, (name, fd) in enumerate({"flow-s0": 20.25, "flow-s1": 21.5, "plain-s0": 30.0}.items()):
