@@ -1,89 +1,48 @@
-"""Grids of images as PNG files, and what their rows show; rank 0 draws them alone."""
+"""Grids of images as PNG files; rank 0 draws them alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
-from pipeline.data.grids import GAP, grid
+from pipeline.data.grids import grid, labelled
 from pipeline.data.pixels import to_uint8
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.metrics.neighbours import nearest
-from pipeline.evaluation.parts import MOST_TOGGLED
-from pipeline.rundir.files import write_json
 from pipeline.runtime.split import ceil_div, spread
 
-CONTENTS = "pictures.json"  # what the pictures of a folder show
 COLUMNS, ROWS = 8, 8  # images
 SWEEP_STEPS = 8  # pictures from one end to the other
-SHOWCASE_ROWS = 4
 SWEEPS = 8  # attributes, if the data set names none that the model reads
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Images of a grid [n, S, S, 3], row by row, and what they show."""
-
-    name: str  # of the file, without .png
-    title: str
-    caption: str
-    images: np.ndarray
-    labels: list[str] = field(default_factory=list)  # one for each row of stacks
-    stack: int = 1  # rows that belong together: column k of each shows the same face
-    columns: int = COLUMNS
-
-    def contents(self) -> dict[str, Any]:
-        """What a page needs to cut the grid into faces with labels."""
-        words = {"title": self.title, "caption": self.caption, "labels": self.labels}
-        shape = {"side": self.images.shape[1], "gap": GAP, "columns": self.columns, "stack": self.stack}
-        return words | shape | {"count": len(self.images)}
 
 
 @torch.no_grad()
 def draw(evidence: Evidence, folder: Path) -> None:
-    """Write the pictures of an evaluation as PNG files to `folder`, and their contents beside them.
+    """Write the pictures of an evaluation as PNG files to `folder`.
 
-    A picture is left out if its part of the evidence was not computed, because only all ranks
-    together could compute it.
+    They show samples, reconstructions, rare combinations, sweeps, interpolations, neighbours and
+    extremes. A picture is left out if its part of the evidence was not computed, because only all
+    ranks together could compute it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {}
-    for picture in _pictures(evidence):
-        grid(picture.images, picture.columns).save(folder / f"{picture.name}.png")
-        contents[picture.name] = picture.contents()
-    write_json(folder / CONTENTS, contents)
-
-
-def _pictures(evidence: Evidence) -> Iterator[Picture]:
-    """All pictures, in the order in which a page shows them."""
     first = np.arange(min(evidence.n, COLUMNS * ROWS))
+    grid(_triples(evidence, first[: COLUMNS * ROWS // 2]), COLUMNS).save(folder / "reconstructions.png")
     samples = _levels(evidence.draw("samples", first, evidence.requested[first]))
-    yield Picture("samples", "Samples", "Each was asked for the attributes of one held-out image.", samples)
-    yield _sweeps(evidence)
-    if "flips" in evidence:
-        yield from _flips(evidence)
-    if "rare" in evidence:
-        yield from _rare(evidence)
-    for case in evidence.showcase:
-        yield _showcase(evidence, case)
-    yield Picture(
-        "reconstructions",
-        "Reconstructions",
-        "A held-out image, its reconstruction, and their difference (black for none).",
-        _triples(evidence, first[: COLUMNS * ROWS // 2]),
-        stack=3,
-    )
-    if "reconstructions" in evidence:
-        yield from _extremes(evidence)
+    grid(samples, COLUMNS).save(folder / "samples.png")
+    labelled(_sweeps(evidence)).save(folder / "one_attribute.png")
     if evidence.n > 1:
-        yield _interpolations(evidence)
+        grid(_interpolations(evidence), SWEEP_STEPS).save(folder / "interpolation.png")
+    for case in evidence.showcase:
+        _showcase(evidence, case).save(folder / f"{'_'.join(case).lower()}.png")
+    if "rare" in evidence:
+        _draw_rare(evidence, folder)
     if "memory" in evidence and "samples" in evidence:
-        yield _neighbours(evidence)
+        _draw_neighbours(evidence, folder)
+    if "reconstructions" in evidence:
+        _draw_extremes(evidence, folder)
 
 
 def _levels(x: torch.Tensor) -> np.ndarray:
@@ -112,47 +71,33 @@ def _combination(evidence: Evidence, attributes: tuple[str, ...], n: int) -> np.
     return _levels(evidence.draw("rare/" + "+".join(attributes), np.arange(n), requests))
 
 
-def _flips(evidence: Evidence) -> Iterator[Picture]:
-    """One picture with a row for each attribute that the metric `attribute_flip` toggles."""
-    names = evidence.info.attributes
-    n = min(COLUMNS, evidence.n)
-    chosen = np.arange(n)
-    asked = evidence.requested[chosen]
-    before = _levels(evidence.flip(chosen, asked, asked))
-    rows, labels = [], []
-    for k in evidence.frequent(MOST_TOGGLED):
-        wanted = asked.copy()
-        wanted[:, k] ^= 1
-        rows += [before, _levels(evidence.flip(chosen, asked, wanted))]
-        labels.append(names[k])
-    if rows:
-        caption = "Above: as asked for. Below: the same noise with this one attribute toggled."
-        images = np.concatenate(rows)
-        yield Picture("attribute_flip", "One attribute toggled", caption, images, labels, stack=2, columns=n)
-
-
-def _rare(evidence: Evidence) -> Iterator[Picture]:
-    """A row of samples for each rare combination, if there is one."""
-    rows, labels = [], []
+def _draw_rare(evidence: Evidence, folder: Path) -> None:
+    """Write rare.png: a labelled row of samples for each rare combination."""
+    rows = []
     for combination in evidence.rare_combinations():
-        labels.append(" + ".join(combination.attributes))
-        rows.append(_combination(evidence, combination.attributes, COLUMNS))
+        attributes = combination.attributes
+        rows.append((" + ".join(attributes), _combination(evidence, attributes, COLUMNS)))
     if rows:
-        caption = "Samples that were asked for attributes which rarely occur together."
-        yield Picture("rare", "Rare combinations", caption, np.concatenate(rows), labels)
+        labelled(rows).save(folder / "rare.png")
 
 
-def _showcase(evidence: Evidence, case: tuple[str, ...]) -> Picture:
-    """Samples of one of the paper's own combinations, and the number of images that carry it."""
+def _showcase(evidence: Evidence, case: tuple[str, ...]) -> Image.Image:
+    """Samples of one of the paper's own combinations, beside the number of images that carry it."""
     columns = tuple(evidence.info.attributes.index(name) for name in case)
     counts = evidence.counts.of(columns)
-    images = _combination(evidence, case, COLUMNS * SHOWCASE_ROWS)
-    caption = f"{counts.train_count} training images and {counts.held_out_count} held out carry them."
-    return Picture("_".join(case).lower(), " + ".join(case), caption, images)
+    labels = [
+        " + ".join(case),
+        f"{counts.train_count} training images",
+        f"{counts.held_out_count} held out",
+        "",
+    ]
+    images = _combination(evidence, case, COLUMNS * len(labels))
+    rows = np.split(images, len(labels))
+    return labelled(list(zip(labels, rows, strict=True)))
 
 
-def _neighbours(evidence: Evidence) -> Picture:
-    """The samples that are closest to any training image, and below each that image."""
+def _draw_neighbours(evidence: Evidence, folder: Path) -> None:
+    """Write neighbours.png: the samples closest to any training image, and below each that image."""
     ((metric, memory),) = evidence["memory"].items()
     distances, indices = nearest(evidence["samples"][metric], memory, 1)
     closest = np.argsort(distances[:, 0], kind="stable")[:COLUMNS]
@@ -160,12 +105,10 @@ def _neighbours(evidence: Evidence) -> Picture:
     positions = spread(evidence.memory_n, len(shards))[indices[closest, 0]]
     originals, _ = shards.gather(positions)
     samples = _levels(evidence.draw("samples", closest, evidence.requested[closest]))
-    caption = "The samples that come closest to a training image, and below each that image."
-    images = np.concatenate([samples, originals])
-    return Picture("neighbours", "Nearest training images", caption, images, stack=2, columns=len(closest))
+    grid(np.concatenate([samples, originals]), len(closest)).save(folder / "neighbours.png")
 
 
-def _sweeps(evidence: Evidence) -> Picture:
+def _sweeps(evidence: Evidence) -> list[tuple[str, np.ndarray]]:
     """Rows of the same noise, in which one requested attribute goes from 0 to 1."""
     read = evidence.info.attributes
     names = [name for name in evidence.dataset.swept if name in read] or read[:SWEEPS]
@@ -176,13 +119,11 @@ def _sweeps(evidence: Evidence) -> Picture:
         y[:, read.index(name)] = torch.linspace(0, 1, SWEEP_STEPS, dtype=y.dtype, device=y.device)
         noise = evidence.noise("samples", np.array([number])).expand(SWEEP_STEPS, -1)
         z = evidence.model.prior(y).sample(noise)
-        rows.append(_levels(evidence.model.decode(z, y)))
-    caption = "The same noise, while one attribute goes from absent to present."
-    images = np.concatenate(rows)
-    return Picture("one_attribute", "One attribute at a time", caption, images, list(names))
+        rows.append((name, _levels(evidence.model.decode(z, y))))
+    return rows
 
 
-def _interpolations(evidence: Evidence) -> Picture:
+def _interpolations(evidence: Evidence) -> np.ndarray:
     """Rows from one encoded image to another, each decoded with the attributes of its nearer end."""
     rows = []
     pairs = min(evidence.n // 2, ROWS)
@@ -193,14 +134,11 @@ def _interpolations(evidence: Evidence) -> Picture:
         nearer = (t[:, 0] > 0.5).long()
         y = evidence.condition(evidence.requested[ends])[nearer]
         rows.append(_levels(evidence.model.decode((1 - t) * mean[:1] + t * mean[1:], y)))
-    caption = "From one encoded image to another; the attributes are those of the nearer end."
-    return Picture("interpolation", "Interpolations", caption, np.concatenate(rows))
+    return np.concatenate(rows)
 
 
-def _extremes(evidence: Evidence) -> Iterator[Picture]:
-    """The images with the smallest and the largest error."""
+def _draw_extremes(evidence: Evidence, folder: Path) -> None:
+    """Write best.png and worst.png: the images with the smallest and the largest error."""
     order = np.argsort(evidence["reconstructions"]["mse"], kind="stable")
     for name, chosen in (("best", order[:COLUMNS]), ("worst", order[::-1][:COLUMNS])):
-        images = _triples(evidence, np.ascontiguousarray(chosen))
-        title = f"{name.capitalize()} reconstructions"
-        yield Picture(name, title, "Image, reconstruction, difference.", images, stack=3)
+        grid(_triples(evidence, np.ascontiguousarray(chosen)), COLUMNS).save(folder / f"{name}.png")
