@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from pipeline.runtime.ports import free_port
+from tests.browser import chromium, open_page  # noqa: F401  # fixtures
 from tests.survivors import _nothing_survives  # noqa: F401  # a fixture of every session
 
 ROOT = Path(__file__).resolve().parents[1]
