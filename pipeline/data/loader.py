@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config.schema import DataConfig
-from pipeline.data.order import Stream
+from pipeline.data.order import NEWEST_STREAM, STREAMS
 from pipeline.data.shards import Shards
-from pipeline.runtime.keyed import generator
 from pipeline.runtime.split import share
 
 T = TypeVar("T")
@@ -38,7 +37,8 @@ class Batch(NamedTuple):
 def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Scale images uint8 [b, S, S, 3] to v / 127.5 - 1, [b, 3, S, S] with channels last in memory."""
     x = images.to(dtype)  # permuting comes last: converting the permuted view is 4 times slower
-    return torch.add(x.new_tensor(-1.0), x, alpha=1 / 127.5, out=x).permute(0, 3, 1, 2)
+    minus_one = x.new_full((), -1.0)  # filled on the device: a copy from the host cannot be captured
+    return torch.add(minus_one, x, alpha=1 / 127.5, out=x).permute(0, 3, 1, 2)
 
 
 def flip_images(images: Tensor, flip: Tensor) -> Tensor:
@@ -68,7 +68,10 @@ def attribute_positions(names: list[str], wanted: list[str]) -> list[int]:
 
 
 class TrainBatches:
-    """This rank's share of the batch of any step: a pure function of (seed, step, rank, world size)."""
+    """This rank's share of the batch of any step: a pure function of (seed, step, rank, world size).
+
+    `stream`: a number of pipeline/data/order.py.
+    """
 
     def __init__(
         self,
@@ -79,6 +82,7 @@ class TrainBatches:
         z_dim: int,
         rank: int,
         world_size: int,
+        stream: int = NEWEST_STREAM,
     ) -> None:
         self.shards = shards
         self.config = config
@@ -86,23 +90,19 @@ class TrainBatches:
         self.z_dim = z_dim
         self.batch_size = batch_size
         self.share = share(batch_size, rank, world_size)
-        self.stream = Stream(shards.bounds, seed, config.shards_at_once)
+        self.stream = STREAMS[stream](shards.bounds, seed, config.shards_at_once, batch_size)
         self.positions = attribute_positions(shards.attribute_names, config.attributes)
 
     def at(self, step: int) -> Batch:
         """Return this rank's share of step `step`."""
-        mine = slice(self.share.start, self.share.stop)
         first = step * self.batch_size
-        indices = self.stream.take(first + mine.start, first + mine.stop)
+        mine = range(first + self.share.start, first + self.share.stop)
+        indices = self.stream.indices(mine)
         images, attributes = self.shards.gather(indices)
-        # Numbers are drawn for the WHOLE global batch and then sliced, so that they do not depend on the
-        # ranks: the first k numbers of a generator differ with the shape that is asked for.
-        rng = generator(self.seed, "augment", step)
-        chance = 0.5 if self.config.flip else 0.0
-        flip = rng.random(self.batch_size)[mine] < chance
-        angle = rng.uniform(-1, 1, self.batch_size)[mine] * np.deg2rad(self.config.rotation_degrees)
-        shape = (self.batch_size, self.z_dim)
-        noise = generator(self.seed, "noise", step).standard_normal(shape, dtype=np.float32)[mine]
+        flips, angles = self.stream.augmentation(mine)
+        flip = flips < (0.5 if self.config.flip else 0.0)
+        angle = angles * np.deg2rad(self.config.rotation_degrees)
+        noise = self.stream.noise(mine, self.z_dim)
         return Batch(
             indices,
             torch.from_numpy(images),
@@ -112,14 +112,30 @@ class TrainBatches:
             torch.from_numpy(noise),
         )
 
+    def blank(self) -> Batch:
+        """Return a batch of black images with the shapes and types of all others."""
+        n, size = len(self.share), self.shards.size
+        return Batch(
+            np.zeros(n, np.int64),
+            torch.zeros(n, size, size, 3, dtype=torch.uint8),
+            torch.zeros(n, len(self.positions), dtype=torch.uint8),
+            torch.zeros(n, dtype=torch.bool),
+            torch.zeros(n),
+            torch.zeros(n, self.z_dim),
+        )
+
     def to_device(
         self, batch: Batch, device: torch.device, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Copy a batch to `device` and return `to_inputs` of it."""
+        return self.to_inputs([tensor.to(device, non_blocking=True) for tensor in batch[1:]], dtype)
+
+    def to_inputs(self, batch: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Return x [b, 3, S, S] in [-1, 1], flipped and rotated; y [b, A]; noise [b, D].
 
-        All three are of `dtype` on `device`.
+        `batch`: the tensors of a `Batch` on the device. The results are of `dtype`.
         """
-        images, attributes, flip, angle, noise = (t.to(device, non_blocking=True) for t in batch[1:])
+        images, attributes, flip, angle, noise = batch
         if self.config.flip:
             images = flip_images(images, flip)
         x = to_float(images, dtype)

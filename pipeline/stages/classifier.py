@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config.schema import ClassifierConfig, DataConfig, OptimConfig, RunConfig
 from pipeline.data.loader import Batch, Prefetcher, TrainBatches, to_float
+from pipeline.data.order import FIRST_STREAM
 from pipeline.data.shards import Shards
 from pipeline.data.staging import staged
 from pipeline.errors import ConfigError
@@ -95,7 +96,10 @@ def train(
     )
     optimizer = make_optimizer(net, optim)
     precision = Precision(settings.precision, ranks.device)
-    source = TrainBatches(shards, DataConfig(), settings.seed, size, 0, ranks.rank, ranks.world_size)
+    # Runs share a classifier, so it stays the one that it has always been: stream 1.
+    source = TrainBatches(
+        shards, DataConfig(), settings.seed, size, 0, ranks.rank, ranks.world_size, FIRST_STREAM
+    )
     steps = ceil_div(images, size)
     batches = Prefetcher(source.at, 0, steps)
     try:

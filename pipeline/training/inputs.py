@@ -40,8 +40,11 @@ class Inputs:
         self.held_out = whole_split(val, self.attributes)
         self.calibration = calibration_part(self.shards, self.attributes)
 
-    def batches(self, noise_width: int) -> TrainBatches:
-        """Return this rank's training batches, with `noise_width` normal numbers for each image."""
+    def batches(self, noise_width: int, stream: int) -> TrainBatches:
+        """Return this rank's training batches, with `noise_width` normal numbers for each image.
+
+        `stream`: which random numbers, see pipeline/data/order.py.
+        """
         config, ranks = self.config, self.ranks
         return TrainBatches(
             self.shards,
@@ -51,4 +54,5 @@ class Inputs:
             noise_width,
             ranks.rank,
             ranks.world_size,
+            stream,
         )

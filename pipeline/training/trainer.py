@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cvae.losses import Losses, pack
 from cvae.model import CVAE
 from pipeline.data.loader import Batch, pinned
+from pipeline.data.order import FIRST_STREAM, NEWEST_STREAM
 from pipeline.errors import CheckpointError
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_json
@@ -62,7 +63,7 @@ class Trainer:
         if phase.start:
             self._follow(phase.start)
         self.objective = objective_of(phase, self.model)
-        self.batches = self.inputs.batches(self.objective.noise_width)
+        self._open_stream(NEWEST_STREAM)
         self.ema = Ema(self.model, train.ema_decay)
         if train.init_from:
             self._start_from(Path(train.init_from))
@@ -75,6 +76,11 @@ class Trainer:
         self.started = time.monotonic()
         self.seconds_before = 0.0  # of earlier attempts
         self.forward = distribute(self.objective, self.model, self.precision, self.ranks)
+
+    def _open_stream(self, stream: int) -> None:
+        """Draw order and random numbers from this stream of pipeline/data/order.py (all ranks)."""
+        self.stream = stream
+        self.batches = self.inputs.batches(self.objective.noise_width, stream)
 
     def _start_from(self, run_dir: Path) -> None:
         theirs, info = load_model(run_dir, "best", "ema", self.device, "train")
@@ -146,6 +152,7 @@ class Trainer:
         require_same(checkpoint.meta["sections"], self.sections(), self.run_dir)
         restore(checkpoint, self.model, self.ema.model, self.optimizer)
         self.precision.scaler.load_state_dict(checkpoint.meta["scaler"])
+        self._open_stream(checkpoint.meta.get("stream", FIRST_STREAM))  # older checkpoints do not name it
         self.step = checkpoint.step
         self.seconds_before = checkpoint.meta["seconds"]
         self.log.info("resuming at step %d", self.step)
@@ -299,6 +306,7 @@ class Trainer:
             "size": self.inputs.shards.size,
             "sections": self.sections(),
             "scaler": self.precision.scaler.state_dict(),
+            "stream": self.stream,
             "validation": validation,
             "world_size": self.ranks.world_size,
             "precision": self.precision.name,

@@ -13,13 +13,17 @@ import pytest
 
 from pipeline.config.load import with_values
 from pipeline.config.paths import absolute_paths
+from pipeline.data.order import FIRST_STREAM
 from pipeline.prepare import prepare, recorded, require_continuable
-from pipeline.rundir import record
+from pipeline.rundir import layout, record
 from pipeline.rundir.metrics_log import read_metrics
 from pipeline.stages import STAGES
+from pipeline.training.checkpoints.store import Checkpoints
 from tests.conftest import ROOT, run_stage_here
 from tests.tiny_run import make_classifier
 
+# Losses of the next steps, computed by code that had one stream of random numbers only.
+LOSSES = {7: 498.47145593, 8: 515.25602845, 9: 534.72671954}
 STORED = ROOT / "tests" / "data" / "stored_run"
 
 
@@ -55,6 +59,12 @@ def test_it_trains_longer_from_its_checkpoint(run_dir):
     assert "resuming at step 6" in (run_dir / "logs/train/rank0.log").read_text()
     steps = [line["step"] for line in read_metrics(run_dir / "train/metrics.jsonl")]
     assert {1, 6, 10} <= set(steps)
+    lines = [line for line in read_metrics(run_dir / "train/metrics.jsonl") if "train/loss" in line["values"]]
+    losses = {line["step"]: line["values"]["train/loss"] for line in lines}
+    for step, loss in LOSSES.items():
+        assert losses[step] == pytest.approx(loss, rel=1e-5), step
+    checkpoint = Checkpoints(layout.checkpoints_dir(run_dir)).read(10)
+    assert checkpoint.meta["stream"] == FIRST_STREAM
     assert "changed" in record.history(run_dir)[-1]
     assert not (run_dir.parent.parent / "home").exists()
 
