@@ -154,4 +154,6 @@ class FlowDistribution(Distribution):
         sum_d [ln sigma_p - ln sigma_q - 1/2 + (f(z) - mu_p)^2 / (2 sigma_p^2)] - log|det df/dz|
         """
         u, log_det = self.flow(z, self.e)
-        return Divergence(-q.entropy() - self.base.log_prob(u) - log_det, log_det)
+        standard = (u - self.base.mean) * (-self.base.log_std).exp()
+        quadratic = 0.5 * (standard.square().sum(-1) - z.shape[-1])
+        return Divergence(quadratic + (self.base.log_std - q.log_std).sum(-1) - log_det, log_det)

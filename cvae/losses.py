@@ -75,11 +75,16 @@ class Frozen:
 class Edges(LossTerm):
     """Half the squared error of the images' Laplacians; it punishes blur more than the ELBO."""
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.laplacian: Tensor
+        laplacian = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
+        self.register_buffer("laplacian", laplacian.view(1, 1, 3, 3), persistent=False)
+
     def forward(self, images: Tensor, decoded: Tensor, y: Tensor) -> Tensor:
         """Return 1/2 sum (L x - L mean)^2 with L = [[0, 1, 0], [1, -4, 1], [0, 1, 0]] -> [B]."""
         error = (full_precision(images) - full_precision(decoded)).flatten(0, 1).unsqueeze(1)
-        laplacian = error.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
-        filtered = F.conv2d(error, laplacian.view(1, 1, 3, 3))
+        filtered = F.conv2d(error, self.laplacian.to(error.dtype))
         return 0.5 * filtered.square().view(len(images), -1).sum(1)
 
 
@@ -133,7 +138,7 @@ def gaussian_nll(sse: Tensor, images: Tensor | int, s2: Tensor | float, pixels: 
 
 def pack(sums: Sums) -> Tensor:
     """Return sums as one float64 vector without gradient, for one all-reduce."""
-    return torch.stack([value.detach().double() for value in sums.values()])
+    return torch.stack(list(sums.values())).detach().double()
 
 
 def unpack(vector: Tensor, names: Sums) -> Sums:
@@ -142,7 +147,7 @@ def unpack(vector: Tensor, names: Sums) -> Sums:
 
 
 def objective(
-    local: Sums, s2: Tensor, pixels: int, beta: float, weights: dict[str, float], scale: float
+    local: Sums, s2: Tensor, pixels: int, beta: float | Tensor, weights: dict[str, float], scale: float
 ) -> Tensor:
     """Return nll + beta * kl + the weighted terms of this rank's images, [], nats per dimension.
 
@@ -156,7 +161,7 @@ def objective(
 
 
 def means(
-    total: Sums, s2: Tensor, pixels: int, beta: float = 1.0, weights: dict[str, float] | None = None
+    total: Sums, s2: Tensor, pixels: int, beta: float | Tensor = 1.0, weights: dict[str, float] | None = None
 ) -> dict[str, Tensor]:
     """Return the values of an average image by the names of their metrics.
 

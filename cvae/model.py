@@ -108,7 +108,7 @@ class CVAE(nn.Module):
             return {name: 0 * value for name, value in one.items()}
         values = self.terms(x, y, noise).values
         sums = {name: value.sum() for name, value in values.items()}
-        sums["images"] = sums["sse"].new_tensor(float(len(x)))
+        sums["images"] = sums["sse"].new_full((), float(len(x)))
         return sums
 
     def forward(
@@ -116,7 +116,7 @@ class CVAE(nn.Module):
         x: Tensor,
         y: Tensor,
         noise: Tensor,
-        beta: float,
+        beta: float | Tensor,
         scale: float,
         reduce_sum: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:

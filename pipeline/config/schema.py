@@ -77,6 +77,7 @@ class TrainConfig:
     kl_warmup_images: int = 15_000  # images over which the KL term's weight rises from 0 to 1
     ema_decay: float = 0.999  # decay of the averaged weights, per step
     precision: str = "auto"  # auto (the GPU's best of bf16 and fp16, else fp32) | fp32 | bf16 | fp16 | fp64
+    step: str = "auto"  # how steps run: auto | eager | compiled (torch.compile) | graph (one CUDA graph)
     channels_last: bool = True  # keep images as N x H x W x C in memory
     deterministic: bool = False  # use deterministic kernels on a GPU
     log_interval: int = 20  # steps between two records of the training loss
@@ -252,6 +253,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "refine.optim.name": OPTIMIZER_NAMES,
     "refine.optim.schedule": SCHEDULE_NAMES,
     "train.precision": ("auto", "fp32", "bf16", "fp16", "fp64"),
+    "train.step": ("auto", "eager", "compiled", "graph"),
     "classifier.precision": ("auto", "fp32", "bf16", "fp16"),
     "eval.split": ("val", "test"),
     "eval.weights": ("ema", "raw"),

@@ -22,6 +22,7 @@ TRAIN_FREE = {
     "images",
     "micro_batch",
     "precision",
+    "step",
     "channels_last",
     "deterministic",
     "log_interval",

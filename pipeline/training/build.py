@@ -51,10 +51,11 @@ def distribute(module: CVAE | PriorFit, model: CVAE, precision: Precision, ranks
     if ranks.world_size == 1:
         return module
     devices = [ranks.device] if ranks.device.type == "cuda" else None
-    wrapped = DistributedDataParallel(module, device_ids=devices)
+    # Buffers never change, so nobody has to send them around.
+    wrapped = DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
     shapes = (3, model.image_size, model.image_size), (model.n_attributes,), (module.noise_width,)
     blank = [torch.zeros((1, *shape), device=ranks.device, dtype=precision.dtype) for shape in shapes]
     with precision.autocast():
         wrapped(*blank, 1.0, 1.0).objective.backward()
-    model.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=False)  # the gradients are views of one vector
     return wrapped

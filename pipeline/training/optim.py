@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.config.schema import OptimConfig
 from pipeline.errors import ConfigError
+from pipeline.training.step.flat import FlatWeights
 
 
 class Precision:
@@ -52,14 +53,17 @@ def adam(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,
         fused=True,
+        capturable=True,
     )
 
 
 # Each must be fused: the trainer skips a bad step on the device through the attribute `found_inf`.
+# Each must treat every number alone: the trainer hands over all weights as one vector. One that is not
+# `capturable` keeps the step out of a CUDA graph.
 OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], OptimConfig], torch.optim.Optimizer]] = {"adam": adam}
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module | FlatWeights, config: OptimConfig) -> torch.optim.Optimizer:
     """Return the optimizer `config.name`. The caller sets the learning rate before every step."""
     return OPTIMIZERS[config.name](model.parameters(), config)
 
@@ -103,13 +107,18 @@ class Ema:
     Every rank computes the same average without communication.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, weights: FlatWeights, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.weights = weights
+        self.averages = FlatWeights(self.model, weights.tensors)
         self.decay = decay
 
+    def pace(self, step: int) -> float:
+        """Return 1 - decay for this step; the decay is smaller during the first steps."""
+        return 1 - min(self.decay, (1 + step) / (10 + step))
+
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Add (1 - decay) * (weights - average); the decay is smaller during the first steps."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        theirs: list[Tensor] = [p.detach() for p in model.parameters()]
-        torch._foreach_lerp_(list(self.model.parameters()), theirs, 1 - decay)
+    def update(self, pace: Tensor) -> None:
+        """Add pace * (weights - average); `pace` is a tensor []."""
+        average = self.averages.vector
+        average.lerp_(self.weights.vector, pace.to(average.dtype))

@@ -47,14 +47,14 @@ class PriorFit(nn.Module):
             z = self.model.encode(x, y).sample(noise[:, 1 : 1 + z_dim])
         shown = torch.where(hidden[:, None], torch.full_like(y, UNKNOWN), y)
         loss = self.model.prior(shown).fit_loss(z, noise[:, 1 + z_dim :])
-        return {"fit": loss.sum(), "images": loss.new_tensor(float(len(x)))}
+        return {"fit": loss.sum(), "images": loss.new_full((), float(len(x)))}
 
     def forward(
         self,
         x: Tensor,
         y: Tensor,
         noise: Tensor,
-        beta: float,
+        beta: float | Tensor,
         scale: float,
         reduce_sum: Callable[[Tensor], Tensor] = identity,
     ) -> Losses:

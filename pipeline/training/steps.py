@@ -31,16 +31,8 @@ class Record(NamedTuple):
     step: int  # optimizer steps done, this one included
     values: dict[str, float]  # known on the host
     names: tuple[str, ...]
-    numbers: Tensor  # float64 [len(names)]; includes "bad" and "stop"
+    numbers: Tensor  # float64 [len(names)], one copy brings them to the host; includes "bad" and "stop"
     indices: np.ndarray  # samples of this rank
-
-    @classmethod
-    def of(
-        cls, step: int, values: dict[str, float], measured: dict[str, Tensor], indices: np.ndarray
-    ) -> Record:
-        """Stack `measured`, [] each, into one tensor, so that one copy brings it to the host."""
-        numbers = torch.stack([value.detach().double() for value in measured.values()])
-        return cls(step, values, tuple(measured), numbers, indices)
 
 
 BadSteps = list[tuple[Record, dict[str, float]]]

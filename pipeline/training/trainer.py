@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from cvae.losses import Losses, pack
 from cvae.model import CVAE
 from pipeline.data.loader import Batch, pinned
 from pipeline.data.order import FIRST_STREAM, NEWEST_STREAM
@@ -21,7 +17,7 @@ from pipeline.errors import CheckpointError
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_json
 from pipeline.runtime.context import Context
-from pipeline.runtime.split import ceil_div, share
+from pipeline.runtime.split import ceil_div
 from pipeline.training.build import build_model, distribute, objective_of
 from pipeline.training.checkpoints.store import Checkpoints
 from pipeline.training.checkpoints.weights import load_model, require_same, restore, state_tensors
@@ -30,6 +26,9 @@ from pipeline.training.inputs import Inputs
 from pipeline.training.optim import Ema, Precision, kl_weight, learning_rate, make_optimizer
 from pipeline.training.phases import Phase, finished
 from pipeline.training.prior_fit import PriorFit, held_out_loss, standardise
+from pipeline.training.step.arithmetic import StepArithmetic
+from pipeline.training.step.flat import FlatWeights
+from pipeline.training.step.modes import choose_step, use_side_stream
 from pipeline.training.steps import BadSteps, Record
 from pipeline.training.validation import validate
 
@@ -54,6 +53,7 @@ class Trainer:
         self.run_dir = context.run_dir
         torch.use_deterministic_algorithms(train.deterministic)
         torch.backends.cudnn.benchmark = not train.deterministic
+        use_side_stream(self.device)
         self.inputs = Inputs(config, self.ranks, self.log)
         self.precision = Precision(train.precision, self.device)
 
@@ -64,10 +64,12 @@ class Trainer:
             self._follow(phase.start)
         self.objective = objective_of(phase, self.model)
         self._open_stream(NEWEST_STREAM)
-        self.ema = Ema(self.model, train.ema_decay)
+        self.weights = FlatWeights(self.model)
+        self.ema = Ema(self.model, self.weights, train.ema_decay)
         if train.init_from:
             self._start_from(Path(train.init_from))
-        self.optimizer = make_optimizer(self.model, config.optim)
+        self.weights.gather_gradients()
+        self.optimizer = make_optimizer(self.weights, config.optim)
 
         folder = layout.checkpoints_dir(self.run_dir, phase.name)
         self.checkpoints = Checkpoints(folder, train.keep_checkpoints, train.keep_every)
@@ -75,7 +77,21 @@ class Trainer:
         self.last_step = ceil_div(train.images, train.batch_size)
         self.started = time.monotonic()
         self.seconds_before = 0.0  # of earlier attempts
-        self.forward = distribute(self.objective, self.model, self.precision, self.ranks)
+        forward = distribute(self.objective, self.model, self.precision, self.ranks)
+        self.arithmetic = StepArithmetic(
+            self.objective,
+            forward,
+            self._to_inputs,
+            self.weights,
+            self.optimizer,
+            self.ema,
+            self.precision,
+            self.ranks,
+            train,
+            config.optim,
+        )
+        blank = self.batches.blank()
+        self.run_step = choose_step(self.arithmetic, blank, self.device, train, self.log)
 
     def _open_stream(self, stream: int) -> None:
         """Draw order and random numbers from this stream of pipeline/data/order.py (all ranks)."""
@@ -150,7 +166,7 @@ class Trainer:
             return
         checkpoint = chosen or self.checkpoints.read(int(step))
         require_same(checkpoint.meta["sections"], self.sections(), self.run_dir)
-        restore(checkpoint, self.model, self.ema.model, self.optimizer)
+        restore(checkpoint, self.model, self.ema.model, self.weights, self.optimizer)
         self.precision.scaler.load_state_dict(checkpoint.meta["scaler"])
         self._open_stream(checkpoint.meta.get("stream", FIRST_STREAM))  # older checkpoints do not name it
         self.step = checkpoint.step
@@ -162,86 +178,18 @@ class Trainer:
         batch = self.batches.at(step)
         return pinned(batch) if self.device.type == "cuda" else batch
 
-    def reduce_sum(self, sums: Tensor) -> Tensor:
-        """Sum this vector over all ranks in the one all-reduce of a step (all ranks).
-
-        Each rank's wish to stop rides along as the last entry and ends in `self.stop_votes`.
-        """
-        vote = sums.new_full((1,), float(self.stop.requested))
-        reduced = self.ranks.reduce_sum(torch.cat([sums, vote]))
-        self.stop_votes = reduced[-1]
-        return reduced[:-1]
+    def _to_inputs(self, batch: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        return self.batches.to_inputs(batch, self.precision.dtype)
 
     def train_step(self, batch: Batch) -> Record:
         """Make one optimizer step on the global batch (all ranks); this rank's share may be empty."""
-        train, precision = self.config.train, self.precision
+        train = self.config.train
         beta = kl_weight(self.images, train.kl_warmup_images)
         lr = learning_rate(self.images, train.images, self.config.optim)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-
-        x, y, noise = self.batches.to_device(batch, self.device, precision.dtype)
-        n_micro = self._micro_batches()
-        micro = []
-        for i in range(n_micro):
-            part = share(len(x), i, n_micro)
-            cut = slice(part.start, part.stop)
-            micro.append((x[cut], y[cut], noise[cut]))
-
-        reduce_sum: Callable[[Tensor], Tensor] = self.reduce_sum
-        if n_micro > 1:
-            # The first micro-batch's gradient already needs the variance of the whole batch.
-            with torch.no_grad(), precision.autocast():
-                own = torch.stack([pack(self.objective.sums(*inputs)) for inputs in micro]).sum(0)
-            total = self.reduce_sum(own)
-            reduce_sum = lambda _: total  # noqa: E731
-
-        scale = self.ranks.world_size / train.batch_size
-        for i, inputs in enumerate(micro):
-            with self._gradient_sync(i == n_micro - 1):
-                with precision.autocast():
-                    losses: Losses = self.forward(*inputs, beta, scale, reduce_sum)
-                precision.scaler.scale(losses.objective).backward()
-
-        precision.scaler.unscale_(self.optimizer)
-        clip_norm = self.config.optim.clip_norm or float("inf")
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
-
-        # All ranks have the same loss and gradients, so all skip a bad step: on the device, and
-        # without asking the host.
-        loss_is_finite = losses.values["loss"].isfinite()
-        if precision.scaler.is_enabled():
-            bad = ~loss_is_finite  # a finite loss with infinite gradients is left to the scaler
-            precision.scaler.step(self.optimizer)
-            precision.scaler.update()
-        else:
-            bad = ~(loss_is_finite & grad_norm.isfinite())
-            # The fused kernel skips the step if found_inf is 1.
-            self.optimizer.found_inf = bad.to(torch.float32)  # type: ignore[attr-defined]
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.model, self.step)
+        controls = [beta, lr, self.ema.pace(self.step), float(self.stop.requested)]
+        numbers = self.run_step(batch, controls)
         self.step += 1
-
-        measured = losses.values | {"grad_norm": grad_norm, "bad": bad, "stop": self.stop_votes}
-        return Record.of(self.step, {"beta": beta, "lr": lr}, measured, batch.indices)
-
-    def _micro_batches(self) -> int:
-        """Return the number of micro-batches, from global numbers only.
-
-        Ranks that disagreed about it would wait for each other forever.
-        """
-        train = self.config.train
-        if not train.micro_batch:
-            return 1
-        largest_share = ceil_div(train.batch_size, self.ranks.world_size)
-        return ceil_div(largest_share, train.micro_batch)
-
-    def _gradient_sync(self, last: bool) -> AbstractContextManager:
-        """Let DDP sum gradients over ranks only in the backward pass of the last micro-batch."""
-        if isinstance(self.forward, DistributedDataParallel) and not last:
-            return self.forward.no_sync()
-        return nullcontext()
+        return Record(self.step, {"beta": beta, "lr": lr}, self.arithmetic.names, numbers, batch.indices)
 
     def validate(self) -> dict[str, float]:
         """Return the values of the val split for the raw and the averaged weights (all ranks)."""
@@ -295,7 +243,7 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors of a checkpoint."""
-        return state_tensors(self.model, self.ema.model, self.optimizer)
+        return state_tensors(self.model, self.ema.model, self.weights, self.optimizer)
 
     def meta(self, validation: dict[str, float] | None) -> dict[str, Any]:
         """Return the JSON of a checkpoint; `validation` is None if none was made at this step."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from pipeline.config import load as configuration
 from pipeline.data.loader import Prefetcher
@@ -28,25 +27,24 @@ def trajectory(run_dir: Path, ranks) -> None:
     config = configuration.load([run_dir / "config.yaml"])
     trainer = Trainer(phase("train", config), Context(run_dir, ranks, StopFlag(), logging.getLogger("test")))
     notes: dict[str, torch.Tensor] = {}
-    clip = nn.utils.clip_grad_norm_
+    clip = trainer.arithmetic._clip
 
-    def note_gradients(parameters, max_norm):
+    def note_gradients(gradient):
         if trainer.step in GRADIENTS_OF:
-            for name, p in trainer.model.named_parameters():
+            for name, p in trainer.weights.tensors.items():
                 notes[f"grad{trainer.step}.{name}"] = p.grad.clone().contiguous()
-        return clip(parameters, max_norm)
+        return clip(gradient)
 
-    nn.utils.clip_grad_norm_ = note_gradients
+    trainer.arithmetic._clip = note_gradients
     records, indices = [], []
     for batch in Prefetcher(trainer.prepare, 0, STEPS):
         record = trainer.train_step(batch)
         records.append(record.numbers)
         indices.append(torch.from_numpy(record.indices))
-    nn.utils.clip_grad_norm_ = clip
     notes["records"] = torch.stack(records)
     notes["indices"] = torch.stack(indices)
-    notes |= {f"model.{k}": v.contiguous() for k, v in trainer.model.state_dict().items()}
-    notes |= {f"ema.{k}": v.contiguous() for k, v in trainer.ema.model.state_dict().items()}
+    notes |= {f"model.{k}": v.clone().contiguous() for k, v in trainer.model.state_dict().items()}
+    notes |= {f"ema.{k}": v.clone().contiguous() for k, v in trainer.ema.model.state_dict().items()}
     values = trainer.validate()
     notes["validation"] = torch.tensor(list(values.values()), dtype=torch.float64)
     save_file(notes, run_dir / f"rank{ranks.rank}.safetensors")

@@ -17,20 +17,28 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.rundir import layout
 from pipeline.training.checkpoints.store import Checkpoint, Checkpoints
 from pipeline.training.phases import last_phase, phase
+from pipeline.training.step.flat import FlatWeights
 
 
-def state_tensors(model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return every tensor of a training state: model.*, ema.* and optim.<parameter>.<moment>."""
+def state_tensors(
+    model: nn.Module, ema: nn.Module, weights: FlatWeights, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Return every tensor of a training state: model.*, ema.* and optim.<parameter>.<moment>.
+
+    Many are views of one vector, so a caller that writes them to a file copies them first.
+    """
     named = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     named |= {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        moments = optimizer.state[parameter]
-        named |= {f"optim.{name}.{moment}": tensor for moment, tensor in moments.items()}
-    return named
+    moments = weights.moments(optimizer)
+    return named | {f"optim.{name}": tensor for name, tensor in moments.items()}
 
 
 def restore(
-    checkpoint: Checkpoint, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    ema: nn.Module,
+    weights: FlatWeights,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     """Put the tensors of `checkpoint` back where `state_tensors` took them (all ranks, the same file).
 
@@ -38,23 +46,7 @@ def restore(
     """
     load_weights(checkpoint, model, "model.")
     load_weights(checkpoint, ema, "ema.")
-    moments: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in checkpoint.tensors("optim.").items():
-        parameter_name, _, moment = name.rpartition(".")
-        moments.setdefault(parameter_name, {})[moment] = tensor
-    for name, parameter in model.named_parameters():
-        own = moments.get(name, {})
-        optimizer.state[parameter] = {moment: _like(parameter, tensor) for moment, tensor in own.items()}
-
-
-def _like(parameter: Tensor, moment: Tensor) -> Tensor:
-    """Return `moment` on the parameter's device and, if it has its shape, in its memory layout.
-
-    The fused kernel walks memory, so a moment must lie in memory as its parameter does.
-    """
-    if moment.shape != parameter.shape:
-        return moment.to(parameter.device)
-    return torch.empty_like(parameter).copy_(moment)
+    weights.restore_moments(optimizer, checkpoint.tensors("optim."))
 
 
 def load_weights(checkpoint: Checkpoint, model: nn.Module, prefix: str) -> None:

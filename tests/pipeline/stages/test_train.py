@@ -56,7 +56,14 @@ def final_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
     return load_file(Checkpoints(layout.checkpoints_dir(run_dir)).path(24))
 
 
-@pytest.mark.parametrize("world,extra", [(1, ["train.precision=bf16"]), (3, ["train.micro_batch=2"])])
+@pytest.mark.parametrize(
+    "world,extra",
+    [
+        (1, ["train.precision=bf16"]),
+        (3, ["train.micro_batch=2"]),
+        pytest.param(2, ["train.step=compiled"], marks=pytest.mark.slow),
+    ],
+)
 def test_stop_and_resume_equals_an_uninterrupted_run_bitwise(tiny_overrides, tmp_path, world, extra):
     """Stopped twice (one rank is asked, all stop), nothing is lost and no step is missing or doubled."""
     for name in ("whole", "parts"):

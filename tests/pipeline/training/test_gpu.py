@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +16,15 @@ from safetensors.torch import load_file
 
 from pipeline.config import load as configuration
 from pipeline.rundir import layout, record
+from pipeline.runtime.context import Context
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.preempt import StopFlag
 from pipeline.training.checkpoints import store as checkpoint
 from pipeline.training.checkpoints.saver import Saver
 from pipeline.training.checkpoints.store import Checkpoints
+from pipeline.training.phases import phase
+from pipeline.training.step import modes
+from pipeline.training.trainer import Trainer
 from tests.conftest import ROOT, run_ranks, run_stage_here
 from tests.tiny_run import make_checkpoint, make_classifier, make_shards, tiny_config
 
@@ -44,23 +52,78 @@ def test_every_precision_trains(tiny_overrides, tmp_path, precision):
     assert json.loads((tmp_path / "run" / "train" / "done.json").read_text())["peak_gpu_memory_mib"] > 0
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_deterministic_resume_is_bitwise(tiny_overrides, tmp_path, precision, monkeypatch):
+@pytest.mark.parametrize(
+    "precision,step",
+    [("fp32", "eager"), ("bf16", "eager"), ("fp16", "eager"), ("fp32", "graph"), ("bf16", "graph")],
+)
+def test_deterministic_resume_is_bitwise(tiny_overrides, tmp_path, precision, step, monkeypatch):
+    """Stopped during the eager steps before a capture, and once more after it."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    changes = [f"train.precision={precision}", "train.deterministic=true", f"train.step={step}"]
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
-        config = configuration.load(
-            [], [*tiny_overrides, *SHORT, f"train.precision={precision}", "train.deterministic=true"]
-        )
+        config = configuration.load([], [*tiny_overrides, *SHORT, *changes])
         (tmp_path / name / "config.yaml").write_text(configuration.dump(config))
     run_ranks(WORKER, [str(tmp_path / "whole")], 1)
-    run_ranks(WORKER, [str(tmp_path / "parts"), "8"], 1)
+    run_ranks(WORKER, [str(tmp_path / "parts"), "4"], 1)
+    run_ranks(WORKER, [str(tmp_path / "parts"), "20"], 1)
     run_ranks(WORKER, [str(tmp_path / "parts")], 1)
     whole, parts = (
         load_file(Checkpoints(layout.checkpoints_dir(tmp_path / n)).path(24)) for n in ("whole", "parts")
     )
     for name in whole:
         assert torch.equal(whole[name], parts[name]), name
+
+
+def numbers_of(overrides: list[str], folder: Path, steps: int) -> torch.Tensor:
+    """The numbers of every step of a training, [steps, K]."""
+    folder.mkdir()
+    config = configuration.load([], overrides)
+    ranks = Ranks(device=torch.device("cuda", 0))
+    trainer = Trainer(phase("train", config), Context(folder, ranks, StopFlag(), logging.getLogger("test")))
+    return torch.stack([trainer.train_step(trainer.prepare(s)).numbers.cpu() for s in range(steps)])
+
+
+@pytest.mark.parametrize("changes", [[], ["train.micro_batch=2"], ["data.rotation_degrees=10"]], ids=str)
+def test_a_hundred_steps_of_the_graph_are_those_of_eager_mode(tiny_overrides, tmp_path, changes):
+    base = [*tiny_overrides, "train.precision=fp32", "train.deterministic=true", *changes]
+    eager = numbers_of([*base, "train.step=eager"], tmp_path / "eager", 100)
+    graph = numbers_of([*base, "train.step=graph"], tmp_path / "graph", 100)
+    torch.testing.assert_close(graph, eager, rtol=1e-6, atol=1e-9)
+
+
+def test_auto_takes_the_graph_and_a_step_without_a_finite_loss_changes_nothing(tiny_overrides, tmp_path):
+    config = configuration.load([], [*tiny_overrides, "train.precision=fp32"])
+    ranks = Ranks(device=torch.device("cuda", 0))
+    trainer = Trainer(phase("train", config), Context(tmp_path, ranks, StopFlag(), logging.getLogger("test")))
+    assert isinstance(trainer.run_step, modes.GraphedStep)
+    for step in range(modes.WARM_UP + 2):
+        trainer.train_step(trainer.prepare(step))
+    before = trainer.weights.vector.detach().clone()
+    batch = trainer.prepare(20)
+    bad = trainer.train_step(batch._replace(noise=batch.noise * float("nan")))
+    assert dict(zip(bad.names, bad.numbers.tolist(), strict=True))["bad"] == 1
+    assert torch.equal(before, trainer.weights.vector.detach())
+    trainer.stop.requested = True
+    good = trainer.train_step(batch)
+    assert dict(zip(good.names, good.numbers.tolist(), strict=True))["stop"] == 1
+    assert not torch.equal(before, trainer.weights.vector.detach())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("step", ["eager", "graph"])
+def test_two_ranks_follow_one(tiny_overrides, tmp_path, step):
+    weights = []
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        changes = ["train.precision=fp64", f"train.step={step}"]
+        config = configuration.load([], [*tiny_overrides, *SHORT, *changes])
+        (folder / "config.yaml").write_text(configuration.dump(config))
+        run_ranks(WORKER, [str(folder)], world)
+        weights.append(load_file(Checkpoints(layout.checkpoints_dir(folder)).path(24)))
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-8, atol=1e-10)
 
 
 def test_a_checkpoint_holds_the_step_that_asked_while_the_stream_moves_on(tmp_path, monkeypatch):
