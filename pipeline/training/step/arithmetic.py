@@ -76,7 +76,8 @@ class StepArithmetic:
         self.ema.update(pace)
         measured = losses.values | {"grad_norm": grad_norm, "bad": bad, "stop": votes}
         self.names = tuple(measured)
-        return torch.stack([value.detach().double() for value in measured.values()])
+        float64 = [value if value.dtype == torch.float64 else value.double() for value in measured.values()]
+        return torch.stack(float64)
 
     def _gradients(self, inputs: Inputs, beta: Tensor, vote: Tensor) -> tuple[Losses, Tensor]:
         """Run forward and backward passes; return the losses and the number of ranks that wish to stop."""
