@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -51,8 +54,11 @@ def distribute(module: CVAE | PriorFit, model: CVAE, precision: Precision, ranks
     if ranks.world_size == 1:
         return module
     devices = [ranks.device] if ranks.device.type == "cuda" else None
-    # Buffers never change, so nobody has to send them around.
-    wrapped = DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+    # Buffers never change, so nobody has to send them around. torch 2.13 renamed the switch.
+    known = inspect.signature(DistributedDataParallel).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    quiet: dict[str, Any] = {switch: False}
+    wrapped = DistributedDataParallel(module, device_ids=devices, **quiet)
     shapes = (3, model.image_size, model.image_size), (model.n_attributes,), (module.noise_width,)
     blank = [torch.zeros((1, *shape), device=ranks.device, dtype=precision.dtype) for shape in shapes]
     with precision.autocast():

@@ -56,7 +56,7 @@ class FlatWeights:
 
     def moments(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """Return the optimizer's state as <tensor>.<moment>; what it has once is repeated for each tensor."""
-        named = {}
+        named: dict[str, Tensor] = {}
         for moment, state in optimizer.state[self.vector].items():
             if state.shape == self.vector.shape:
                 parts = self.views(state)

@@ -21,6 +21,7 @@ from pipeline.training.step.arithmetic import CONTROLS, StepArithmetic
 
 WARM_UP = 11  # eager steps before a capture: DDP's documented number
 Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
+NEVER = 10**12  # eager steps before another try
 StepRunner = Callable[[Batch, list[float]], Tensor]  # batch and controls -> numbers of the step
 
 
@@ -34,22 +35,33 @@ class EagerStep:
     def __call__(self, batch: Batch, controls: list[float]) -> Tensor:
         """Make one step; see `StepArithmetic`."""
         tensors = [tensor.to(self.device, non_blocking=True) for tensor in batch[1:]]
-        return self.arithmetic(tensors, torch.tensor(controls, dtype=torch.float64).to(self.device))
+        on_host = torch.tensor(controls, dtype=torch.float64)
+        return self.arithmetic(tensors, on_host.to(self.device, non_blocking=True))
 
 
 class GraphedStep:
     """Runs WARM_UP steps on buffers that never move, captures the next one, and replays it from then on.
 
     Every step counts: also the first ones train. `capture` records what a function does on the device and
-    returns a function that does it again, and the tensor that then holds the result.
+    returns a function that does it again, and the tensor that then holds the result. If a single rank cannot
+    capture, steps stay eager with `may_stay_eager`; otherwise ConfigError tells what to set.
     """
 
-    def __init__(self, arithmetic: StepArithmetic, device: torch.device, capture: Capture) -> None:
+    def __init__(
+        self,
+        arithmetic: StepArithmetic,
+        device: torch.device,
+        capture: Capture,
+        may_stay_eager: bool,
+        log: logging.Logger,
+    ) -> None:
         self.arithmetic = arithmetic
         self.capture = capture
+        self.may_stay_eager = may_stay_eager and arithmetic.ranks.world_size == 1
+        self.log = log
         self.controls = torch.zeros(len(CONTROLS), dtype=torch.float64, device=device)
         self.buffers: list[Tensor] = []
-        self.eager_steps = 0
+        self.eager_left = WARM_UP
         self.replay: Callable[[], object] | None = None
         self.numbers = self.controls
 
@@ -57,13 +69,28 @@ class GraphedStep:
         """Make one step; see `StepArithmetic`."""
         self._load(batch, controls)
         step = partial(self.arithmetic, self.buffers, self.controls)
-        if self.eager_steps < WARM_UP:
-            self.eager_steps += 1
+        if self.eager_left:
+            self.eager_left -= 1
             return step()
-        if self.replay is None:
-            self.replay, self.numbers = self.capture(step)
+        if self.replay is None and not self._captured(step):
+            self.eager_left = NEVER
+            return step()
+        assert self.replay is not None
         self.replay()
         return self.numbers.clone()  # the next step writes over them
+
+    def _captured(self, step: Callable[[], Tensor]) -> bool:
+        """Capture `step`, which does not run by that. Raises ConfigError."""
+        try:
+            self.replay, self.numbers = self.capture(step)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            if not self.may_stay_eager:
+                raise ConfigError(
+                    f"key 'train.step': the step could not be captured ({reason}); set train.step=eager"
+                ) from error
+            self.log.warning("steps run eager from now on: the step could not be captured (%s)", reason)
+        return self.replay is not None
 
     def _load(self, batch: Batch, controls: list[float]) -> None:
         tensors = batch[1:]
@@ -143,7 +170,7 @@ def choose_step(
         name, why = "eager", obstacle
     log.info("steps run %s: %s", name, why)
     if name == "graph":
-        return GraphedStep(arithmetic, device, capture_in_cuda_graph)
+        return GraphedStep(arithmetic, device, capture_in_cuda_graph, train.step == "auto", log)
     return EagerStep(arithmetic, device)
 
 

@@ -25,7 +25,7 @@ from tests.conftest import ROOT
 from tests.tiny_run import SIZE, make_shards, tiny_config
 from tools.dev.benchmarks.host import operations
 
-MOST_OPERATIONS = 1_800  # of an eager step of configs/sigma_cvae_nf.yaml
+MOST_OPERATIONS = 2_650  # of an eager step of configs/sigma_cvae_nf.yaml
 
 
 def trainer_of(config, folder: Path) -> Trainer:
@@ -102,19 +102,39 @@ def capture_by_calling(step):
     return replay, result
 
 
+def graphed(trainer: Trainer, capture, may_stay_eager: bool = False) -> Trainer:
+    """Let the steps of `trainer` run as those of a graph do."""
+    cpu = torch.device("cpu")
+    trainer.run_step = modes.GraphedStep(trainer.arithmetic, cpu, capture, may_stay_eager, trainer.log)
+    return trainer
+
+
 def test_the_captured_step_follows_the_eager_one_bitwise(tiny):
-    eager, graphed = tiny("train.step=eager"), tiny("train.step=eager")
     captured = []
-    graphed.run_step = modes.GraphedStep(
-        graphed.arithmetic,
-        torch.device("cpu"),
-        lambda step: (captured.append(1), capture_by_calling(step))[1],
-    )
+
+    def capture(step):
+        captured.append(step)
+        return capture_by_calling(step)
+
     steps = modes.WARM_UP + 3
-    (numbers, *weights), (same_numbers, *same_weights) = follow(eager, steps), follow_padded(graphed, steps)
-    assert captured == [1]
+    numbers, *weights = follow(tiny("train.step=eager"), steps)
+    same_numbers, *same_weights = follow_padded(graphed(tiny("train.step=eager"), capture), steps)
+    assert len(captured) == 1
     assert torch.equal(numbers, same_numbers[:, : numbers.shape[1]])
     assert all(torch.equal(a, b) for a, b in zip(weights, same_weights, strict=True))
+
+
+def test_a_capture_that_fails_leaves_auto_eager_and_stops_a_run_that_asked_for_it(tiny, caplog):
+    def capture(step):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    steps = modes.WARM_UP + 2
+    numbers, *_ = follow(tiny("train.step=eager"), steps)
+    same, *_ = follow(graphed(tiny("train.step=eager"), capture, may_stay_eager=True), steps)
+    assert torch.equal(numbers, same)
+    assert caplog.text.count("could not be captured (operation not permitted") == 1
+    with pytest.raises(ConfigError, match="could not be captured .operation not permitted.*train.step=eager"):
+        follow(graphed(tiny("train.step=eager"), capture), steps)
 
 
 def follow_padded(trainer: Trainer, steps: int) -> tuple[Tensor, Tensor, Tensor]:

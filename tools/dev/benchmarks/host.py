@@ -11,6 +11,7 @@ import numpy as np
 from torch.profiler import profile
 
 from pipeline.config.load import with_values
+from pipeline.data.loader import Batch
 from pipeline.data.order import NEWEST_STREAM, STREAMS
 from pipeline.runtime.distributed import Ranks
 from pipeline.stages import shard as shard_stage
@@ -49,6 +50,16 @@ def milliseconds(action: Callable[[int], object]) -> float:
     return 1000 * (time.perf_counter() - start) / STEPS
 
 
+def one_step(trainer: Trainer, batch: Batch, _: int) -> None:
+    """Make one training step on `batch`."""
+    trainer.train_step(batch)
+
+
+def count(step: Callable[[], object]) -> float:
+    """Return `operations` as a figure of a benchmark."""
+    return float(operations(step))
+
+
 def steps(bench: Bench) -> dict[str, Result]:
     """Measure milliseconds of a step, one image of 8 pixels, and operations of a step."""
     small = with_values(bench.config, SMALL)
@@ -60,9 +71,8 @@ def steps(bench: Bench) -> dict[str, Result]:
         config = replace(small, train=replace(small.train, step=mode, images=NEVER))
         trainer = Trainer(phase("train", config), context(bench.folder / f"host_{mode}", Ranks()))
         batch = trainer.prepare(0)
-        step = partial(Trainer.train_step, trainer, batch)
-        contenders[f"step, {mode}"] = partial(milliseconds, lambda _, step=step: step())
-        counts[f"step, {mode}"] = lambda step=step: float(operations(step))
+        contenders[f"step, {mode}"] = partial(milliseconds, partial(one_step, trainer, batch))
+        counts[f"step, {mode}"] = partial(count, partial(one_step, trainer, batch, 0))
     ratios = {("step, eager", "step, compiled"): 1.5} if len(contenders) > 1 else None
     measured = measure(contenders, bench.repeats, ratios, warm_up=True)
     counted = measure(counts, repeats=1)
