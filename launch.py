@@ -1,4 +1,8 @@
-"""Launch runs: `python launch.py` runs a demo on this machine, `--cluster slurm` runs it on a cluster."""
+"""Launch runs: the stages shard, train, classifier and eval, on this machine or on a cluster.
+
+Without words it runs a demo on faces that the project draws itself. A finished stage is left out, so the
+same command continues what was stopped. docs/configuration.md lists all keys.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +11,42 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.command_line import parser
 from pipeline.config import load as configuration
 from pipeline.config.schema import ClusterConfig, RunConfig
 from pipeline.config.sweep import read_sweep
 from pipeline.errors import ConfigError, exit_code
-from pipeline.prepare import prepare, recorded, require_continuable, resolved
+from pipeline.prepare import (
+    evaluates_only,
+    prepare,
+    recorded,
+    require_continuable,
+    resolved,
+    schedule_note,
+)
 from pipeline.rundir.layout import shared_dir
 from pipeline.rundir.redact import redact
+from pipeline.stages import STAGES
+from slurm.announce import opening
 from slurm.chain import Chain, Run, parse_stages, plan
 from slurm.executors import Executor, executor_named
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 DEMO_CONFIGS = ["sigma_cvae", "sigma_cvae_nf"]
 DEMO_OVERLAY = "demo"
-EPILOG = """\
-examples:
-  launch.py                                               the demo: two variants on drawn faces, compared
-  launch.py --config paper name=narrow model.z_dim=64     a variant; every key can be set
-  launch.py --run-dir runs/x train.images=300000          train a run longer (images seen in all)
-  launch.py --run-dir runs/x --stages eval eval.n=10000   evaluate it again, on 10,000 images
-  launch.py --cluster slurm --config paper shard.source=/data/celeba
-                                                          the whole chain on a cluster
-  launch.py --cluster slurm --config paper --dry-run      show the configuration and the sbatch scripts
-  launch.py --cluster slurm --sweep configs/sweeps/paper_table.yaml
-                                                          variants x seeds, and a table of them
+EXAMPLES = """\
+  python launch.py                                            the demo: two variants on drawn faces
+  python launch.py --config sigma_cvae_nf shard.source=/data/celeba
+                                                              train on CelebA, on this machine
+  python launch.py --config paper name=narrow model.z_dim=64  a variant; every key can be set
+  python launch.py --run-dir runs/x train.images=300000       train a run longer (images seen in all)
+  python launch.py --run-dir runs/x --stages eval eval.n=10000
+                                                              evaluate it again, on 10,000 images
+  python launch.py --cluster slurm --config paper shard.source=/data/celeba
+                                                              the whole chain on a cluster
+  python launch.py --cluster slurm --config paper --dry-run   show configuration and sbatch scripts
+  python launch.py --cluster slurm --sweep configs/sweeps/paper_table.yaml
+                                                              variants x seeds, and a table of them
 """
 
 
@@ -39,10 +55,8 @@ examples:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line. A word with '=' is an override wherever it stands."""
-    parser = argparse.ArgumentParser(
-        prog="launch.py", description=__doc__, epilog=EPILOG, formatter_class=_aligned, add_help=False
-    )
-    add = parser.add_argument
+    words = parser("launch.py", __doc__, EXAMPLES)
+    add = words.add_argument
     add("overrides", metavar="key=value", nargs="*", help="e.g. train.batch_size=256 (images, global)")
     add("--cluster", metavar="NAME", help="configs/cluster/NAME.yaml, or a .yaml file (default: local)")
     add(
@@ -54,21 +68,25 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--overlay", metavar="NAME", nargs="+", default=[], help="configs/overlays/NAME.yaml, for every run")
     add("--sweep", metavar="FILE", type=Path, help="a run for each configuration x grid point x seed in FILE")
-    add("--stages", metavar="A,B", help="of shard,train,classifier,eval (default: all that are incomplete)")
+    add(
+        "--stages",
+        metavar="A,B",
+        help="of shard,train,tune,refine,classifier,eval (default: all); complete ones are left out",
+    )
     add("--run-dir", metavar="DIR", type=_folder, help="continue the run in DIR (default: runs_dir/name)")
     add("--dry-run", action="store_true", help="print the configuration and the jobs; write nothing")
     add("--wait", action="store_true", help="on a cluster: follow the jobs; Ctrl-C leaves them running")
-    add("--no-preflight", dest="preflight", action="store_false", help="on a cluster: submit without checks")
-    add("-h", "--help", action="help", help="show this text")
-    args = parser.parse_intermixed_args(argv)
+    add(
+        "--no-preflight",
+        dest="preflight",
+        action="store_false",
+        help="start without the checks of paths, space, GPUs and stores",
+    )
+    args = words.parse_intermixed_args(argv)
     for names in (args.config, args.overlay):  # a list of names takes the overrides that follow it
         args.overrides += [name for name in names if "=" in name]
         names[:] = [name for name in names if "=" not in name]
     return args
-
-
-def _aligned(prog: str) -> argparse.HelpFormatter:
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=110)
 
 
 def _folder(path: str) -> Path:
@@ -167,6 +185,33 @@ def describe(runs: list[Run], chain: Chain, executor: Executor) -> str:
     return "\n".join(parts)
 
 
+def require_wanted(runs: list[Run], stages: list[str]) -> None:
+    """Raise ConfigError if a stage that was asked for by name is part of no run."""
+    for stage in stages:
+        if not any(STAGES[stage].wanted(run.config) for run in runs):
+            raise ConfigError(
+                f"--stages {stage}: key '{stage}.images': is 0, so no run has this stage; "
+                "set its length in images"
+            )
+
+
+def _marked(run: Run, stages: list[str]) -> Run:
+    return replace(run, evaluates_only=evaluates_only(run.run_dir, run.config, stages))
+
+
+def _forgotten_source(args: argparse.Namespace, runs: list[Run]) -> list[str]:
+    """Warn if a configuration for real images is about to be trained on drawn ones."""
+    drawn = [run.config for run in runs if not (run.config.shard.source or run.config.data.shards)]
+    new = args.config or args.sweep
+    meant = DEMO_OVERLAY in args.overlay or any(word.startswith("toy.") for word in args.overrides)
+    if not drawn or not new or meant:
+        return []
+    return [
+        "key 'shard.source': is empty, so the runs train on faces drawn by this project; "
+        "for real images add shard.source=FOLDER"
+    ]
+
+
 def main(argv: list[str] | None = None) -> None:
     """Resolve the runs, check everything, then start the jobs.
 
@@ -174,24 +219,26 @@ def main(argv: list[str] | None = None) -> None:
     """
     args = arguments(argv)
     stages = parse_stages(args.stages)
-    runs = resolve(args)
+    runs = [_marked(run, stages) for run in resolve(args)]
     for run in runs:
         require_continuable(run.run_dir, run.config)
-    chain = plan(runs, stages, explicit=args.stages is not None)
+    if args.stages:
+        require_wanted(runs, stages)
+    chain = plan(runs, stages)
     executor = executor_named(runs[0].config.cluster.executor)
     if args.dry_run:
         print(describe(runs, chain, executor))
         return
-    place = executor.place(runs[0])
+    lengths = [schedule_note(run.run_dir, run.config) for run in runs]
+    first_lines = opening(runs, chain, executor.place(runs[0]))
     warnings = executor.check(runs, chain, args.preflight)
-    print(place)
-    for warning in warnings:
+    print("\n".join([*first_lines, *filter(None, lengths)]), flush=True)
+    for warning in [*_forgotten_source(args, runs), *warnings]:
         print(f"warning: {warning}", file=sys.stderr)
+    if not chain.steps:
+        return
     for run in runs:
-        prepare(run.run_dir, run.config, stages)
-        print(f"{run.config.name}: {run.run_dir}")
-    for note in chain.notes:
-        print(note)
+        prepare(run.run_dir, run.config, stages, keep=run.evaluates_only)
     sweep = shared_dir(runs[0].config).parent / "_sweeps" / args.sweep.stem if args.sweep else None
     executor.launch(runs, chain, sweep, args.wait)
 

@@ -21,6 +21,17 @@ from pipeline.tracking.mlflow_store import with_store
 
 ROOT = Path(__file__).resolve().parents[1]  # of the code
 
+# What an evaluation may change for itself alone: how it measures, and how its job runs.
+EVALUATION_KEYS = (
+    "eval.",
+    "cluster.",
+    "data.verify",
+    "data.damaged",
+    "train.threads",
+    "train.timeout_s",
+    "train.deterministic",
+)
+
 
 def resolved(config: RunConfig) -> RunConfig:
     """Return the configuration that every job and tool reads: absolute paths, and the tracker's store."""
@@ -53,15 +64,57 @@ def require_continuable(run_dir: Path, config: RunConfig) -> None:
     fixed = configuration.leaves(layout.trained_sections(config))
     differing = {key: pair for key, pair in changes(old, config).items() if key in fixed}
     if differing:
-        listed = "; ".join(f"{key}: {then!r} -> {now!r}" for key, (then, now) in differing.items())
         raise ConfigError(
-            f"{run_dir}: its checkpoints were trained with other settings ({listed}); "
+            f"{run_dir}: its checkpoints were trained with other settings ({_listed(differing)}); "
             f"use another name=... or --run-dir, or start anew from its weights: train.init_from={run_dir}"
         )
 
 
-def prepare(run_dir: Path, config: RunConfig, stages: list[str]) -> None:
-    """Write config.yaml, and append to config_history.jsonl what this launch changes."""
+def evaluates_only(run_dir: Path, config: RunConfig, stages: list[str]) -> bool:
+    """Return whether a launch of `stages` only evaluates a finished run once more.
+
+    Such a launch leaves config.yaml as it is. Raises ConfigError if evaluation alone was asked for, but
+    other settings of the run differ.
+    """
+    old = recorded(run_dir)
+    wanted = [name for name in stages if STAGES[name].wanted(config)]
+    pending = [name for name in wanted if not STAGES[name].complete(config, run_dir)]
+    if old is None or pending != ["eval"]:
+        return False
+    others = {}
+    for key, pair in changes(old, config).items():
+        if not key.startswith(EVALUATION_KEYS):
+            others[key] = pair
+    if others and stages == ["eval"]:
+        raise ConfigError(
+            f"{run_dir}: an evaluation leaves the settings of its run as they are, but this launch has "
+            f"others ({_listed(others)}); leave them out, or evaluate the run as it is: "
+            f"`launch.py --run-dir {run_dir} --stages eval`"
+        )
+    return not others
+
+
+def _listed(differing: dict[str, tuple[Any, Any]]) -> str:
+    return "; ".join(f"{key}: {then!r} -> {now!r}" for key, (then, now) in differing.items())
+
+
+def schedule_note(run_dir: Path, config: RunConfig) -> str:
+    """Say what a new length does to the learning rate of a run that goes on; "" if the length is the same."""
+    old = recorded(run_dir)
+    if old is None or old.train.images == config.train.images or not _newest_step(run_dir, config):
+        return ""
+    before, now = old.train.images, config.train.images
+    return (
+        f"{config.name}: train.images: {before:,} -> {now:,}: from here on the learning rate follows the "
+        f"{config.optim.schedule} schedule over {now:,} images, no longer over {before:,}"
+    )
+
+
+def prepare(run_dir: Path, config: RunConfig, stages: list[str], keep: bool = False) -> None:
+    """Write config.yaml, and append to config_history.jsonl what this launch changes.
+
+    `keep`: config.yaml stays as it is (see `evaluates_only`).
+    """
     old = recorded(run_dir)
     line = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -70,7 +123,8 @@ def prepare(run_dir: Path, config: RunConfig, stages: list[str]) -> None:
         "stages": stages,
         "changed": changes(old, config) if old else {},
     }
-    write_text(run_dir / "config.yaml", configuration.dump(config))
+    if not keep:
+        write_text(run_dir / "config.yaml", configuration.dump(config))
     append_line(run_dir / "config_history.jsonl", redact(json.dumps(line)))
 
 

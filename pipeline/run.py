@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 from pathlib import Path
 
+from pipeline.command_line import add_run_dir, parser
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError, exit_code
 from pipeline.rundir.record import run_config
 from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.stages import STAGES
+
+EXAMPLES = """\
+  python -m pipeline.run runs/sigma_cvae_nf shard
+  torchrun --nproc-per-node 4 -m pipeline.run runs/sigma_cvae_nf train
+"""
 
 
 def run_stage(
@@ -21,10 +26,12 @@ def run_stage(
     stop: StopFlag | None = None,
     part: tuple[int, int] | None = None,
     job: str = "",
+    config_file: Path | None = None,
 ) -> None:
     """Run `stage` of the run in `run_dir` on this rank (all ranks call it).
 
-    Reads run_dir/config.yaml and the variables RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
+    Reads run_dir/config.yaml, or the `config_file` of an evaluation with its own settings, and the variables
+    RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
     `stop`: a flag that already listens, for a caller that asks afterwards which signals came.
     `part`: (k, n) runs only part k of n of a stage that can be split; the whole stage later completes it.
     `job`: the scheduler's name of this job, for messages.
@@ -32,9 +39,9 @@ def run_stage(
     """
     if stop is None:
         with StopFlag() as stop:  # it listens before torch is imported, which takes seconds
-            return run_stage(run_dir, stage, stop, part, job)
+            return run_stage(run_dir, stage, stop, part, job, config_file)
     _require_stage(stage, part)
-    config = run_config(run_dir)
+    config = run_config(run_dir, config_file)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
     _run(config, run_dir, stage, stop, part, job)
@@ -87,13 +94,13 @@ def parse_part(text: str | None) -> tuple[int, int] | None:
 
 def main() -> None:
     """Run the command line of one rank."""
-    parser = argparse.ArgumentParser(prog="pipeline.run", description=__doc__)
-    parser.add_argument("run_dir", type=Path, help="run directory that holds config.yaml")
-    parser.add_argument("stage", help=f"one of {', '.join(STAGES)}")
-    parser.add_argument(
+    words = parser("pipeline.run", __doc__, EXAMPLES)
+    add_run_dir(words)
+    words.add_argument("stage", metavar="STAGE", help=f"one of {', '.join(STAGES)}")
+    words.add_argument(
         "--part", metavar="K/N", help="part K (from 0) of N parts of a stage that can be split: shard"
     )
-    args = parser.parse_args()
+    args = words.parse_args()
     try:
         run_stage(args.run_dir.absolute(), args.stage, part=parse_part(args.part))
     except Stopped:

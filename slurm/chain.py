@@ -22,6 +22,7 @@ class Run:
 
     config: RunConfig
     run_dir: Path
+    evaluates_only: bool = False  # the run's own configuration stays as it is
 
 
 @dataclass(frozen=True)
@@ -65,24 +66,23 @@ def parse_stages(text: str | None) -> list[str]:
 # ---- the plan
 
 
-def plan(runs: Iterable[Run], stages: list[str], explicit: bool) -> Chain:
-    """Plan every requested stage of every run once.
-
-    Complete stages are left out unless the user named the stages (`explicit`).
-    """
+def plan(runs: Iterable[Run], stages: list[str]) -> Chain:
+    """Plan every requested stage of every run once; complete ones are left out."""
     steps: dict[Path, Step] = {}
     notes: list[str] = []
     for run in runs:
         notes += _ignored(run.config)
-        outputs = {stage: _output(run, stage) for stage in STAGES}
+        outputs = {stage: output_of(run, stage) for stage in STAGES}
         for stage in stages:
             output = outputs[stage]
             stage_resources(run.config, stage)
+            if not STAGES[stage].wanted(run.config):
+                continue
             if output in steps:
                 notes.append(f"{run.config.name}: {stage}: shared with {steps[output].name}")
                 continue
-            if not explicit and STAGES[stage].complete(run.config, run.run_dir):
-                notes.append(f"{run.config.name}: {stage}: complete, not submitted")
+            if STAGES[stage].complete(run.config, run.run_dir):
+                notes.append(f"{run.config.name}: {stage}: complete already")
                 continue
             parts = _parts(run, stage, output)
             after = [outputs[needed] for needed in STAGES[stage].after if outputs[needed] in steps]
@@ -100,7 +100,8 @@ def _ignored(config: RunConfig) -> list[str]:
     return [f"{config.name}: executor '{name}' does not use {', '.join(given)}"] if given else []
 
 
-def _output(run: Run, stage: str) -> Path:
+def output_of(run: Run, stage: str) -> Path:
+    """Return the folder that a stage of a run fills."""
     return SHARED[stage](run.config) if stage in SHARED else run.run_dir / stage
 
 

@@ -14,15 +14,17 @@ from pathlib import Path
 from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
+from pipeline.config.load import digest
 from pipeline.errors import UserError
 from pipeline.run import run_stage
-from pipeline.rundir.record import run_config
+from pipeline.rundir.record import evaluations, run_config
 from pipeline.runtime.preempt import StopFlag, Stopped
 from slurm import ledger
 from slurm.queue import FINAL, state_of
 from slurm.rank import export_ranks, port_file, require_gpus
 from slurm.resources import FINISH
 
+LONGEST_NAME = 80  # characters of a comparison's file name
 ENDING = {signal.SIGTERM, signal.SIGHUP}  # requests to end for good; SIGUSR2 asks for a requeue
 
 
@@ -33,6 +35,7 @@ class StageJob:
     run_dir: str
     stage: str
     part: tuple[int, int] | None = None
+    config_file: str = ""  # settings of this job alone; empty: run_dir/config.yaml
 
     def __call__(self) -> None:
         """Run the stage, record how it ended, and give a stopped job back to submitit.
@@ -64,8 +67,10 @@ class StageJob:
     def run(self, stop: StopFlag) -> None:
         """Run the stage itself (all ranks)."""
         environment = JobEnvironment()
-        require_gpus(environment, Path(self.run_dir), self.stage)
-        run_stage(Path(self.run_dir), self.stage, stop, self.part, environment.job_id)
+        run_dir = Path(self.run_dir)
+        file = Path(self.config_file) if self.config_file else None
+        require_gpus(environment, run_config(run_dir, file), self.stage)
+        run_stage(run_dir, self.stage, stop, self.part, environment.job_id, file)
 
     def checkpoint(self) -> DelayedSubmission:
         """Tell submitit to requeue the same job; the stage finds its newest checkpoint itself."""
@@ -140,33 +145,41 @@ class FinishJob:
 
 
 def finish(run_dirs: list[Path], sweep: Path | None = None) -> str:
-    """Bring jobs.json, MLflow and the comparison of `run_dirs` up to date; return the comparison as text.
+    """Bring jobs.json, MLflow and the comparison of `run_dirs` up to date; return the numbers as text.
 
     `sweep`: folder of the sweep that the runs belong to, for its table.
     """
     from pipeline.reporting.comparison import compare
     from pipeline.reporting.seeds import seed_table
-    from pipeline.rundir.record import evaluations
-    from pipeline.tracking.sync import sync_run, sync_sweep
+    from pipeline.tracking.sync import make_tracker, sync_run, sync_sweep
+    from slurm.announce import closing
     from slurm.status import refresh
 
     for run_dir in run_dirs:
         refresh(run_dir)
         sync_run(run_dir)
-    evaluated = [run_dir for run_dir in run_dirs if evaluations(run_dir)]
-    lines = [f"{run_dir.name}: no complete evaluation" for run_dir in run_dirs if run_dir not in evaluated]
-    if not evaluated:
-        return "\n".join(lines)
     config = run_config(run_dirs[0])
-    page = (sweep or Path(config.runs_dir)) / "comparison.html"
-    text = compare(evaluated, page)
-    lines += [f"report: {run_dir / 'report.html'}" for run_dir in evaluated]
-    lines.append(f"comparison: {page}")
-    if sweep:
+    evaluated = [run_dir for run_dir in run_dirs if evaluations(run_dir)]
+    pages = []
+    if len(evaluated) > 1 or (evaluated and sweep):
+        pages.append(comparison_page(evaluated, Path(config.runs_dir), sweep))
+        compare(evaluated, pages[0])
+    if evaluated and sweep:
         tables = seed_table(evaluated, sweep)
-        sync_sweep(config, sweep.name, [*tables, page])
-        lines += [f"table: {file}" for file in tables]
-    return "\n".join([text, "", *lines])
+        sync_sweep(config, sweep.name, [*tables, *pages])
+        pages += tables
+    return closing(run_dirs, pages, make_tracker(run_dirs[0], config).viewer)
+
+
+def comparison_page(run_dirs: list[Path], runs_dir: Path, sweep: Path | None) -> Path:
+    """Return the file of a comparison. Its name says which runs it compares, so it replaces no other one."""
+    if sweep:
+        return sweep / "comparison.html"
+    names = sorted(run_dir.name for run_dir in run_dirs)
+    listed = "_and_".join(names)
+    if len(listed) > LONGEST_NAME:
+        listed = f"{names[0]}_and_{len(names) - 1}_others_{digest(names)[:6]}"
+    return runs_dir / "_comparisons" / f"comparison_of_{listed}.html"
 
 
 def clear_unfinished(environment: JobEnvironment) -> None:

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.rundir.files import write_text
-from pipeline.rundir.record import run_config
 from pipeline.runtime.preempt import StopFlag, Stopped
 from slurm.queue import ask
 from slurm.resources import gpu_request, stage_resources
@@ -127,13 +127,13 @@ def _listed_gpus(text: str) -> list[str]:
     return names
 
 
-def require_gpus(environment: JobEnvironment, run_dir: Path, stage: str) -> None:
+def require_gpus(environment: JobEnvironment, config: RunConfig, stage: str) -> None:
     """Raise ConfigError if the stage asked for GPUs that PyTorch cannot use.
 
     A run never falls back to the CPU in silence.
     """
     choice = os.environ.get(GPU_CHOICE, "")
-    wanted = stage_resources(run_config(run_dir), stage)
+    wanted = stage_resources(config, stage)
     if environment.name() == "slurm":
         needed = min(1, gpu_request(wanted, stage).count)  # a site may show each rank only its own GPU
     else:

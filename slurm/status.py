@@ -13,7 +13,7 @@ from pipeline.errors import StorageError
 from pipeline.reporting.text import duration, text_table
 from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import read_metrics
-from pipeline.rundir.record import read_json, run_config
+from pipeline.rundir.record import OPEN_STATES, read_json, run_config
 from pipeline.runtime.split import ceil_div
 from slurm import ledger
 from slurm.executors import EXECUTORS, executor_named
@@ -55,6 +55,19 @@ def unfinished(run_dir: Path) -> list[dict[str, Any]]:
     """Return the entries of jobs that have not ended, as far as their executors know."""
     jobs = refresh(run_dir)
     return [job for job in jobs if _open(job) and job.get("executor") in EXECUTORS]
+
+
+def states_in_words(jobs: list[dict[str, Any]]) -> str:
+    """Say in a few words what a run does: "train RUNNING", "eval FAILED", "complete", or "not started"."""
+    newest = {job["stage"]: job["state"] for job in jobs}  # of each stage
+    for wanted in (("RUNNING",), OPEN_STATES, ("FAILED", "CANCELLED")):
+        for stage, state in newest.items():
+            if state in wanted:
+                return f"{stage} {state}"
+    bad = [f"{stage} {state}" for stage, state in newest.items() if state != "COMPLETED"]
+    if bad:
+        return bad[-1]
+    return f"{list(newest)[-1]} complete" if newest else "not started"
 
 
 def _open(job: dict[str, Any]) -> bool:
@@ -227,13 +240,18 @@ class LogTail:
         self._file = file
         self._position = file.stat().st_size if file.exists() else 0
 
-    def show(self) -> None:
-        """Print what is new."""
+    def new(self) -> str:
+        """Return what was added since the last call."""
         if not self._file.exists():
-            return
+            return ""
         with open(self._file, "rb") as opened:
             opened.seek(self._position)
-            new = opened.read()
-        self._position += len(new)
-        if new:
-            print(new.decode(errors="replace"), end="", flush=True)
+            added = opened.read()
+        self._position += len(added)
+        return added.decode(errors="replace")
+
+    def show(self) -> None:
+        """Print what is new."""
+        added = self.new()
+        if added:
+            print(added, end="", flush=True)

@@ -20,6 +20,7 @@ ROOMS = (  # inside pipeline, from the bottom up; each may import itself and wha
     "reporting",
     "stages",
     "prepare",
+    "command_line",
     "run",
 )
 MOST_FILES = 12  # in one folder, besides __init__.py

@@ -16,8 +16,10 @@ from pipeline.config import load as configuration
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError, exit_code
 from pipeline.prepare import ROOT, prepare
+from pipeline.rundir import layout
 from pipeline.stages import STAGES
 from slurm.chain import Run
+from tests.conftest import write_noise_celeba
 
 
 def resolve(*argv: str) -> list[Run]:
@@ -206,20 +208,106 @@ def test_a_real_stage_here(tmp_path, monkeypatch, capsys):
         "shard",
     ]
     launch.main(argv)
-    out = capsys.readouterr().out
-    assert "sigma_cvae-shard: job" in out and "shard[0] I" in out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "data: 12 faces drawn by this project (shard.source is empty), seed 0, 64 pixels"
+    assert lines[-1].startswith("[1/1] sigma_cvae shard: done in ") and len(lines) < 8
     run = resolve(*argv)[0]
     assert STAGES["shard"].complete(run.config, run.run_dir)
-    assert "shard: complete, not submitted" in launch.plan([run], ["shard"], explicit=False).notes[0]
+    jobs = (run.run_dir / "jobs.json").read_bytes()
+    launch.main(argv)
+    out = capsys.readouterr().out
+    assert "sigma_cvae: shard: complete already\njobs: none" in out and "[1/" not in out
+    assert (run.run_dir / "jobs.json").read_bytes() == jobs  # no job was started to learn that
 
 
 def test_a_stages_mistake_ends_the_launch_with_its_message(tmp_path, monkeypatch, capsys):
+    """Only the job itself finds out that the annotations name images that are not there."""
     monkeypatch.chdir(tmp_path)
-    argv = ["--config", "sigma_cvae", "shard.source=nowhere", "tracking.enabled=false", "--stages", "shard"]
+    source = write_noise_celeba(tmp_path / "celeba", 6)
+    (source / "img_align_celeba/000003.jpg").unlink()
+    argv = ["--config", "sigma_cvae", f"shard.source={source}", "tracking.enabled=false", "--stages", "shard"]
     assert exit_code(lambda: launch.main(argv)) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("error: ") and str(tmp_path / "nowhere") in message
+    assert message.startswith("error: ") and "annotated images are not there" in message
     assert json.loads((tmp_path / "runs/sigma_cvae/logs/shard/error.json").read_text())["user"] is True
+
+
+def test_wrong_paths_are_found_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--config", "sigma_cvae", "shard.source=nowhere", "train.init_from=gone", "eval.network=no.pth"]
+    assert exit_code(lambda: launch.main(argv)) == 2
+    out, err = capsys.readouterr()
+    for key in ("shard.source", "train.init_from", "eval.network"):
+        assert f"key '{key}': {tmp_path}" in err
+    assert out == "" and list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_without_its_input_is_refused(tmp_path, capsys):
+    argv = ["--config", "sigma_cvae", f"runs_dir={tmp_path}", "--stages", "eval"]
+    assert exit_code(lambda: launch.main(argv)) == 2
+    assert "the stage eval needs the stage train, which has not run yet" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    argv = ["--config", "sigma_cvae", f"runs_dir={tmp_path}", "--stages", "tune"]
+    assert exit_code(lambda: launch.main(argv)) == 2
+    assert "no run has this stage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "warns"),
+    [
+        (["--config", "paper"], True),
+        (["--config", "paper", "toy.n=100"], False),
+        (["--config", "paper", "--overlay", "demo"], False),
+        (["--config", "paper", "shard.source=/data"], False),
+        ([], False),
+    ],
+)
+def test_a_forgotten_source_is_a_warning(words, warns):
+    args = launch.arguments(words)
+    found = launch._forgotten_source(args, launch.resolve(args))
+    assert bool(found) == warns
+    if warns:
+        assert "shard.source" in found[0]
+
+
+def finished(run_dir: Path) -> None:
+    """Let the training of a run look finished, with the stages before it."""
+    config = launch.recorded(run_dir)
+    (run_dir / "train/done.json").write_text(json.dumps({"step": 40, "images": config.train.images}))
+    for folder, file in ((layout.shards_dir(config), "manifest"), (layout.classifier_dir(config), "metrics")):
+        folder.mkdir(parents=True)
+        (folder / f"{file}.json").write_text("{}")
+
+
+def test_an_evaluation_leaves_the_configuration_as_it_is(trained):
+    finished(trained)
+    before = (trained / "config.yaml").read_bytes()
+    for words in (["--stages", "eval"], []):
+        args = launch.arguments(["--run-dir", str(trained), "--cluster", "local", "eval.n=12", *words])
+        stages = launch.parse_stages(args.stages)
+        run = launch._marked(launch.resolve(args)[0], stages)
+        assert run.evaluates_only and run.config.eval.n == 12
+        assert [step.stage for step in launch.plan([run], stages).steps] == ["eval"]
+        launch.prepare(trained, run.config, stages, keep=run.evaluates_only)
+        assert (trained / "config.yaml").read_bytes() == before
+    history = (trained / "config_history.jsonl").read_text().splitlines()
+    assert json.loads(history[-1])["changed"]["eval.n"][1] == 12
+    longer = resolve("--run-dir", str(trained), "train.images=2000", "eval.n=12")[0]
+    assert not launch._marked(longer, list(STAGES)).evaluates_only
+
+
+def test_an_evaluation_with_other_settings_of_the_run_is_refused(trained):
+    finished(trained)
+    other = resolve("--run-dir", str(trained), "tracking.enabled=false", "eval.n=12")[0]
+    with pytest.raises(ConfigError, match="tracking.enabled: True -> False.*--stages eval"):
+        launch._marked(other, ["eval"])
+
+
+def test_a_new_length_says_what_becomes_of_the_learning_rate(trained):
+    longer = resolve("--run-dir", str(trained), "train.images=2000")[0]
+    said = launch.schedule_note(trained, longer.config)
+    assert "the cosine schedule over 2,000 images, no longer over 1,000" in said
+    assert launch.schedule_note(trained, resolve("--run-dir", str(trained), "eval.n=3")[0].config) == ""
 
 
 def test_the_password_of_a_tracking_server_is_printed_and_recorded_nowhere_but_in_the_configuration(tmp_path):

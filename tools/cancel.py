@@ -1,26 +1,30 @@
-"""Cancel the queued and running jobs of a launch: `python tools/cancel.py RUN_DIR ...`.
+"""Cancel the queued and running jobs of runs.
 
 Running jobs save their work first. On a cluster the launch's last job still updates MLflow.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline.command_line import add_run_dirs, parser
 from pipeline.errors import exit_code
 from slurm.executors import EXECUTORS, executor_named
 from slurm.status import unfinished
 
+EXAMPLES = """\
+  python tools/cancel.py runs/sigma_cvae_nf
+"""
 
-def main() -> None:
+
+def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="tools/cancel.py", description=__doc__)
-    parser.add_argument("run_dir", type=Path, nargs="+", help="run directory that holds config.yaml")
-    args = parser.parse_args()
+    words = parser("tools/cancel.py", __doc__, EXAMPLES)
+    add_run_dirs(words)
+    args = words.parse_args(argv)
     jobs = [job for run_dir in args.run_dir for job in unfinished(run_dir.absolute())]
     lines = []
     for name in EXECUTORS:

@@ -1,13 +1,11 @@
 """Verify shards at the speed of the disk, and make damaged ones again from their source.
 
-`python tools/check_shards.py FOLDER` reads every byte. With `--repair RUN_DIR`, damaged tars are written
-again, byte for byte as they were, with the sharding and the source that RUN_DIR/config.yaml names.
-Exits with 1 if damage is left.
+Every byte is read. With --repair, damaged tars are written again, byte for byte as they were, with the
+sharding and the source that RUN_DIR/config.yaml names. Exits with 1 if damage is left.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
@@ -20,6 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline.command_line import parser
 from pipeline.data.annotations import ANNOTATIONS, write_annotations
 from pipeline.data.manifest import entries_of, read_manifest
 from pipeline.data.records import RecordFormat
@@ -37,6 +36,11 @@ from pipeline.runtime.preempt import StopFlag
 from pipeline.stages.shard import planned
 
 log = logging.getLogger("cvae.check_shards")
+
+EXAMPLES = """\
+  python tools/check_shards.py runs/sigma_cvae_nf
+  python tools/check_shards.py runs/sigma_cvae_nf --repair runs/sigma_cvae_nf
+"""
 
 
 def damage(folder: Path) -> dict[str, str]:
@@ -118,18 +122,14 @@ def _take_place(fresh: Path, file: Path, wanted: str, source: Source) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line. Raises DataError; exits with 1 if damage is left."""
-    parser = argparse.ArgumentParser(
-        prog="tools/check_shards.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    words = parser("tools/check_shards.py", __doc__, EXAMPLES)
+    words.add_argument(
+        "folder", metavar="FOLDER", type=Path, help="run directory, or folder of tars with manifest.json"
     )
-    parser.add_argument(
-        "folder", type=Path, help="folder of tars that holds manifest.json, or a run directory"
-    )
-    parser.add_argument(
+    words.add_argument(
         "--repair", metavar="RUN_DIR", type=Path, help="make damaged tars again with this run's configuration"
     )
-    args = parser.parse_args(argv)
+    args = words.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder = args.folder
     if (folder / "config.yaml").exists():

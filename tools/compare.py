@@ -1,10 +1,8 @@
-"""Compare evaluated runs: `python tools/compare.py RUN_DIR RUN_DIR ... [--out comparison.html]`.
+"""Compare evaluated runs: one table for each protocol, with significance over seeds.
 
-The newest complete evaluation of a run counts. To choose another one, name its folder:
-`python tools/compare.py runs/x/eval/1 runs/x/eval/3`.
-
-With `--tag variant=sigma_cvae_nf` it takes all runs that carry this tag in MLflow. Several tags
-select the runs that carry all of them.
+The newest complete evaluation of a run counts. To choose another one, name its folder, RUN_DIR/eval/N.
+With --tag it takes all runs that carry this tag in MLflow. Several tags select the runs that carry all
+of them.
 """
 
 from __future__ import annotations
@@ -15,28 +13,33 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline.command_line import add_out, add_run_dirs, parser
 from pipeline.errors import ConfigError, exit_code
 from pipeline.reporting.comparison import compare
 from pipeline.tracking.mlflow_store import tagged_run_dirs
 
+EXAMPLES = """\
+  python tools/compare.py runs/sigma_cvae runs/sigma_cvae_nf --out comparison.html
+  python tools/compare.py runs/sigma_cvae_nf/eval/1 runs/sigma_cvae_nf/eval/3
+  python tools/compare.py --tag variant=sigma_cvae_nf
+"""
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="tools/compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("run_dir", type=Path, nargs="*", help="run directory, or one evaluation RUN_DIR/eval/N")
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    words = parser("tools/compare.py", __doc__, EXAMPLES)
+    add = words.add_argument
+    add_run_dirs(words, "*", "run directory, or one evaluation RUN_DIR/eval/N")
     add("--tag", metavar="KEY=VALUE", action="append", default=[], help="runs with this tag in MLflow")
-    add("--uri", default="sqlite:///runs/mlflow.db", help="MLflow store of --tag (default: %(default)s)")
-    add("--experiment", default="cvae", help="MLflow experiment of --tag (default: %(default)s)")
-    add("--out", type=Path, help="also write tables and pictures side by side to this HTML file")
-    return parser.parse_args()
+    add("--uri", metavar="URI", default="sqlite:///runs/mlflow.db", help="MLflow store of --tag")
+    add("--experiment", metavar="NAME", default="cvae", help="MLflow experiment of --tag")
+    add_out(words, "also write tables and pictures side by side to this HTML file")
+    return words.parse_args(argv)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print the comparison."""
-    args = parse_args()
+    args = arguments(argv)
     run_dirs = list(args.run_dir)
     if args.tag:
         run_dirs += tagged_run_dirs(args.uri, args.experiment, args.tag)

@@ -1,4 +1,4 @@
-"""Change attributes of a photo: `python tools/edit.py RUN_DIR photo.jpg Eyeglasses=1`.
+"""Change attributes of a photo.
 
 The photo must show one face, upright and centred, as in the training images. Its centre is cut out as
 theirs was, and resized. The picture shows from left to right the photo, its reconstruction (before),
@@ -17,13 +17,19 @@ import numpy as np
 
 from cvae.io import Card
 from cvae.use import Model, parse_request
+from pipeline.command_line import add_device, add_model, add_out, parser
 from pipeline.data.grids import grid
 from pipeline.data.pixels import crop_centre, resize
 from pipeline.data.sources.base import ImageError
 from pipeline.data.sources.decode import decode
 from pipeline.errors import DataError, exit_code
-from tools.export import DEVICES, open_model, user_errors
+from tools.export import open_model, user_errors
 from tools.sample import require_picture_name, save_picture
+
+EXAMPLES = """\
+  python tools/edit.py runs/sigma_cvae_nf photo.jpg Eyeglasses=1 --out edited.png
+  python tools/edit.py runs/sigma_cvae_nf photo.jpg Smiling=0 --attributes Smiling,!Male --crop 150
+"""
 
 
 def read_photo(file: Path, card: Card, crop: int = 0) -> np.ndarray:
@@ -66,22 +72,18 @@ def strip(model: Model, photo: np.ndarray, args: argparse.Namespace) -> np.ndarr
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="tools/edit.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("model", type=Path, metavar="RUN_DIR", help="run directory or exported folder")
-    parser.add_argument("photo", type=Path, help="JPEG or PNG file")
-    parser.add_argument("request", help='for example Eyeglasses=1 or "Smiling,!Young"')
-    parser.add_argument(
-        "--attributes", default="", help="what the photo shows, for better edits: Male,!Smiling"
-    )
-    parser.add_argument("--strength", type=float, default=1.0, help="above 1: a stronger change")
-    parser.add_argument("--crop", type=int, default=0, help="side of the square to cut, pixels")
-    parser.add_argument("--device", default="cpu", choices=DEVICES, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("edited.png"), help="default: %(default)s")
-    args = parser.parse_args(argv)
+    words = parser("tools/edit.py", __doc__, EXAMPLES)
+    add_model(words)
+    add = words.add_argument
+    add("photo", metavar="PHOTO", type=Path, help="JPEG or PNG file")
+    add("request", metavar="REQUEST", help='for example Eyeglasses=1 or "Smiling,!Young"')
+    add("--attributes", metavar="A,B", default="", help="what the photo shows, e.g. Male,!Smiling")
+    add("--strength", metavar="S", type=float, default=1.0, help="above 1: a stronger change")
+    crop = "side of the square to cut, pixels; 0: as the training images"
+    add("--crop", metavar="N", type=int, default=0, help=crop)
+    add_device(words)
+    add_out(words, "the picture to write (.png, .jpg)", "edited.png")
+    args = words.parse_args(argv)
     require_picture_name(args.out)
     model = open_model(args.model, args.device)
     photo = read_photo(args.photo, model.card, args.crop)

@@ -1,4 +1,4 @@
-"""Export the model of a run: `python tools/export.py RUN_DIR [FOLDER]`.
+"""Export the model of a run to a folder.
 
 The folder (RUN_DIR/model by default) then holds model.safetensors and model.json. It can be copied
 anywhere, and `cvae.load` opens it with torch and safetensors alone.
@@ -6,7 +6,6 @@ anywhere, and `cvae.load` opens it with torch and safetensors alone.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import torch
 import cvae
 from cvae.io import CARD, MAX_ROWS, Card, ModelFileError, pack
 from cvae.use import Model, RequestError
+from pipeline.command_line import add_run_dir, parser
 from pipeline.data.loader import attribute_positions
 from pipeline.data.shards import Shards
 from pipeline.errors import UserError, exit_code
@@ -29,7 +29,10 @@ from pipeline.runtime.split import spread
 from pipeline.training.checkpoints.weights import CheckpointInfo, load_model
 from pipeline.training.phases import Phase, last_phase, phase
 
-DEVICES = ("cpu", "cuda")
+EXAMPLES = """\
+  python tools/export.py runs/sigma_cvae_nf
+  python tools/export.py runs/sigma_cvae_nf exported --checkpoint latest
+"""
 
 
 def export(run_dir: Path, folder: Path, which: str = "best", weights: str = "ema", stage: str = "") -> Path:
@@ -118,21 +121,16 @@ def user_errors() -> Iterator[None]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="tools/export.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run_dir", type=Path, help="run directory that holds config.yaml")
-    parser.add_argument("folder", type=Path, nargs="?", help="where to write (default: RUN_DIR/model)")
-    parser.add_argument("--checkpoint", default="best", help="best, latest or a step (default: %(default)s)")
-    parser.add_argument("--weights", default="ema", choices=("ema", "raw"), help="default: %(default)s")
-    parser.add_argument(
-        "--stage", default="", choices=("train", "tune", "refine"), help="default: the last one of the run"
-    )
-    args = parser.parse_args(argv)
+    words = parser("tools/export.py", __doc__, EXAMPLES)
+    add_run_dir(words)
+    add = words.add_argument
+    add("folder", metavar="FOLDER", type=Path, nargs="?", help="where to write (default: RUN_DIR/model)")
+    add("--checkpoint", metavar="NAME", default="best", help="best, latest or a step")
+    add("--weights", default="ema", choices=("ema", "raw"), help="averaged or raw weights")
+    add("--stage", choices=("train", "tune", "refine"), help="of the run (default: its last one)")
+    args = words.parse_args(argv)
     folder = args.folder or layout.model_dir(args.run_dir)
-    export(args.run_dir, folder, args.checkpoint, args.weights, args.stage)
+    export(args.run_dir, folder, args.checkpoint, args.weights, args.stage or "")
     with user_errors():
         model = cvae.load(folder)
     step = model.card.provenance["step"]

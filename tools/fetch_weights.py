@@ -1,4 +1,4 @@
-"""Fetch the weights of FID's Inception on a machine with internet: `python tools/fetch_weights.py [FILE]`.
+"""Fetch the weights of FID's Inception on a machine with internet.
 
 An interrupted download continues. The file gets its name only after its sha256 was checked. To use it, set
 eval.inception_weights=FILE, or CVAE_INCEPTION_WEIGHTS=FILE in the shell that launches runs. Behind a proxy
@@ -7,7 +7,6 @@ set https_proxy. On a machine without internet copy the file by hand.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -19,12 +18,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
+from pipeline.command_line import parser
 from pipeline.errors import DataError, UserError, exit_code
 from pipeline.evaluation.features import INCEPTION_SHA256
 from pipeline.rundir.files import sha256, sync_folder
 
 NAME = f"weights-inception-2015-12-05-{INCEPTION_SHA256}.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{NAME}"
+EXAMPLES = """\
+  python tools/fetch_weights.py                     into weights/
+  python tools/fetch_weights.py /scratch/inception.pth --url https://mirror.example/file.pth
+"""
 CHUNK, TIMEOUT_S = 1 << 20, 30.0  # bytes
 
 
@@ -115,22 +119,14 @@ def require_digest(found: Path, file: Path, digest: str) -> None:
     )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="tools/fetch_weights.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    words = parser("tools/fetch_weights.py", __doc__, EXAMPLES)
+    words.add_argument(
+        "file", metavar="FILE", type=Path, nargs="?", default=Path("weights") / NAME, help="where to put it"
     )
-    parser.add_argument(
-        "file",
-        type=Path,
-        nargs="?",
-        default=Path("weights") / NAME,
-        help="where to put it (default: %(default)s)",
-    )
-    parser.add_argument("--url", default=URL, help="a mirror of the official file (default: %(default)s)")
-    args = parser.parse_args()
+    words.add_argument("--url", metavar="URL", default=URL, help="a mirror of the official file")
+    args = words.parse_args(argv)
     started = time.monotonic()
     fetch(args.url, args.file, INCEPTION_SHA256)
     print(f"{args.file.absolute()} is there and verified ({time.monotonic() - started:.0f} s); use it with:")

@@ -1,4 +1,4 @@
-"""Show the log of the right rank: `python tools/logs.py RUN_DIR [STAGE] [--rank R] [--follow]`."""
+"""Show the log of the rank that matters: the one with the error, else rank 0."""
 
 from __future__ import annotations
 
@@ -9,25 +9,40 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline.command_line import add_follow, add_run_dir, parser
 from pipeline.errors import exit_code
+from pipeline.stages import STAGES
+from slurm.resources import FINISH
 from slurm.status import LogTail, log_of, tail
 
 POLL_S = 0.5
 
 
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(prog="tools/logs.py", description=__doc__)
-    add = parser.add_argument
-    add("run_dir", type=Path, help="run directory that holds config.yaml")
-    add(
-        "stage",
-        nargs="?",
-        help="shard, train, classifier, eval or finish (default: what runs or failed last)",
+EXAMPLES = """\
+  python tools/logs.py runs/sigma_cvae_nf               of the stage that runs or failed last
+  python tools/logs.py runs/sigma_cvae_nf train -f      of the training, and what is added
+  python tools/logs.py runs/sigma_cvae_nf eval --rank 2
+"""
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    words = parser("tools/logs.py", __doc__, EXAMPLES)
+    add_run_dir(words)
+    stages = ", ".join([*STAGES, FINISH])
+    words.add_argument(
+        "stage", metavar="STAGE", nargs="?", help=f"{stages} (default: what runs or failed last)"
     )
-    add("--rank", type=int, metavar="R", help="rank to show (default: the rank with the error, else 0)")
-    add("--follow", "-f", action="store_true", help="keep printing what is added")
-    args = parser.parse_args()
+    words.add_argument(
+        "--rank", type=int, metavar="R", help="rank to show (default: the one with the error, else 0)"
+    )
+    add_follow(words, "keep printing what is added")
+    return words.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    args = arguments(argv)
     file = log_of(args.run_dir.absolute(), args.stage, args.rank)
     print(f"==> {file}", file=sys.stderr)
     print(tail(file))

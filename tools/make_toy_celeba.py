@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
@@ -10,22 +9,27 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline.command_line import add_out, add_seed, parser
 from pipeline.data.sources.toy.dataset import make_toy_celeba
 from pipeline.errors import exit_code
 
+EXAMPLES = """\
+  python tools/make_toy_celeba.py --n 1000 --out /data/faces
+  python launch.py --config sigma_cvae_nf shard.source=/data/faces
+"""
 
-def main() -> None:
+
+def main(argv: list[str] | None = None) -> None:
     """Parse the command line and draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    words = parser("tools/make_toy_celeba.py", __doc__, EXAMPLES)
+    words.add_argument("--n", metavar="N", type=int, default=4000, help="number of images")
+    add_seed(words, "another seed draws other faces")
+    cores = os.cpu_count() or 1
+    words.add_argument(
+        "--processes", metavar="N", type=int, default=cores, help="processes; never changes the result"
     )
-    parser.add_argument("--n", type=int, default=4000, help="number of faces")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder to make; a complete one is left alone"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other faces")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="never changes the result")
-    args = parser.parse_args()
+    add_out(words, "folder to make; a complete one is left alone", "faces")
+    args = words.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     make_toy_celeba(args.out, args.n, args.seed, args.processes)
     print(f"{args.n} faces in {args.out}")

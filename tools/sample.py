@@ -1,6 +1,6 @@
-"""Draw faces with attributes: `python tools/sample.py RUN_DIR "Male,Heavy_Makeup,!Smiling"`.
+"""Draw faces with attributes.
 
-RUN_DIR is a run directory or an exported folder. `!NAME` asks for an image without the attribute.
+!NAME asks for an image without the attribute.
 Attributes that are not named are taken from training images that carry the named ones.
 """
 
@@ -19,11 +19,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from cvae.use import BATCH, Model, parse_request
+from pipeline.command_line import add_device, add_model, add_out, add_seed, parser
 from pipeline.data.grids import grid
 from pipeline.errors import UserError, exit_code
 from pipeline.rundir.files import write_bytes
-from tools.export import DEVICES, open_model, user_errors
+from tools.export import open_model, user_errors
 
+EXAMPLES = """\
+  python tools/sample.py runs/sigma_cvae_nf "Male,Heavy_Makeup,!Smiling" --n 16 --out grid.png
+  python tools/sample.py runs/sigma_cvae_nf Eyeglasses --n 200 --out eyeglasses
+"""
 MAX_GRID = 4096  # images in one picture
 FORMATS = (".png", ".jpg", ".jpeg")
 
@@ -72,24 +77,17 @@ def draw(model: Model, args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="tools/sample.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("model", type=Path, metavar="RUN_DIR", help="run directory or exported folder")
-    parser.add_argument("request", nargs="?", default="", help='for example "Male,!Smiling"')
-    parser.add_argument("--n", type=int, default=16, help="number of images (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same images (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="scale of the noise; below 1: tamer")
-    parser.add_argument(
-        "--guidance", type=float, default=1.0, help="above 1: follow the request more closely"
-    )
-    parser.add_argument("--device", default="cpu", choices=DEVICES, help="default: %(default)s")
-    parser.add_argument(
-        "--out", type=Path, default=Path("grid.png"), help="a picture, or a folder (default: %(default)s)"
-    )
-    args = parser.parse_args(argv)
+    words = parser("tools/sample.py", __doc__, EXAMPLES)
+    add_model(words)
+    add = words.add_argument
+    add("request", metavar="REQUEST", nargs="?", default="", help='for example "Male,!Smiling"')
+    add("--n", metavar="N", type=int, default=16, help="number of images")
+    add_seed(words, "same seed, same images")
+    add("--temperature", metavar="T", type=float, default=1.0, help="scale of the noise; below 1: tamer")
+    add("--guidance", metavar="G", type=float, default=1.0, help="above 1: follow the request more closely")
+    add_device(words)
+    add_out(words, "a picture (.png, .jpg), or a folder for single images", "grid.png")
+    args = words.parse_args(argv)
     model = open_model(args.model, args.device)
     with user_errors():
         draw(model, args)

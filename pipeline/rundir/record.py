@@ -88,9 +88,12 @@ def read_json(path: Path, default: Any = None) -> Any:
         raise DataError(f"{path}: not valid JSON ({error}); remove the file or write it again") from None
 
 
-def run_config(run_dir: Path) -> RunConfig:
-    """Return the resolved configuration of a run. Raises ConfigError if `run_dir` is not a run directory."""
-    file = run_dir / "config.yaml"
+def run_config(run_dir: Path, file: Path | None = None) -> RunConfig:
+    """Return the resolved configuration of a run, or that of one of its jobs in `file`.
+
+    Raises ConfigError if `run_dir` is not a run directory.
+    """
+    file = file or run_dir / "config.yaml"
     if not file.exists():
         raise ConfigError(
             f"{run_dir}: no config.yaml in it, so it is not a run directory; `launch.py` makes one"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+LINE_EVERY_S = 15.0  # between two lines about the progress of a long stage
+LINE = re.compile(r"[\d:]{8} \w+\[\d+\] (?P<level>[DIWEC]) (?P<text>.*)")  # a line of a log, as written below
+PROGRESS = re.compile(r"[^:]+ \d+/\d+, .*")  # its text, if it tells how far a stage is: "step 4/37, ..."
 ROOT_LOGGER = "cvae"  # every module's logger is a child of it, so its messages reach the running stage's log
 
 
@@ -44,19 +48,32 @@ def stage_log(
             handler.close()
 
 
-def progress(
-    items: Iterable, total: int, what: str, logger: logging.Logger, every_s: float = 15.0
-) -> Iterator:
-    """Pass `items` on, with a bar (rate, ETA) on a terminal, else a log line every `every_s` seconds."""
+class Pace:
+    """Says when the next line about progress is due: soon after the start, and later now and then."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """Return whether a line is due, and count it as written."""
+        now = time.monotonic()
+        wait_s = min(LINE_EVERY_S, max(2.0, (now - self._start) / 5))
+        if now - self._last < wait_s:
+            return False
+        self._last = now
+        return True
+
+
+def progress(items: Iterable, total: int, what: str, logger: logging.Logger) -> Iterator:
+    """Pass `items` on, with a bar (rate, ETA) on a terminal, else a log line now and then."""
     if sys.stderr.isatty():
         quiet = not logger.isEnabledFor(logging.INFO)
         yield from tqdm(items, total=total, desc=what, leave=False, disable=quiet)
         return
-    start = last = time.monotonic()
+    start = time.monotonic()
+    pace = Pace()
     for done, item in enumerate(items, 1):
         yield item
-        now = time.monotonic()
-        if now - last >= every_s and done < total:
-            last = now
-            rate = done / (now - start)
+        if done < total and pace.due():
+            rate = done / (time.monotonic() - start)
             logger.info("%s %d/%d, %.3g/s, %.0f s left", what, done, total, rate, (total - done) / rate)

@@ -61,6 +61,17 @@ def _never_complete(config: RunConfig, run_dir: Path) -> bool:
     return False  # each evaluation gets a new number
 
 
+def _always_wanted(config: RunConfig) -> bool:
+    return True
+
+
+def _phase_wanted(phase: str) -> Callable[[RunConfig], bool]:
+    def wanted(config: RunConfig) -> bool:
+        return bool(getattr(config, phase).images)
+
+    return wanted
+
+
 def _no_progress(config: RunConfig, run_dir: Path) -> int:
     return 0  # an interrupted stage starts again from nothing
 
@@ -76,6 +87,8 @@ class Stage:
     complete: Callable[[RunConfig, Path], bool]
     # A number that grows as work is saved, so that a restart would not start from nothing.
     progress: Callable[[RunConfig, Path], int] = _no_progress
+    # Whether the configuration asks for this stage at all.
+    wanted: Callable[[RunConfig], bool] = _always_wanted
     # Whether several jobs may do parts of it at once, before the whole stage completes it.
     splits: bool = False
 
@@ -85,7 +98,8 @@ class Stage:
 
 
 def _phase(name: str, after: tuple[str, ...]) -> Stage:
-    return Stage(name, f"pipeline.stages.{name}", after, _phase_complete(name), _phase_step(name))
+    module = f"pipeline.stages.{name}"
+    return Stage(name, module, after, _phase_complete(name), _phase_step(name), _phase_wanted(name))
 
 
 STAGES: dict[str, Stage] = {

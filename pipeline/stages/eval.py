@@ -62,7 +62,7 @@ def evaluate(
     """Make one evaluation: all ranks compute the evidence, rank 0 the numbers and files."""
     found: dict[str, Any] = {}
     seconds: dict[str, float] = {}
-    for name, metric in metrics.items():
+    for done, (name, metric) in enumerate(metrics.items(), 1):
         stop_together(context)
         for part in metric.needs:
             with timed(seconds, f"images: {part}"):
@@ -70,7 +70,8 @@ def evaluate(
         if context.ranks.is_main:
             with timed(seconds, name):
                 found.update(metric()(evidence))
-            context.log.info("%s: %.2f s", name, seconds[name])
+            took = "metrics %d/%d, %s took %.1f s"
+            context.log.info(took, done, len(metrics), name, seconds[name])
     if not context.ranks.is_main:
         return
     folder = next_folder(context.run_dir)

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from pipeline.config.schema import TrainConfig
 from pipeline.errors import UserError
+from pipeline.runtime.logs import Pace
 from pipeline.training.checkpoints.saver import Recorder
 
 T = TypeVar("T")
-LOG_LINE_EVERY_S = 15.0
 
 
 class TrainingDiverged(UserError):
@@ -62,7 +62,8 @@ class StepMonitor:
         self.n_bad = 0  # bad steps in all
         self.bad_in_a_row: BadSteps = []
         self.pending: tuple[Record, Tensor, torch.cuda.Event | None] | None = None
-        self.start = self.window_start = self.last_line = time.monotonic()
+        self.start = self.window_start = time.monotonic()
+        self.pace = Pace()
         self.window_step = first
         self.waited = 0.0  # seconds of this window spent waiting for data
         self.bar: tqdm | None = None
@@ -148,11 +149,9 @@ class StepMonitor:
             self.bar.update(step - self.bar.n)
             self.bar.set_postfix(loss=f"{values['loss']:.1f}")
             return
-        now = time.monotonic()
-        if now - self.last_line < LOG_LINE_EVERY_S:
+        if not self.pace.due():
             return
-        self.last_line = now
-        steps_per_s = (step - self.first) / (now - self.start)
+        steps_per_s = (step - self.first) / (time.monotonic() - self.start)
         seconds_left = (self.last - step) / steps_per_s if steps_per_s else float("nan")
         parts = [f"{name} {values[name]:.1f}" for name in ("nll", "kl") if name in values]
         self.log.info(

@@ -172,6 +172,9 @@ class Trainer:
         self.step = checkpoint.step
         self.seconds_before = checkpoint.meta["seconds"]
         self.log.info("resuming at step %d", self.step)
+        rate = learning_rate(self.images, self.config.train.images, self.config.optim)
+        schedule, images = self.config.optim.schedule, self.config.train.images
+        self.log.info("learning rate: %.3g, on the %s schedule over %d images", rate, schedule, images)
 
     def prepare(self, step: int) -> Batch:
         """Return this rank's share of a step's batch (runs in the prefetch thread)."""

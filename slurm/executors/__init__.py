@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pipeline.config.load import dump
 from pipeline.config.schema import ClusterConfig, RunConfig
 from pipeline.rundir.files import write_text
 from slurm import ledger
@@ -112,7 +113,13 @@ class Executor(ABC):
             ledger.forget_failure(step.run.run_dir, step.stage)
         listed = [{"run_dir": str(step.run.run_dir), "stage": step.stage} for step in steps]
         write_text(folder / "steps.json", json.dumps(listed))  # read by slurm.restart
-        calls = [StageJob(str(step.run.run_dir), step.stage, step.part) for step in steps]
+        calls = []
+        for i, step in enumerate(steps):
+            own = ""
+            if step.run.evaluates_only:
+                own = str(folder / f"config_{i}.yaml")
+                write_text(Path(own), dump(step.run.config))
+            calls.append(StageJob(str(step.run.run_dir), step.stage, step.part, own))
         jobs = self.hand_over(first.run.config, first.stage, folder, dependency, calls)
         for step, job in zip(steps, jobs, strict=True):
             submission = ledger.Submission(

@@ -48,7 +48,7 @@ class SlurmExecutor(Executor):
 
     def check(self, runs: list[Run], chain: Chain, preflight: bool) -> list[str]:
         """Require sbatch and sound requests, then run the preflight."""
-        from slurm.preflight import warnings_before_launch
+        from slurm.preflight import check_cluster
 
         if not (shutil.which("sbatch") and shutil.which("srun")):
             raise ConfigError(
@@ -57,7 +57,7 @@ class SlurmExecutor(Executor):
             )
         for step in chain.steps:
             self.resources(step.run.config, step.stage)
-        return warnings_before_launch(runs, chain) if preflight else []
+        return check_cluster(runs, chain) if preflight else []
 
     def describe(self, chain: Chain) -> list[str]:
         """Return the very scripts that sbatch would get, with job names in place of ids."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UserError
 from slurm import ledger
 from slurm.chain import Step
-from slurm.status import LogTail, tail
+from slurm.executors.view import StageView
+from slurm.status import tail
 
 if TYPE_CHECKING:
     from submitit import Job
@@ -24,14 +24,14 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # to the launcher they mean the 
 PEERS_LEAVE_S = 30.0  # ranks that still run this long after another rank's error are killed
 
 
-def watch(job: Job[None], step: Step, log: LogTail) -> None:
-    """Print the log as it grows until all ranks have left."""
+def watch(job: Job[None], step: Step, view: StageView) -> None:
+    """Show the stage until all ranks have left."""
     while not job.done():
-        _show(log)
+        view.show()
         if ledger.failed_for_s(step.run.run_dir, step.stage, job.job_id) > PEERS_LEAVE_S:
             kill_ranks(job)
         time.sleep(POLL_S)
-    _show(log)
+    view.show()
 
 
 def require_success(job: Job[None], step: Step) -> None:
@@ -67,26 +67,6 @@ def kill_ranks(job: Job[None]) -> None:
     with suppress(OSError):
         for pid in children.read_text().split():
             os.kill(int(pid), signal.SIGKILL)
-
-
-# The terminal may be gone while ranks still run: then output is lost, but the launcher goes on.
-
-
-def _show(log: LogTail) -> None:
-    with suppress(OSError):
-        log.show()
-
-
-def tell(text: str) -> None:
-    """Print a line, if there is still somebody to read it."""
-    with suppress(OSError):
-        print(text, flush=True)
-
-
-def tell_error(text: str) -> None:
-    """Print a line to stderr, if there is still somebody to read it."""
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
 
 
 # ---- signals

@@ -23,14 +23,12 @@ from slurm.executors.following import (
     logs_of,
     require_success,
     stop_signals_interrupt,
-    tell,
-    tell_error,
     terminal_signals_ignored,
     watch,
 )
+from slurm.executors.view import StageView, tell_error
 from slurm.rank import GPU_CHOICE, visible_gpus
 from slurm.resources import gpu_request, stage_resources
-from slurm.status import LogTail
 
 if TYPE_CHECKING:
     from submitit import Job
@@ -70,7 +68,8 @@ class LocalExecutor(Executor):
         return f"training on {_devices(wanted)}: {wanted.tasks_per_node} process(es) on this machine"
 
     def check(self, runs: list[Run], chain: Chain, preflight: bool) -> list[str]:
-        """Check what every stage asks for, and warn of an unsuitable batch on GPUs."""
+        """Check what every stage asks for, then paths, space, GPUs and the tracker's store."""
+        from slurm.preflight import check_this_machine
         from slurm.preflight.checks import batch_warnings
 
         found: dict[str, None] = {}
@@ -78,6 +77,8 @@ class LocalExecutor(Executor):
             wanted = self.resources(step.run.config, step.stage)
             if step.stage == "train" and wanted.gpus_per_node:
                 found |= dict.fromkeys(batch_warnings(step.run.config, wanted.tasks_per_node, on_gpus=True))
+        if preflight:
+            found |= dict.fromkeys(check_this_machine(runs, chain))
         return list(found)
 
     def describe(self, chain: Chain) -> list[str]:
@@ -94,8 +95,8 @@ class LocalExecutor(Executor):
         return parts
 
     def launch(self, runs: list[Run], chain: Chain, sweep: Path | None, wait: bool) -> None:
-        """Run the chain, then show the comparison."""
-        from pipeline.tracking.sync import make_tracker, sync_run
+        """Run the chain, then show the numbers of the new evaluations."""
+        from pipeline.tracking.sync import sync_run
         from slurm.job import finish
 
         try:
@@ -105,9 +106,6 @@ class LocalExecutor(Executor):
             raise SystemExit(130) from None
         if any(step.stage == "eval" for step in chain.steps):
             print("\n" + finish([run.run_dir for run in runs], sweep))
-            viewer = make_tracker(runs[0].run_dir, runs[0].config).viewer
-            if viewer:
-                print(f"MLflow: {viewer}")
 
     def run_all(self, chain: Chain, after_each: Callable[[Path], None]) -> None:
         """Run the jobs one after the other, and call `after_each(run_dir)` after each, also after a failure.
@@ -116,12 +114,14 @@ class LocalExecutor(Executor):
         KeyboardInterrupt (also for SIGTERM and SIGHUP) after the job has stopped.
         """
         with stop_signals_interrupt():
-            for step in chain.steps:
+            for number, step in enumerate(chain.steps, 1):
+                label = f"[{number}/{len(chain.steps)}] {step.run.config.name} {step.stage}"
+                view = StageView(logs_of(step) / "rank0.log", label)
                 (job,) = self.submit([step])
-                tell(f"{step.name}: job {job.job_id}, {job.num_tasks} process(es), logs in {logs_of(step)}")
                 try:
-                    self.finish(job, step)
+                    self.finish(job, step, view)
                     require_success(job, step)
+                    view.end()
                 finally:
                     after_each(step.run.run_dir)
 
@@ -150,22 +150,21 @@ class LocalExecutor(Executor):
         """The process of submitit's controller."""
         return ledger.process(int(job.job_id))
 
-    def finish(self, job: Job[None], step: Step) -> None:
-        """Print rank 0's log as it grows until all ranks have left.
+    def finish(self, job: Job[None], step: Step, view: StageView) -> None:
+        """Show how far the stage is until all ranks have left.
 
         Ctrl-C asks the ranks to stop, a second one kills them.
         """
-        log = LogTail(logs_of(step) / "rank0.log")
         try:
-            watch(job, step, log)
+            watch(job, step, view)
         except KeyboardInterrupt:
             os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller passes it on to the ranks
             tell_error(f"{step.name}: stopping; the step in progress is finished and saved (again: kill)")
             try:
-                watch(job, step, log)
+                watch(job, step, view)
             except KeyboardInterrupt:
                 kill_ranks(job)
-                watch(job, step, log)
+                watch(job, step, view)
             raise
 
     def states(self, jobs: list[dict[str, Any]]) -> list[str | None]:
@@ -222,7 +221,7 @@ class DebugExecutor(LocalExecutor):
         """This process."""
         return ledger.process(os.getpid())
 
-    def finish(self, job: Job[None], step: Step) -> None:
+    def finish(self, job: Job[None], step: Step, view: StageView) -> None:
         """Run the job. Its errors open the debugger and then come back here with their traceback."""
         with suppress(SystemExit):
             job.results()

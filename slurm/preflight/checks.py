@@ -1,10 +1,11 @@
-"""Check one run before its submission: paths, space, weights, tracking server, time limits, batch."""
+"""Check one run before its launch: paths, space, weights, the tracker's store, GPUs, time limits, batch."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ from pipeline.rundir.layout import source_path
 from pipeline.runtime.split import ceil_div
 from pipeline.stages import STAGES
 from pipeline.tracking.sync import make_tracker
-from slurm.chain import Run
+from slurm.chain import SHARED, Chain, Run, output_of
+from slurm.executors import executor_named
 from slurm.resources import gpu_request, stage_resources
 
 NETWORK_FILE_SYSTEMS = (
@@ -53,11 +55,19 @@ def source_is_there(run: Run) -> Iterator[Finding]:
             yield Finding(f"key 'shard.source': {error}", True)
 
 
+def folders_can_be_written(run: Run) -> Iterator[Finding]:
+    """The runs directory and the folder of the run can be written."""
+    for key, path in (("runs_dir", Path(run.config.runs_dir)), ("--run-dir", run.run_dir)):
+        folder = _existing(path)
+        if not folder.is_dir():
+            yield Finding(f"key '{key}': {path}: {folder} is a file, expected a folder", True)
+        elif not os.access(folder, os.W_OK):
+            yield Finding(f"key '{key}': {folder}: cannot be written", True)
+
+
 def folders_are_shared(run: Run) -> Iterator[Finding]:
-    """The runs directory can be written and, judged by the file system's type, nodes can see it."""
+    """Judged by the type of their file systems, nodes can see the runs directory and the data."""
     folder = _existing(Path(run.config.runs_dir))
-    if not os.access(folder, os.W_OK):
-        yield Finding(f"key 'runs_dir': {folder}: cannot be written", True)
     data = ("shard.source", source_path(run.config))
     if run.config.data.shards:
         data = ("data.shards", Path(run.config.data.shards))
@@ -100,7 +110,10 @@ def _samples_to_write(run: Run) -> tuple[int, int]:
 
 
 def weights_are_there(run: Run) -> Iterator[Finding]:
-    """Weights that the evaluation loads exist: better to know now than at the end of the chain."""
+    """Weights that training or evaluation load exist: better to know now than at the end of the chain."""
+    start = run.config.train.init_from
+    if start and not (Path(start) / "config.yaml").is_file():
+        yield Finding(f"key 'train.init_from': {start}: is no run directory (no config.yaml in it)", True)
     hints = {
         "inception_weights": "; `tools/fetch_weights.py` fetches it on a machine with internet access",
         "network": "",
@@ -111,8 +124,20 @@ def weights_are_there(run: Run) -> Iterator[Finding]:
             yield Finding(f"key 'eval.{key}': {weights}: no such file{hint}", True)
 
 
+def torch_sees_gpus(run: Run) -> Iterator[Finding]:
+    """PyTorch is not a build for the CPU, if the training is to use GPUs."""
+    wanted = executor_named(run.config.cluster.executor).resources(run.config, "train")
+    version = metadata.version("torch")
+    if version.endswith("+cpu") and gpu_request(wanted, "train").count:
+        yield Finding(
+            f"key 'cluster.gpus_per_node': got {wanted.gpus_per_node}, but PyTorch {version} is a build for "
+            "the CPU; install one for CUDA, or set cluster.gpus_per_node=0",
+            True,
+        )
+
+
 def tracker_answers(run: Run) -> Iterator[Finding]:
-    """The tracking server answers, if one is configured."""
+    """The tracker's store answers, if one is configured."""
     problem = make_tracker(run.run_dir, run.config).problem()
     if problem:
         yield Finding(problem, True)
@@ -164,15 +189,30 @@ def batch_warnings(config: RunConfig, ranks: int, on_gpus: bool) -> list[str]:
     return found
 
 
-RUN_CHECKS = (
-    source_is_there,
-    folders_are_shared,
-    space_suffices,
-    weights_are_there,
-    tracker_answers,
-    walltime_is_sound,
-    batch_fits,
-)
+EVERYWHERE = (source_is_there, folders_can_be_written, space_suffices, weights_are_there, tracker_answers)
+ON_THIS_MACHINE = (*EVERYWHERE, torch_sees_gpus)
+ON_A_CLUSTER = (*EVERYWHERE, folders_are_shared, walltime_is_sound, batch_fits)
+
+
+def inputs_are_made(chain: Chain) -> Iterator[Finding]:
+    """The stages that a stage needs are part of the launch, or have left something to go on with."""
+    planned = {step.output for step in chain.steps}
+    for step in chain.steps:
+        for needed in STAGES[step.stage].after:
+            if output_of(step.run, needed) not in planned and not _begun(step.run, needed):
+                yield Finding(
+                    f"{step.run.config.name}: the stage {step.stage} needs the stage {needed}, which has not "
+                    "run yet; name it too, or leave out --stages",
+                    True,
+                )
+
+
+def _begun(run: Run, stage: str) -> bool:
+    """Whether a stage is complete, is not wanted, or has left a checkpoint."""
+    kind = STAGES[stage]
+    if kind.complete(run.config, run.run_dir):
+        return True
+    return stage not in SHARED and kind.progress(run.config, run.run_dir) > 0
 
 
 def _existing(path: Path) -> Path:

@@ -49,14 +49,19 @@ def chain(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
 
 def test_it_ends_with_a_table_and_where_to_look(chain):
     runs, done = chain
+    page = runs / "_comparisons/comparison_of_sigma_cvae_and_sigma_cvae_nf.html"
     for said in (
-        "sigma_cvae_nf",
-        "fd_classifier_samples",
+        "data: 240 faces drawn by this project (shard.source is empty)",
+        "[6/6] sigma_cvae_nf eval: done in ",
+        "knowing nothing",
         f"report: {runs}/sigma_cvae/report.html",
+        f"comparison: {page}",
         "mlflow ui --backend-store-uri",
+        "next:",
     ):
         assert said in done.stdout
-    assert (runs / "comparison.html").read_text().count("<img") > 0
+    assert len(done.stdout.splitlines()) < 60 and max(map(len, done.stdout.splitlines())) < 200
+    assert page.read_text().count("<img") > 0
 
 
 @pytest.mark.parametrize("name", ["sigma_cvae", "sigma_cvae_nf"])
@@ -102,8 +107,11 @@ def test_mlflow_has_parents_children_and_every_step_once(chain):
 def test_a_second_launch_finds_everything_complete_and_evaluates_again(chain):
     runs, _ = chain
     first = (runs / "sigma_cvae" / "eval" / "1" / "metrics.json").read_bytes()
-    done = launch("--stages", "eval", "--run-dir", str(runs / "sigma_cvae"))
+    before = (runs / "sigma_cvae/config.yaml").read_bytes()
+    done = launch("--stages", "eval", "--run-dir", str(runs / "sigma_cvae"), "cluster.cpus_per_task=2")
     assert done.returncode == 0, done.stderr[-3000:]
+    assert (runs / "sigma_cvae/config.yaml").read_bytes() == before
+    assert f"{runs}/sigma_cvae/eval/2/metrics.json" in done.stdout and "comparison" not in done.stdout
     again = json.loads((runs / "sigma_cvae" / "eval" / "2" / "metrics.json").read_text())
     assert (runs / "sigma_cvae" / "eval" / "1" / "metrics.json").read_bytes() == first
     assert again["metrics"] == json.loads(first)["metrics"]  # the same digits

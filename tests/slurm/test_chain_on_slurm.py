@@ -142,7 +142,7 @@ def test_complete_stages_are_not_submitted_again(chain):
     run_dir, _ = chain
     again = launch("--run-dir", run_dir, "--dry-run")
     for stage in ("shard", "train", "classifier"):
-        assert f"sigma_cvae_nf-s0: {stage}: complete, not submitted" in again.stdout
+        assert f"sigma_cvae_nf-s0: {stage}: complete already" in again.stdout
     assert again.stdout.count("#!/bin/bash") == 1
 
 

@@ -164,7 +164,7 @@ def test_stages_keep_their_order_and_a_wrong_name_gets_the_nearest():
 
 def test_two_runs_share_shards_and_classifier(run):
     other = Run(replace(run.config, name="other", seed=1), run.run_dir.parent / "other")
-    chain = plan([run, other], parse_stages(None), explicit=False)
+    chain = plan([run, other], parse_stages(None))
     assert [step.name for step in chain.steps] == [
         "trial-shard", "trial-train", "trial-classifier", "trial-eval", "other-train", "other-eval",
     ]  # fmt: skip
@@ -175,20 +175,17 @@ def test_two_runs_share_shards_and_classifier(run):
         by_name["trial-classifier"].output,
     }
     reseeded = Run(replace(other.config, shard=replace(other.config.shard, seed=9)), other.run_dir)
-    assert "other-shard" in [
-        step.name for step in plan([run, reseeded], parse_stages(None), explicit=False).steps
-    ]
+    assert "other-shard" in [step.name for step in plan([run, reseeded], parse_stages(None)).steps]
 
 
-def test_complete_stages_are_left_out_unless_named(run):
+def test_complete_stages_are_left_out(run):
     manifest = layout.shards_dir(run.config) / "manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text("{}")
-    chain = plan([run], ["shard", "train"], explicit=False)
+    chain = plan([run], ["shard", "train"])
     assert [step.stage for step in chain.steps] == ["train"]
     assert chain.steps[0].after == ()
-    assert chain.notes == ["trial: shard: complete, not submitted"]
-    assert [step.stage for step in plan([run], ["shard", "train"], explicit=True).steps] == ["shard", "train"]
+    assert chain.notes == ["trial: shard: complete already"]
 
 
 def test_settings_that_the_executor_cannot_fulfil(run):
@@ -230,7 +227,7 @@ def test_dry_run_prints_what_a_submission_writes(slurm_run, fake_slurm):
 def test_chain_on_slurm_depends_by_job_id(slurm_run, fake_slurm, monkeypatch, capsys):
     for name in ("SLURM_CPU_BIND", "PMIX_RANK", "MASTER_PORT"):  # as inside a job
         monkeypatch.setenv(name, "7")
-    executor_named("slurm").submit_all(plan([slurm_run], parse_stages(None), explicit=False), [slurm_run])
+    executor_named("slurm").submit_all(plan([slurm_run], parse_stages(None)), [slurm_run])
     jobs = {job["stage"]: job for job in json.loads((slurm_run.run_dir / "jobs.json").read_text())}
     assert {stage: (job["id"], job["after"]) for stage, job in jobs.items()} == {
         "shard": ("12", ""), "train": ("13", "afterok:12"), "classifier": ("14", "afterok:12"),
@@ -341,13 +338,13 @@ def test_refused_job_says_why_and_what_is_queued(slurm_run, fake_slurm):
     refuse = '[ "$id" = 13 ] && { echo "sbatch: error: invalid partition specified: gpu" >&2; exit 1; }\n'
     (fake_slurm / "sbatch").write_text(script.replace("env >", refuse + "env >"))
     with pytest.raises(ConfigError, match="trial-train: .*invalid partition specified: gpu.*scancel 12"):
-        executor_named("slurm").submit_all(plan([slurm_run], parse_stages(None), explicit=False), [slurm_run])
+        executor_named("slurm").submit_all(plan([slurm_run], parse_stages(None)), [slurm_run])
 
 
 def test_dry_run_names_jobs_in_place_of_ids_and_needs_no_slurm(slurm_run, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert SlurmExecutor.affinity() == -1
-    chain = plan([slurm_run], parse_stages(None), explicit=False)
+    chain = plan([slurm_run], parse_stages(None))
     text = "\n".join(executor_named("slurm").describe(chain))
     assert "#SBATCH --dependency='afterok:<trial-train>:<trial-classifier>'" in text
     assert not (slurm_run.run_dir / "logs").exists()

@@ -62,7 +62,7 @@ def several(run: Run, **cluster: object) -> list[Run]:
 
 
 def test_arrays_wait_for_each_other_task_by_task_and_for_what_they_share_as_a_whole(run):
-    chain = plan(several(run, stages={"shard": {"jobs": 4}}), parse_stages(None), explicit=False)
+    chain = plan(several(run, stages={"shard": {"jobs": 4}}), parse_stages(None))
     groups = batches(chain)
     assert [(group[0].stage, len(group)) for group in groups] == [
         ("shard", 4), ("shard", 1), ("train", 3), ("classifier", 1), ("eval", 3),
@@ -82,7 +82,7 @@ def test_where_tasks_do_not_correspond_every_one_needed_is_waited_for(run):
     done = layout.train_dir(runs[1].run_dir) / "done.json"
     done.parent.mkdir(parents=True)
     done.write_text(json.dumps({"images": 10**9}))
-    groups = batches(plan(runs, ["train", "eval"], explicit=False))
+    groups = batches(plan(runs, ["train", "eval"]))
     assert [[step.run.config.name for step in group] for group in groups] == [
         ["r0", "r2"],
         ["r0", "r2"],
@@ -99,12 +99,12 @@ def test_toy_faces_are_drawn_by_one_job(run):
         )
         for r in runs
     ]
-    assert len(plan(runs, ["shard"], explicit=False).steps) == 1
+    assert len(plan(runs, ["shard"]).steps) == 1
 
 
 def test_only_the_shard_stage_can_be_split(run):
     with pytest.raises(ConfigError, match=r"cluster\.jobs.*train.*only the shard stage"):
-        plan(several(run, stages={"train": {"jobs": 2}}), ["train"], explicit=True)
+        plan(several(run, stages={"train": {"jobs": 2}}), ["train"])
 
 
 # ---- restarts

@@ -18,6 +18,7 @@ from stand_in_jobs import seen, wait_for
 
 from pipeline.config.load import dump
 from pipeline.errors import ConfigError
+from pipeline.rundir.record import run_config
 from pipeline.runtime.preempt import StopFlag, Stopped
 from slurm import ledger, rank
 from slurm.chain import Chain, Run, Step
@@ -104,11 +105,11 @@ def test_a_rank_never_falls_back_to_the_cpu(run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(ConfigError, match="cluster.gpus_per_node.*sees 1 GPUs"):
-        rank.require_gpus(environment, run.run_dir, "train")
+        rank.require_gpus(environment, run_config(run.run_dir), "train")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    rank.require_gpus(environment, run.run_dir, "train")
+    rank.require_gpus(environment, run_config(run.run_dir), "train")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    rank.require_gpus(environment, run.run_dir, "train")
+    rank.require_gpus(environment, run_config(run.run_dir), "train")
 
 
 def test_on_slurm_a_rank_may_see_its_own_gpu_only(run, monkeypatch):
@@ -118,10 +119,10 @@ def test_on_slurm_a_rank_may_see_its_own_gpu_only(run, monkeypatch):
     (run.run_dir / "config.yaml").write_text(dump(wanted.config))
     environment = SimpleNamespace(name=lambda: "slurm")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    rank.require_gpus(environment, run.run_dir, "train")
+    rank.require_gpus(environment, run_config(run.run_dir), "train")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigError, match="cluster.gpus_per_node.*got a100:4"):
-        rank.require_gpus(environment, run.run_dir, "train")
+        rank.require_gpus(environment, run_config(run.run_dir), "train")
 
 
 # ---- the port
