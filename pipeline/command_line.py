@@ -73,13 +73,17 @@ def add_follow(to: argparse.ArgumentParser, what: str) -> None:
 
 def versions() -> str:
     """Return the versions that a question about an error should name."""
-    try:
-        own = metadata.version(PACKAGE)
-    except metadata.PackageNotFoundError:
-        own = "(not installed)"
     code = commit()
     where = f" (commit {code})" if code else ""
-    return f"{PACKAGE} {own}{where}, torch {metadata.version('torch')}, Python {platform.python_version()}"
+    own, torch = _version(PACKAGE), _version("torch")
+    return f"{PACKAGE} {own}{where}, torch {torch}, Python {platform.python_version()}"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def _path(text: str | None) -> Path | None:

@@ -53,6 +53,12 @@ def test_import_needs_no_heavy_package(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_login_node_needs_neither_torch_nor_mlflow(tmp_path):
+    code = BLOCK + "import slurm.preflight, slurm.job, slurm.executors.cluster, slurm.overview, tools.status"
+    done = python(code.format(blocked={"torch", "mlflow", "matplotlib"}), tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_dry_run_needs_neither_torch_nor_slurm_and_writes_nothing(tmp_path):
     code = (
         BLOCK.format(blocked={"torch", "mlflow"})

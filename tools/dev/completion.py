@@ -26,7 +26,6 @@ EXAMPLES = """\
 """
 # What a value may be, by the option's name or the argument's word; other values are files.
 NAMES = {"--config": "configs", "--cluster": "configs/cluster", "--overlay": "configs/overlays"}
-FOLDERS = ("RUN_DIR", "DIR")
 HEAD = """\
 # Words that bash completes after launch.py and the tools. Written by tools/dev/completion.py; use it with
 #   source tools/completion.bash
@@ -100,7 +99,7 @@ def values_of(action: argparse.Action) -> str:
         return " ".join(STAGES)
     if action.metavar == "key=value":
         return " ".join(f"{key}=" for key in flatten(RunConfig()))
-    return "$(_cvae_runs)" if action.metavar in FOLDERS else ""
+    return "$(_cvae_runs)" if action.metavar == "RUN_DIR" else ""
 
 
 def script() -> str:

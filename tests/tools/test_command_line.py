@@ -1,0 +1,91 @@
+"""The command lines of launch.py and all tools: the same words, help that helps, completion in bash."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.command_line import versions
+from tests.conftest import ROOT
+from tools.dev import completion
+
+PROGRAMS = completion.programs()
+SHARED = {  # one word means one thing everywhere
+    "run_dir": "run directory",
+    "out": "",
+    "seed": "",
+    "device": "where to compute",
+    "follow": "Ctrl-C ends this, not the jobs",
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_has_examples_units_and_defaults(program):
+    parser = completion.parser_of(PROGRAMS[program])
+    text = parser.format_help()
+    assert f"examples:\n  python {program}" in text and parser.description
+    assert max(map(len, text.splitlines())) <= 116
+    for action in parser._actions:
+        assert action.help, f"{program} {action.dest}: no help"
+        assert SHARED.get(action.dest, "") in action.help
+        shown = f"(default: {action.default})"
+        if isinstance(action.default, int | float) and action.nargs != 0:
+            assert shown in " ".join(text.split()), f"{program} {action.dest}: default is not shown"
+
+
+def test_version_names_what_a_report_of_a_bug_needs():
+    done = subprocess.run(
+        [sys.executable, "tools/cancel.py", "--version"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.strip() == versions()
+    assert "torch 2" in versions() and "Python 3" in versions()
+
+
+def test_the_script_of_completion_is_current():
+    assert completion.FILE.read_text() == completion.script(), (
+        "tools/completion.bash is old; run: python tools/dev/completion.py"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("python launch.py --conf", "--config"),
+        ("python launch.py --cluster ''", "debug local slurm"),
+        ("python launch.py train.batch_s", "train.batch_size="),
+        ("python launch.py --stages cl", "classifier"),
+        ("python launch.py --run-dir runs/", "runs/one runs/deep/two"),
+        (".venv/bin/python tools/status.py runs/o", "runs/one"),
+        ("python tools/export.py --weights ''", "ema raw"),
+        ("python elsewhere.py --conf", ""),
+    ],
+)
+def test_bash_completes(words, offered, tmp_path):
+    for run in ("one", "deep/two"):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        (tmp_path / "runs" / run / "config.yaml").touch()
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    shell = 'COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _cvae; echo "${COMPREPLY[*]}"'
+    code = f'source "$0"; COMP_WORDS=({words}); {shell}'
+    done = subprocess.run(
+        ["bash", "-c", code, str(completion.FILE)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == offered, done.stderr
+
+
+def test_status_without_words_lists_all_runs(tmp_path, monkeypatch, capsys):
+    from tests.fake_run import make_run
+    from tools import status
+
+    monkeypatch.chdir(tmp_path)
+    status.main([])
+    assert "no runs in runs" in capsys.readouterr().out
+    make_run(tmp_path / "runs", "flow", steps=4, evals=2)
+    make_run(tmp_path / "runs/demo", "plain")
+    (tmp_path / "runs/broken").mkdir()
+    (tmp_path / "runs/broken/config.yaml").write_text("no: such")
+    status.main([])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split()[0] == "demo/plain" and "not started" in lines[2]
+    assert lines[3].split()[0] == "flow" and " 1, 2 " in lines[3]
+    assert lines[4].startswith("runs/broken: ") and "unknown key" in lines[4]
