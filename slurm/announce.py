@@ -14,6 +14,7 @@ from pipeline.rundir.record import Evaluation, evaluations, read_json, run_confi
 from slurm.chain import Chain, Run
 
 REFERENCES = {"floors": "knowing nothing", "ceilings": "real images"}
+LONGEST_NAME = 28  # characters of a run's name
 
 
 # ---- at the beginning
@@ -67,21 +68,23 @@ def closing(run_dirs: list[Path], pages: list[Path], viewer: str) -> str:
 
 
 def headline_table(newest: dict[Path, Evaluation]) -> str:
-    """Return one row for each run, then the values that the numbers lie between."""
+    """Return one row for each of the six numbers, one column for each run, then what they lie between."""
     found = list(newest.values())
-    names = [standing_for(headline, found) for headline in HEADLINES]
-    head = ["run", "evaluation", "training"]
-    for headline, name in zip(HEADLINES, names, strict=True):
-        head.append(with_arrow(headline.label, found[0].about.get(name, {}).get("direction", "none")))
-    rows = []
-    for run_dir, evaluation in newest.items():
-        seconds = (read_json(layout.train_dir(run_dir) / "done.json") or {}).get("seconds")
-        cells = [_value(evaluation, name) for name in names]
-        rows.append([run_dir.name[-28:], str(evaluation.number), duration(seconds), *cells])
-    for kind, label in REFERENCES.items():
-        bounds = [number(getattr(found[0], kind).get(name)) for name in names]
-        rows.append([label, "", "", *bounds])
-    return text_table(head, rows) + f"\n{protocol_line(found[0].protocol)}; ± half of the 95 % interval"
+    first = found[0]
+    head = ["", *(run_dir.name[-LONGEST_NAME:] for run_dir in newest), *REFERENCES.values()]
+    took = [read_json(layout.train_dir(run_dir) / "done.json", {}).get("seconds") for run_dir in newest]
+    empty = [""] * len(REFERENCES)
+    rows = [
+        ["number of the evaluation", *(str(evaluation.number) for evaluation in found), *empty],
+        ["training took", *(duration(seconds) for seconds in took), *empty],
+    ]
+    for headline in HEADLINES:
+        name = standing_for(headline, found)
+        bounds = [number(getattr(first, kind).get(name)) for kind in REFERENCES]
+        label = with_arrow(headline.label, first.about.get(name, {}).get("direction", "none"))
+        rows.append([label, *(_value(evaluation, name) for evaluation in found), *bounds])
+    legend = "↓ lower is better, ↑ higher is better; ± half of the 95 % interval"
+    return f"{text_table(head, rows)}\n{protocol_line(first.protocol)}; {legend}"
 
 
 def _value(evaluation: Evaluation, name: str) -> str:
@@ -96,7 +99,7 @@ def _files(newest: dict[Path, Evaluation], pages: list[Path], viewer: str) -> li
     lines = [f"report: {shown(run_dir / 'report.html')}" for run_dir in newest]
     lines += [f"{page.stem.partition('_of_')[0]}: {shown(page)}" for page in pages]
     for evaluation in newest.values():
-        lines.append(f"all {len(evaluation.metrics)} numbers: {shown(evaluation.folder / 'metrics.json')}")
+        lines.append(f"numbers: {shown(evaluation.folder / 'metrics.json')} (all {len(evaluation.metrics)})")
     if viewer:
         lines.append(f"MLflow: {viewer}")
     return lines
@@ -111,7 +114,7 @@ def _next(run_dirs: list[Path]) -> list[str]:
         "next:",
         f"  python tools/compare.py {everyone}",
         f'  python tools/sample.py {run_dir} "Male,!Smiling" --n 16 --out grid.png',
-        f"  python launch.py --run-dir {run_dir} --stages eval eval.n=10000",
+        f"  python launch.py --run-dir {run_dir} --stages eval eval.seed=1",
         f"  python launch.py --run-dir {run_dir} train.images={longer}",
     ]
 
