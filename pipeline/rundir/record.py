@@ -180,17 +180,37 @@ def trained(run_dir: Path, config: RunConfig) -> dict[str, Any] | None:
 def status(run_dir: Path, config: RunConfig) -> str:
     """Return the run's state: RUNNING, FINISHED, FAILED or KILLED.
 
-    It is the state of training; a complete training whose evaluation is still to come counts as RUNNING.
+    A stage that failed ends the run, whichever stage it was. A training that is not complete counts as
+    RUNNING, and so does a complete one whose evaluation is still to come.
     """
     last = {job.get("stage", ""): str(job.get("state", "")).split(" ")[0] for job in jobs(run_dir)}
     if trained(run_dir, config) is None:
         if _later(run_dir / "logs/train/error.json", layout.train_dir(run_dir) / "metrics.jsonl"):
             return "FAILED"
-        return ENDED_BADLY.get(last.get("train", ""), "RUNNING")
+        if last.get("train") in OPEN_STATES:
+            return "RUNNING"
+        bad = _first_bad(last, ("train", "shard", "classifier"))
+        return bad or ("FINISHED" if _only_prepared(run_dir, last) else "RUNNING")
     done = layout.train_dir(run_dir) / "done.json"
     evaluated = any(_later(e.folder / "metrics.json", done) for e in evaluations(run_dir))
-    waiting = last.get("eval") in OPEN_STATES
-    return "RUNNING" if waiting and not evaluated else "FINISHED"
+    if evaluated:
+        return "FINISHED"
+    if last.get("eval") in OPEN_STATES:
+        return "RUNNING"
+    return _first_bad(last, ("tune", "refine", "classifier", "eval")) or "FINISHED"
+
+
+def _first_bad(last: dict[str, str], stages: tuple[str, ...]) -> str:
+    """Return the state of the run that follows from the first of these stages that ended badly, or ""."""
+    found = [ENDED_BADLY[last[stage]] for stage in stages if last.get(stage) in ENDED_BADLY]
+    return found[0] if found else ""
+
+
+def _only_prepared(run_dir: Path, last: dict[str, str]) -> bool:
+    """Return whether the newest launch asked for no training, and everything it started is complete."""
+    launches = history(run_dir)
+    asked = launches[-1].get("stages", ["train"]) if launches else ["train"]
+    return "train" not in asked and set(last.values()) == {"COMPLETED"}
 
 
 def _later(file: Path, other: Path) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.rundir import record
 from pipeline.tracking.base import TrackingError
 from pipeline.tracking.sync import sync_run, tracker_of
 from tests.fake_run import add_eval, add_metrics, make_run
@@ -102,6 +104,33 @@ def test_status_follows_the_files(runs: Path) -> None:
     assert status() == "RUNNING"  # trained longer
     (run / "jobs.json").write_text('[{"stage": "train", "id": "9", "state": "CANCELLED by 0"}]')
     assert status() == "KILLED"
+
+
+def test_status_of_a_launch_that_never_came_to_train(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+
+    def status(*states: str, asked: str = "train") -> str:
+        both = dict(zip(("shard", "train"), states, strict=False))
+        jobs = [{"stage": stage, "id": "1", "state": state} for stage, state in both.items()]
+        (run / "jobs.json").write_text(json.dumps(jobs))
+        (run / "config_history.jsonl").write_text(json.dumps({"stages": ["shard", asked]}) + "\n")
+        return record.status(run, record.run_config(run))
+
+    assert status("RUNNING") == status("COMPLETED") == "RUNNING"  # the training is still to come
+    assert status("FAILED") == status("COMPLETED", "FAILED") == "FAILED"
+    assert status("CANCELLED") == "KILLED"
+    assert status("COMPLETED", "RUNNING") == "RUNNING"
+    assert status("COMPLETED", asked="classifier") == "FINISHED"
+    assert status("FAILED", asked="classifier") == "FAILED"
+
+
+def test_status_of_a_failed_evaluation(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (run / "train/done.json").write_text('{"step": 8, "images": 1024, "seconds": 5}')
+    (run / "jobs.json").write_text('[{"stage": "eval", "id": "9", "state": "FAILED"}]')
+    assert record.status(run, record.run_config(run)) == "FAILED"
+    add_eval(run, 1)
+    assert record.status(run, record.run_config(run)) == "FINISHED"
 
 
 def test_disabled_tracking_makes_no_store(tmp_path: Path) -> None:
