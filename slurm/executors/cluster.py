@@ -74,13 +74,15 @@ class SlurmExecutor(Executor):
 
     def launch(self, runs: list[Run], chain: Chain, sweep: Path | None, wait: bool) -> None:
         """Submit the chain; with `wait` follow it to its end."""
+        from slurm.announce import shown
         from slurm.status import as_table, follow, survey
 
         self.submit_all(chain, runs, sweep)
         run_dirs = [run.run_dir for run in runs]
-        command = f"python tools/status.py --follow {shlex.join(map(str, run_dirs))}"
+        listed = shlex.join(shown(run_dir) for run_dir in run_dirs)
+        command = f"python tools/status.py --follow {listed}"
         if not wait:
-            print(f"follow: {command}")
+            print(f"\nnext:\n  {command}\n  python tools/cancel.py {listed}")
             return
         try:
             for line in follow(run_dirs):
@@ -183,10 +185,12 @@ def script_of(group: list[Step], dependency: str | None) -> str:
 
 
 def _announcement(group: list[Step], number: str, dependency: str | None) -> str:
+    from slurm.announce import shown
+
     first = group[0]
     name = first.name
     if len(group) > 1:
         parts = " parts" if first.part else ""
         name = f"{first.stage}{parts} (array of {len(group)})"
     after = f", {dependency}" if dependency else ""
-    return f"{name}: job {number}{after}, logs in {first.run.run_dir / 'logs' / first.stage}"
+    return f"{name}: job {number}{after}, logs in {shown(first.run.run_dir / 'logs' / first.stage)}"

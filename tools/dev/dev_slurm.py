@@ -1,7 +1,5 @@
 """Run a private Slurm on this host, for trying and testing.
 
-    python tools/dev/dev_slurm.py start|stop|status|hold [--folder DIR]
-
 Needs Debian's slurmctld, slurmd, slurm-client and munge (for sacct also slurmdbd,
 slurm-wlm-mysql-plugin, mariadb-server-core and mariadb-client-core).
 Everything lives in one folder and on 127.0.0.1. No real cluster is touched.
@@ -9,12 +7,12 @@ Everything lives in one folder and on 127.0.0.1. No real cluster is touched.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from pipeline.command_line import parser
 from pipeline.errors import exit_code
 from tools.dev.slurm_parts.cluster import Cluster
 
@@ -31,34 +29,35 @@ def hold(cluster: Cluster) -> None:
         cluster.stop()
 
 
-def main() -> None:
+EXAMPLES = """\
+  python tools/dev/dev_slurm.py start --nodes 2     prints the variable to set
+  python tools/dev/dev_slurm.py status
+  python tools/dev/dev_slurm.py stop
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="tools/dev/dev_slurm.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
+    words = parser("tools/dev/dev_slurm.py", __doc__, EXAMPLES)
+    words.add_argument(
         "action",
         choices=("start", "stop", "status", "hold"),
         help="hold: start, then stop when standard input ends",
     )
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=Path.home() / ".cache" / "dev_slurm",
-        help="folder of the cluster (default: %(default)s)",
+    folder = Path.home() / ".cache" / "dev_slurm"
+    words.add_argument("--folder", metavar="DIR", type=Path, default=folder, help="folder of the cluster")
+    words.add_argument("--nodes", metavar="N", type=int, default=3, help="number of nodes")
+    words.add_argument("--prefix", metavar="TEXT", default="n", help="prefix of the nodes' names")
+    words.add_argument(
+        "--cpus", metavar="N", type=int, default=4, help="processors per node that Slurm is told of"
     )
-    parser.add_argument("--nodes", type=int, default=3)
-    parser.add_argument("--prefix", default="n", help="prefix of the nodes' names (default: %(default)s)")
-    parser.add_argument("--cpus", type=int, default=4, help="processors per node that Slurm is told of")
-    parser.add_argument(
+    words.add_argument(
         "--no-accounting",
         dest="accounting",
         action="store_false",
         help="run no slurmdbd; sacct then does not work",
     )
-    args = parser.parse_args()
+    args = words.parse_args(argv)
     cluster = Cluster(
         args.folder.absolute(), args.nodes, cpus=args.cpus, accounting=args.accounting, prefix=args.prefix
     )
