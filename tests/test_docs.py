@@ -7,7 +7,7 @@ The first line of a code block says how it is tested, for example ```sh dry-run:
 - parse: the script's own parser accepts each line.
 - pytest: the named test files exist.
 - skip: REASON: the block is not run.
-- (yaml blocks) the settings are loaded, and paths are expanded.
+- (yaml blocks) the settings are loaded, and paths are expanded; of `yaml profile` the script is compared.
 - python run: the block runs as it is (see test_extending.py).
 - python use: the block runs on a tiny run (see tools/test_sample.py).
 """
@@ -163,6 +163,23 @@ def test_settings_are_accepted(block, tmp_path, monkeypatch):
     assert flatten(config) != flatten(RunConfig()) and "$" not in config.runs_dir
     for stage in config.cluster.stages:
         stage_resources(config, stage)
+
+
+PROFILE = re.compile(r"^```yaml profile\n(.*?)^```$.*?^```text train\n(.*?)^```$", re.M | re.S)
+PROFILES = PROFILE.findall((ROOT / "docs/operations/clusters.md").read_text())
+
+
+@pytest.mark.parametrize(("profile", "shown"), PROFILES, ids=["conda", "container", "no-gpu"])
+def test_profiles_of_clusters_give_the_scripts_that_the_page_shows(profile, shown, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(profile)
+    launch.main(["--cluster", str(tmp_path / "mine.yaml"), "--config", "sigma_cvae_nf", "--dry-run"])
+    out = capsys.readouterr().out
+    script = out.partition("# job sigma_cvae_nf-train\n")[2].partition("# job ")[0]
+    assert script, out
+    for line in shown.splitlines():
+        assert line in script.splitlines(), f"{line} is not in the script:\n{script}"
+    python = absolute_paths(load([tmp_path / "mine.yaml"])).cluster.python
+    assert (python or sys.executable) in script
 
 
 class Parsed(Exception):
