@@ -14,6 +14,7 @@ from pipeline.reporting.text import duration, text_table
 from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import read_metrics
 from pipeline.rundir.record import OPEN_STATES, read_json, run_config
+from pipeline.runtime.logs import LINE, PROGRESS
 from pipeline.runtime.split import ceil_div
 from slurm import ledger
 from slurm.executors import EXECUTORS, executor_named
@@ -120,7 +121,7 @@ def _stage_status(run_dir: Path, config: RunConfig, stage: str, jobs: list[dict[
         jobs=[job["id"] for job in jobs],
         state=state,
         attempt=max(len(job["attempts"]) for job in jobs),
-        progress=_progress(run_dir, config) if stage == "train" else "",
+        progress=_progress(run_dir, config) if stage == "train" else _logged_progress(run_dir, stage, state),
         error="" if state == "COMPLETED" else _error(run_dir, stage, jobs[-1]),
     )
 
@@ -142,6 +143,17 @@ def _error(run_dir: Path, stage: str, job: dict[str, Any]) -> str:
         return str(error["message"].splitlines()[0][:160])
     if job["state"] == "FAILED" and "logs" in job:
         return ledger.last_words(Path(job["logs"]), job["id"])[:160]
+    return ""
+
+
+def _logged_progress(run_dir: Path, stage: str, state: str) -> str:
+    """Return what the log of a running stage says last about its progress, or ""."""
+    if state != "RUNNING":
+        return ""
+    for line in reversed(tail(run_dir / "logs" / stage / "rank0.log").splitlines()):
+        found = LINE.fullmatch(line)
+        if found and PROGRESS.fullmatch(found["text"]):
+            return found["text"]
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import uuid
 from collections.abc import Iterator
@@ -79,8 +80,14 @@ class MlflowTracker(Tracker):
             mlflow_store.require_listening(self.uri)
 
     def problem(self) -> str:
-        """Return what is wrong with the server, or ""."""
-        return mlflow_store.server_problem(self.uri) if self.live else ""
+        """Return what is wrong with the server, or with the file of a SQLite store; else ""."""
+        if self.live:
+            return mlflow_store.server_problem(self.uri)
+        file = database_file(self.uri)
+        if file is None:
+            return ""
+        there = next(path for path in (file, *file.parents) if path.exists())
+        return "" if os.access(there, os.W_OK) else f"key 'tracking.uri': {there}: cannot be written"
 
     @contextmanager
     def session(self) -> Iterator[None]:

@@ -73,6 +73,40 @@ def test_bash_completes(words, offered, tmp_path):
     assert done.stdout.strip() == offered, done.stderr
 
 
+def test_a_running_stage_says_how_far_it_is(tmp_path):
+    from slurm.status import survey
+    from tests.fake_run import make_run
+
+    run = make_run(tmp_path, "flow")
+    (run / "jobs.json").write_text('[{"stage": "eval", "id": "7", "state": "RUNNING", "attempts": []}]')
+    (run / "logs/eval").mkdir(parents=True)
+    log = "10:00:00 eval[0] I metrics 3/12, rare took 1.0 s\n10:00:01 eval[0] W a network is missing\n"
+    (run / "logs/eval/rank0.log").write_text(log)
+    assert survey([run])[0].progress == "metrics 3/12, rare took 1.0 s"
+
+
+def test_a_launch_shows_progress_warnings_and_nothing_else(tmp_path, capsys):
+    from slurm.executors.view import StageView
+
+    log = tmp_path / "rank0.log"
+    view = StageView(log, "[1/2] flow train")
+    log.write_text(
+        "10:00:00 train[0] I starting from the weights of x\n10:00:01 train[0] I step 4/16, loss 2.5,"
+    )
+    view.show()
+    with open(log, "a") as more:
+        more.write(" 70 images/s, 200 s left\n10:00:02 train[0] W the disk is slow\nTraceback\n")
+    view.show()
+    view.end()
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == [
+        "[1/2] flow train: starting",
+        "[1/2] flow train: step 4/16, loss 2.5, 70 images/s, 3 min 20 s left",
+        "[1/2] flow train: warning: the disk is slow",
+    ]
+    assert said[3].startswith("[1/2] flow train: done in ") and len(said) == 4
+
+
 def test_status_without_words_lists_all_runs(tmp_path, monkeypatch, capsys):
     from tests.fake_run import make_run
     from tools import status
