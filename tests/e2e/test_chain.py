@@ -1,6 +1,7 @@
 """The whole chain as a user runs it: `launch.py` on two ranks, from drawn faces to MLflow."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,26 @@ def test_it_ends_with_a_table_and_where_to_look(chain):
         assert said in done.stdout
     assert len(done.stdout.splitlines()) < 60 and max(map(len, done.stdout.splitlines())) < 200
     assert page.read_text().count("<img") > 0
+
+
+def test_the_day_in_the_documentation_shows_what_a_launch_prints(chain):
+    """Numbers, paths and names of files may differ; the lines and their order may not."""
+
+    def shape(line: str) -> str:
+        words = line.partition("  ")[0].partition(": ")[0]  # the label of the line or of its row
+        return re.sub(r"\d[\d.,]*", "0", words.strip())
+
+    _, done = chain
+    printed = [shape(line) for line in done.stdout.splitlines()]
+    page = (ROOT / "docs/operations/day.md").read_text()
+    shown = re.findall(r"^```text (?:launch|closing)\n(.*?)^```$", page, re.M | re.S)
+    assert len(shown) == 2
+    position = 0
+    for line in "".join(shown).splitlines():
+        if line.startswith("  python") or not shape(line):
+            continue
+        assert shape(line) in printed[position:], f"{line!r} is not printed, or in another order"
+        position = printed.index(shape(line), position)
 
 
 @pytest.mark.parametrize("name", ["sigma_cvae", "sigma_cvae_nf"])
