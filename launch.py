@@ -27,7 +27,7 @@ from pipeline.prepare import (
 from pipeline.rundir.layout import shared_dir
 from pipeline.rundir.redact import redact
 from pipeline.stages import STAGES
-from slurm.announce import opening
+from slurm.announce import data_line, opening
 from slurm.chain import Chain, Run, parse_stages, plan
 from slurm.executors import Executor, executor_named
 
@@ -176,8 +176,8 @@ def _file(name: str, folder: Path) -> Path:
 
 
 def describe(runs: list[Run], chain: Chain, executor: Executor) -> str:
-    """Return what a launch would do, as text: configurations, notes and jobs."""
-    parts = []
+    """Return what a launch would do, as text: data, configurations, notes and jobs."""
+    parts = [f"# {line}" for line in dict.fromkeys(data_line(run.config) for run in runs)]
     for run in runs:
         parts.append(f"# {run.run_dir / 'config.yaml'}\n{redact(configuration.dump(run.config))}")
     parts += [f"# {note}\n" for note in chain.notes]

@@ -13,7 +13,7 @@ from pipeline.prepare import commit
 PACKAGE = "sigma-cvae-hpc"
 RUN_DIR = "run directory: it holds config.yaml"
 MODEL = "run directory or exported folder"
-NO_DEFAULT = (None, "", [], argparse.SUPPRESS)
+NO_DEFAULT: tuple[Any, ...] = (None, "", [], argparse.SUPPRESS)
 WIDTH = 110  # columns of a help text
 
 
@@ -75,11 +75,12 @@ def versions() -> str:
     """Return the versions that a question about an error should name."""
     code = commit()
     where = f" (commit {code})" if code else ""
-    own, torch = _version(PACKAGE), _version("torch")
+    own, torch = version_of(PACKAGE), version_of("torch")
     return f"{PACKAGE} {own}{where}, torch {torch}, Python {platform.python_version()}"
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Return the version of an installed package, or "(not installed)"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.command_line import version_of
 from pipeline.config.schema import RunConfig
 from pipeline.data.records import RecordFormat
 from pipeline.data.sources.base import require_sizes_fit
@@ -127,7 +127,7 @@ def weights_are_there(run: Run) -> Iterator[Finding]:
 def torch_sees_gpus(run: Run) -> Iterator[Finding]:
     """PyTorch is not a build for the CPU, if the training is to use GPUs."""
     wanted = executor_named(run.config.cluster.executor).resources(run.config, "train")
-    version = metadata.version("torch")
+    version = version_of("torch")
     if version.endswith("+cpu") and gpu_request(wanted, "train").count:
         yield Finding(
             f"key 'cluster.gpus_per_node': got {wanted.gpus_per_node}, but PyTorch {version} is a build for "

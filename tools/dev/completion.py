@@ -107,7 +107,7 @@ def script() -> str:
     after_option = []
     otherwise = []
     for name, module in programs().items():
-        words = []
+        words: list[str] = []
         for action in parser_of(module)._actions:
             words += action.option_strings
             values = values_of(action)
