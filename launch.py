@@ -73,7 +73,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="A,B",
         help="of shard,train,tune,refine,classifier,eval (default: all); complete ones are left out",
     )
-    add("--run-dir", metavar="RUN_DIR", type=_folder, help="run directory to continue (default: runs_dir/name)")
+    add(
+        "--run-dir",
+        metavar="RUN_DIR",
+        type=_folder,
+        help="run directory to go on with (default: runs_dir/name)",
+    )
     add("--dry-run", action="store_true", help="print the configuration and the jobs; write nothing")
     add("--wait", action="store_true", help="on a cluster: follow the jobs; Ctrl-C leaves them running")
     add(
