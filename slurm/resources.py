@@ -83,6 +83,11 @@ class GpuRequest:
     gres: bool = False
 
 
+def counted(n: int, one: str, many: str) -> str:
+    """Return "1 node" or "2 nodes"."""
+    return f"{n} {one if n == 1 else many}"
+
+
 def gpu_request(wanted: ClusterConfig, stage: str) -> GpuRequest:
     """Parse `gpus_per_node`: 4, a100:4, gpu:4 or gpu:a100:4. Raises ConfigError for anything else."""
     value = wanted.gpus_per_node

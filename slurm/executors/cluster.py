@@ -18,7 +18,7 @@ from slurm import ledger
 from slurm.chain import Chain, Run, Step, batches, dependencies
 from slurm.executors import Executor, outside_jobs, submission_folder
 from slurm.queue import array_of, job_states
-from slurm.resources import FINISH, gpu_request, stage_resources
+from slurm.resources import FINISH, counted, gpu_request, stage_resources
 from slurm.sbatch import code, sbatch_script, snapshot, snapshot_folder, submitter
 
 if TYPE_CHECKING:
@@ -43,8 +43,10 @@ class SlurmExecutor(Executor):
         wanted = self.resources(run.config, "train")
         gpus = gpu_request(wanted, "train")
         kind = f" of type {gpus.type}" if gpus.type else ""
-        devices = f"{gpus.count} GPUs{kind} per node" if gpus.count else "no GPU"
-        return f"training on Slurm: {wanted.nodes} nodes x {wanted.tasks_per_node} processes, {devices}"
+        devices = f"{counted(gpus.count, 'GPU', 'GPUs')}{kind} per node" if gpus.count else "no GPU"
+        nodes = counted(wanted.nodes, "node", "nodes")
+        processes = counted(wanted.tasks_per_node, "process", "processes")
+        return f"training on Slurm: {nodes} x {processes}, {devices}"
 
     def check(self, runs: list[Run], chain: Chain, preflight: bool) -> list[str]:
         """Require sbatch and sound requests, then run the preflight."""

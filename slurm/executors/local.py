@@ -28,7 +28,7 @@ from slurm.executors.following import (
 )
 from slurm.executors.view import StageView, tell_error
 from slurm.rank import GPU_CHOICE, visible_gpus
-from slurm.resources import gpu_request, stage_resources
+from slurm.resources import counted, gpu_request, stage_resources
 
 if TYPE_CHECKING:
     from submitit import Job
@@ -65,7 +65,7 @@ class LocalExecutor(Executor):
     def place(self, run: Run) -> str:
         """GPUs and processes of the train stage."""
         wanted = self.resources(run.config, "train")
-        return f"training on {_devices(wanted)}: {wanted.tasks_per_node} process(es) on this machine"
+        return f"training on {_devices(wanted)}: {_processes(wanted)} on this machine"
 
     def check(self, runs: list[Run], chain: Chain, preflight: bool) -> list[str]:
         """Check what every stage asks for, then paths, space, GPUs and the tracker's store."""
@@ -90,7 +90,7 @@ class LocalExecutor(Executor):
             after = ", ".join(names[output] for output in step.after) or "nothing"
             parts.append(
                 f"# job {step.name}, after: {after}\n"
-                f"# {self.name}: {wanted.tasks_per_node} process(es) on this machine, {_devices(wanted)}\n"
+                f"# {self.name}: {_processes(wanted)} on this machine, {_devices(wanted)}\n"
             )
         return parts
 
@@ -240,7 +240,13 @@ def _stop(job: dict[str, Any], pid: int) -> str:
 
 def _devices(wanted: ClusterConfig) -> str:
     gpus = _chosen_gpus(wanted)
-    return f"{len(gpus)} GPU(s) ({GPU_CHOICE}={','.join(gpus)})" if gpus else "the CPU"
+    if not gpus:
+        return "the CPU"
+    return f"{counted(len(gpus), 'GPU', 'GPUs')} ({GPU_CHOICE}={','.join(gpus)})"
+
+
+def _processes(wanted: ClusterConfig) -> str:
+    return counted(wanted.tasks_per_node, "process", "processes")
 
 
 def _chosen_gpus(wanted: ClusterConfig) -> list[str]:

@@ -75,7 +75,7 @@ def test_auto_takes_all_visible_gpus_with_one_rank_each_or_the_cpu(run, monkeypa
     wanted = local.resources(on(run, gpus_per_node="auto").config, "train")
     assert (wanted.gpus_per_node, wanted.tasks_per_node) == (gpus, ranks)
     place = local.place(on(run, gpus_per_node="auto"))
-    assert place.startswith(f"training on {'3 GPU(s) (CUDA_VISIBLE_DEVICES=5,6,7)' if gpus else 'the CPU'}")
+    assert place.startswith(f"training on {'3 GPUs (CUDA_VISIBLE_DEVICES=5,6,7)' if gpus else 'the CPU'}")
     assert (
         executor_named("debug").resources(on(run, gpus_per_node="auto").config, "train").tasks_per_node == 1
     )
