@@ -224,6 +224,7 @@ def test_lines_about_runs_work_on_tiny_runs(tmp_path):
 
     Image.new("RGB", (178, 218), "brown").save(tmp_path / "photo.jpg")
     execute(["python", "launch.py", "--config", "sigma_cvae", "sigma_cvae_nf", f"runs_dir={runs}", *TINY])
+    execute(["python", "launch.py", "--run-dir", f"{runs}/sigma_cvae_nf", "--stages", "eval"])  # number 2
     shown = [words for block in blocks("sh", "parse") for words in lines(block.values[0])]
     about_runs = [words for words in shown if "runs/sigma_cvae_nf" in words and "-f" not in words]
     assert len(about_runs) >= 4
