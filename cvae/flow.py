@@ -19,37 +19,30 @@ class AffineCoupling(nn.Module):
 
     def __init__(self, dim: int, keep_first: bool, n_condition: int, config: FlowConfig) -> None:
         super().__init__()
-        self.cut = dim // 2
         self.keep_first = keep_first
         self.bound = config.bound
         self.conditional = config.conditional
-        n_kept = self.cut if keep_first else dim - self.cut
+        n_kept = dim // 2 if keep_first else dim - dim // 2
         n_in = n_kept + n_condition if config.conditional else n_kept
         self.net = mlp(n_in, config.hidden, 2 * (dim - n_kept), config.depth, nn.LeakyReLU)
 
-    def _split(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = z[:, : self.cut], z[:, self.cut :]
-        return (first, second) if self.keep_first else (second, first)
-
-    def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
-        return torch.cat((kept, moved) if self.keep_first else (moved, kept), dim=1)
-
-    def _scale_shift(self, kept: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+    def scale_shift(self, kept: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+        """Return s = bound * tanh(raw / bound) and t of the moved half, for kept [B, K], e [B, E]."""
         inputs = torch.cat((kept, e), dim=1) if self.conditional else kept
         raw, shift = self.net(inputs).chunk(2, dim=1)
-        return self.bound * torch.tanh(raw / self.bound), shift
+        # tanh(x) = 1 - 2 sigmoid(-2 x), and a CPU is seven times faster at a sigmoid.
+        falling = torch.sigmoid(raw * (-2 / self.bound))
+        return torch.rsub(falling, self.bound, alpha=2 * self.bound), shift
 
-    def forward(self, z: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-        """Map z [B, D], e [B, E] to u [B, D] and log|det du/dz| [B]."""
-        kept, moved = self._split(z)
-        log_scale, shift = self._scale_shift(kept, e)
-        return self._join(kept, moved * log_scale.exp() + shift), log_scale.sum(1)
+    def forward(self, kept: Tensor, moved: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+        """Map the halves kept [B, K], moved [B, M] to u_moved [B, M] and log|det du/dz| [B]."""
+        log_scale, shift = self.scale_shift(kept, e)
+        return torch.addcmul(shift, moved, log_scale.exp()), log_scale.sum(1)
 
-    def inverse(self, u: Tensor, e: Tensor) -> Tensor:
-        """Map u [B, D], e [B, E] back to z [B, D]."""
-        kept, moved = self._split(u)
-        log_scale, shift = self._scale_shift(kept, e)
-        return self._join(kept, (moved - shift) * (-log_scale).exp())
+    def inverse(self, kept: Tensor, moved: Tensor, e: Tensor) -> Tensor:
+        """Map the halves kept [B, K], u_moved [B, M] back to z_moved [B, M]."""
+        log_scale, shift = self.scale_shift(kept, e)
+        return (moved - shift) * (-log_scale).exp()
 
 
 class Flow(nn.Module):
@@ -61,6 +54,7 @@ class Flow(nn.Module):
 
     def __init__(self, dim: int, n_condition: int, config: FlowConfig) -> None:
         super().__init__()
+        self.sizes = (dim // 2, dim - dim // 2)
         self.layers = nn.ModuleList()
         for i in range(config.layers):
             keep_first = i % 2 == 0 or not config.alternate
@@ -68,14 +62,23 @@ class Flow(nn.Module):
 
     def forward(self, z: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
         """Map z [B, D], e [B, E] to u = f(z) [B, D] and log|det df/dz| [B]."""
+        first, second = z.split(self.sizes, dim=1)  # the halves are joined again only at the end
         log_det = z.new_zeros(len(z))
         for layer in self.layers:
-            z, more = layer(z, e)
+            if layer.keep_first:
+                second, more = layer(first, second, e)
+            else:
+                first, more = layer(second, first, e)
             log_det = log_det + more
-        return z, log_det
+        return torch.cat((first, second), dim=1), log_det
 
     def inverse(self, u: Tensor, e: Tensor) -> Tensor:
         """Map u [B, D], e [B, E] to z = f^-1(u) [B, D]."""
+        first, second = u.split(self.sizes, dim=1)
         for layer in reversed(self.layers):
-            u = layer.inverse(u, e)  # type: ignore[operator]
-        return u
+            assert isinstance(layer, AffineCoupling)
+            if layer.keep_first:
+                second = layer.inverse(first, second, e)
+            else:
+                first = layer.inverse(second, first, e)
+        return torch.cat((first, second), dim=1)

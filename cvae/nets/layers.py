@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cvae.nets import onednn
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU}
 
 
@@ -20,16 +22,32 @@ def norm(name: str, channels: int) -> nn.Module:
     return nn.GroupNorm(groups, channels)
 
 
-def mlp(
-    n_in: int, hidden: int, n_out: int, depth: int = 1, activation: type[nn.Module] = nn.SiLU
-) -> nn.Sequential:
+class Mlp(nn.Sequential):
+    """Linear layers and activations in turn, with the fastest products of the device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [B, I] to [B, O]."""
+        if not onednn.serves(x):
+            return super().forward(x)
+        layers = list(self)
+        for i, layer in enumerate(layers):
+            if isinstance(layer, nn.Linear):
+                after = layers[i + 1] if i + 1 < len(layers) else None
+                slope = after.negative_slope if isinstance(after, nn.LeakyReLU) else 1.0
+                x = onednn.linear(x, layer.weight, layer.bias, slope)
+            elif not isinstance(layer, nn.LeakyReLU):  # the linear layer before it has done that one
+                x = layer(x)
+        return x
+
+
+def mlp(n_in: int, hidden: int, n_out: int, depth: int = 1, activation: type[nn.Module] = nn.SiLU) -> Mlp:
     """Return `depth` hidden layers of `hidden` units and an output layer that starts at zero."""
     layers: list[nn.Module] = []
     width = n_in
     for _ in range(depth):
         layers += [nn.Linear(width, hidden), activation()]
         width = hidden
-    return nn.Sequential(*layers, zeroed(nn.Linear(width, n_out)))
+    return Mlp(*layers, zeroed(nn.Linear(width, n_out)))
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:

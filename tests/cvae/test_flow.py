@@ -6,6 +6,7 @@ from torch.autograd.functional import jacobian
 
 from cvae.config import FlowConfig
 from cvae.flow import Flow
+from cvae.nets import onednn
 
 DIM, CONDITION = 7, 5
 
@@ -47,9 +48,9 @@ def test_agrees_with_zuko():
     z, e = torch.randn(16, DIM, dtype=torch.float64), torch.randn(16, CONDITION, dtype=torch.float64)
     u, log_det, ours = z, 0.0, flow(z, e)
     for layer in flow.layers:
-        mask = torch.arange(DIM) < layer.cut
+        mask = torch.arange(DIM) < DIM // 2
         mask = mask if layer.keep_first else ~mask
-        meta = lambda kept, layer=layer: affine(transforms, *layer._scale_shift(kept, e))  # noqa: E731
+        meta = lambda kept, layer=layer: affine(transforms, *layer.scale_shift(kept, e))  # noqa: E731
         u, more = transforms.CouplingTransform(meta, mask).call_and_ladj(u)
         log_det = log_det + more
     torch.testing.assert_close(ours[0], u)
@@ -77,6 +78,28 @@ def test_log_scale_is_bounded_however_large_the_input():
         1e6 * torch.randn(8, DIM, dtype=torch.float64), torch.randn(8, CONDITION, dtype=torch.float64)
     )
     assert log_det.isfinite().all() and log_det.abs().max() <= 3 * 1.5 * 4
+
+
+@pytest.mark.parametrize("n", [1, 37])
+def test_onednn_and_the_blas_agree(n, monkeypatch):
+    """Values, gradients and inverse in float32, through oneDNN and through `F.linear`."""
+    flow = make_flow().float()
+    z, e = torch.randn(n, DIM), torch.randn(n, CONDITION)
+
+    def results():
+        flow.zero_grad()
+        leaf = z.clone().requires_grad_()
+        u, log_det = flow(leaf, e)
+        (u.square().sum() + log_det.sum()).backward()
+        return [u, log_det, flow.inverse(z, e), leaf.grad, *(p.grad.clone() for p in flow.parameters())]
+
+    served = []
+    monkeypatch.setattr(onednn, "linear", lambda *a, kept=onednn.linear: served.append(1) or kept(*a))
+    fast = results()
+    assert bool(served) == onednn.serves(z)
+    monkeypatch.setattr(onednn, "serves", lambda x: False)
+    for one, other in zip(fast, results(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def transformed_dimensions(flow: Flow) -> torch.Tensor:

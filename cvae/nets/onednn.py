@@ -1,0 +1,63 @@
+"""Linear layers in float32 on a CPU through oneDNN, which torch uses for convolutions anyway.
+
+torch computes `F.linear` in float32 with its BLAS, which is MKL. On AMD processors MKL stays with AVX2,
+and oneDNN's products take about half the time (docs/performance.md). The values differ in rounding only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def serves(x: Tensor) -> bool:
+    """Whether `linear` takes `x`: rows in float32 on a CPU, outside of autocast and torch.compile."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() != 2 or not len(x):
+        return False
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    return torch.backends.mkldnn.is_available()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor, slope: float = 1.0) -> Tensor:
+    """Return LeakyReLU(x W^T + b) [B, O] for x [B, I], W [O, I], b [O]; slope 1 leaves out LeakyReLU."""
+    if not torch.is_grad_enabled():
+        return _product(x.contiguous(), weight, bias, slope)
+    return _Linear.apply(x, weight, bias, slope)
+
+
+class _Linear(torch.autograd.Function):
+    """The products of a linear layer, forward and backward. It has no second derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
+        """Return the layer's output [B, O]."""
+        x = x.contiguous()  # oneDNN is a hundred times slower at the columns of a wider matrix
+        y = _product(x, weight, bias, slope)
+        ctx.save_for_backward(x, weight, y)
+        ctx.slope = slope
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        """Return the gradients of x, weight and bias."""
+        x, weight, y = ctx.saved_tensors
+        if ctx.slope != 1.0:
+            # The output has the sign of the input, so it tells the slope as well.
+            grad = torch.ops.aten.leaky_relu_backward(grad, y, ctx.slope, True)
+        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
+        return (
+            _product(grad, weight.t()) if of_x else None,
+            _product(grad.t(), x.t()) if of_weight else None,
+            grad.sum(0) if of_bias else None,
+            None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, slope: float = 1.0) -> Tensor:
+    name, scalars = ("none", []) if slope == 1.0 else ("leaky_relu", [slope])
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, scalars, "")
