@@ -21,7 +21,7 @@ class MultiHot(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """Map y [B, A] to e(y) [B, width]; y = 0.5 (unknown) has the sign 0."""
-        return self.net(2 * y - 1)
+        return self.net(y + (y - 1))
 
 
 class SharedEmbedding(nn.Module):

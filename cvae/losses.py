@@ -133,7 +133,7 @@ def squared_error(x: Tensor, mean: Tensor) -> Tensor:
 def gaussian_nll(sse: Tensor, images: Tensor | int, s2: Tensor | float, pixels: int) -> Tensor:
     """Return -log p(x|z,y) = SSE/(2 s2) + images * (P/2) ln(2 pi s2), nats."""
     s2 = torch.as_tensor(s2, dtype=sse.dtype, device=sse.device)
-    return sse / (2 * s2) + images * (pixels / 2) * (2 * math.pi * s2).log()
+    return sse / (2.0 * s2) + images * (pixels / 2) * (2 * math.pi * s2).log()
 
 
 def pack(sums: Sums) -> Tensor:
@@ -174,7 +174,7 @@ def means(
     loss = nll + beta * named["kl"]
     for name, weight in (weights or {}).items():
         loss = loss + weight * named[name]
-    mse = total["sse"] / (n * pixels * 4)  # [-1, 1] -> [0, 1] halves an error
+    mse = total["sse"] / (n * (4.0 * pixels))  # [-1, 1] -> [0, 1] halves an error
     return {"loss": loss, "nll": nll, **named, "mse": mse, "sigma": s2.sqrt()}
 
 

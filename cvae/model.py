@@ -127,7 +127,7 @@ class CVAE(nn.Module):
         """
         local = self.sums(x, y, noise)
         total = unpack(reduce_sum(pack(local)), local)
-        s2 = self.variance(total["sse"] / (total["images"] * self.pixels))
+        s2 = self.variance(total["sse"] / (total["images"] * float(self.pixels)))
         values = means(total, s2.detach(), self.pixels, beta, self.loss_weights)
         share = objective(local, s2, self.pixels, beta, self.loss_weights, scale)
         return Losses(share, values)

@@ -49,7 +49,7 @@ def flip_images(images: Tensor, flip: Tensor) -> Tensor:
     """
     both = torch.cat((images, images.flip(2)))
     first = torch.arange(len(images), device=images.device)
-    return both.index_select(0, first + len(images) * flip)
+    return both.index_select(0, torch.where(flip, first + len(images), first))
 
 
 def rotate_images(x: Tensor, angle: Tensor) -> Tensor:

@@ -93,13 +93,14 @@ def test_onednn_and_the_blas_agree(n, monkeypatch):
         (u.square().sum() + log_det.sum()).backward()
         return [u, log_det, flow.inverse(z, e), leaf.grad, *(p.grad.clone() for p in flow.parameters())]
 
+    monkeypatch.setattr(onednn, "SMALL", 0)  # products this small would go to the BLAS
     served = []
     monkeypatch.setattr(onednn, "linear", lambda *a, kept=onednn.linear: served.append(1) or kept(*a))
     fast = results()
     assert bool(served) == onednn.serves(z)
     monkeypatch.setattr(onednn, "serves", lambda x: False)
     for one, other in zip(fast, results(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one, other, rtol=5e-4, atol=5e-4)
 
 
 def transformed_dimensions(flow: Flow) -> torch.Tensor:

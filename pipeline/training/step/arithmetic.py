@@ -68,12 +68,12 @@ class StepArithmetic:
 
         `batch`: the tensors of a `Batch` on the device. `controls`: float64 [4], see CONTROLS.
         """
-        beta, lr, pace, _ = controls.unbind()
-        self.lr.copy_(lr)
+        self.lr.copy_(controls[1])
         self.weights.vector.grad.zero_()  # type: ignore[union-attr]
-        losses, votes = self._gradients(self.to_inputs(batch), beta.to(self.precision.dtype), controls[3:])
+        rounded = controls.to(self.precision.dtype)
+        losses, votes = self._gradients(self.to_inputs(batch), rounded[0], controls[3:])
         grad_norm, bad = self._update(losses.values["loss"])
-        self.ema.update(pace)
+        self.ema.update(rounded[2])
         measured = losses.values | {"grad_norm": grad_norm, "bad": bad, "stop": votes}
         self.names = tuple(measured)
         float64 = [value if value.dtype == torch.float64 else value.double() for value in measured.values()]
@@ -139,7 +139,7 @@ class StepArithmetic:
         norm = torch.linalg.vector_norm(gradient)
         if self.clip_norm:
             gradient.mul_((self.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        return norm
+        return norm.double()
 
     def _cut(self, inputs: Inputs) -> list[Inputs]:
         """Cut this rank's share into micro-batches."""
