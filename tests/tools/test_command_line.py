@@ -64,7 +64,8 @@ def test_bash_completes(words, offered, tmp_path):
     for run in ("one", "deep/two"):
         (tmp_path / "runs" / run).mkdir(parents=True)
         (tmp_path / "runs" / run / "config.yaml").touch()
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name)
     shell = 'COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _cvae; echo "${COMPREPLY[*]}"'
     code = f'source "$0"; COMP_WORDS=({words}); {shell}'
     done = subprocess.run(

@@ -14,8 +14,6 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pipeline.command_line import parser
-from pipeline.config.load import flatten
-from pipeline.config.schema import RunConfig
 from pipeline.stages import STAGES
 from slurm.resources import FINISH
 
@@ -32,6 +30,7 @@ HEAD = """\
 _cvae_names() { local file; for file in "$1"/*.yaml; do basename "$file" .yaml; done; }
 _cvae_runs() { local file; for file in runs/*/config.yaml runs/*/*/config.yaml; do
   [ -e "$file" ] && dirname "$file"; done; }
+_cvae_keys() { sed -n 's/^| `\\([a-z0-9_.]*\\)` .*/\\1=/p' docs/configuration.md; }
 _cvae() {
   local here="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}" script="" word words=""
   for word in "${COMP_WORDS[@]:0:COMP_CWORD}"; do
@@ -98,7 +97,7 @@ def values_of(action: argparse.Action) -> str:
     if action.option_strings == ["--stages"]:
         return " ".join(STAGES)
     if action.metavar == "key=value":
-        return " ".join(f"{key}=" for key in flatten(RunConfig()))
+        return "$(_cvae_keys)"
     return "$(_cvae_runs)" if action.metavar == "RUN_DIR" else ""
 
 
