@@ -67,7 +67,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         help="a run for each configs/NAME.yaml or .yaml file",
     )
     add("--overlay", metavar="NAME", nargs="+", default=[], help="configs/overlays/NAME.yaml, for every run")
-    add("--sweep", metavar="FILE", type=Path, help="a run for each configuration x grid point x seed in FILE")
+    add("--sweep", metavar="FILE", type=_folder, help="a run for each configuration x grid x seed in FILE")
     add(
         "--stages",
         metavar="A,B",
@@ -174,7 +174,7 @@ def _distinct(runs: list[Run]) -> list[Run]:
 
 
 def _file(name: str, folder: Path) -> Path:
-    return Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    return Path(name).expanduser() if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
 
 
 # ---- runs -> jobs

@@ -216,6 +216,9 @@ def test_paths_are_expanded_and_absolute(monkeypatch, tmp_path):
         ("/a/${NOWHERE}", r"\$NOWHERE is not set"),
         ("~nobody-is-called-so/a", "unknown user"),
         ("/a/$API_TOKEN", "looks like a secret"),
+        ("${NOWHERE:-/a}/b", "only ~, .NAME and"),
+        ("/a/$(whoami)", "only ~, .NAME and"),
+        ("/a/$$", "only ~, .NAME and"),
     ],
 )
 def test_unknown_variables_are_refused_with_the_key(key, written, said, monkeypatch):
@@ -228,6 +231,9 @@ def test_a_folder_with_a_dollar_in_its_name_is_taken_as_it_is(tmp_path):
     folder = tmp_path / "a$b"
     folder.mkdir()
     assert absolute_paths(load([], [f"runs_dir={folder}"])).runs_dir == str(folder)
+    braces = tmp_path / "a${b:-c}"
+    braces.mkdir()
+    assert absolute_paths(load([], [f"runs_dir={braces}"])).runs_dir == str(braces)
 
 
 def test_variables_of_the_node_and_of_the_shell_stay_for_the_job(tmp_path):

@@ -48,7 +48,7 @@ def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
         delta: dict[str, Any] = {name: value}
         for part in reversed(section.split(".") if section else []):
             delta = {part: delta}
-        changed = _merge(changed, OmegaConf.create(_as_written(delta)), f"key '{key}'")
+        changed = _merge(changed, delta, f"key '{key}'")
     return _checked(changed)
 
 
@@ -137,9 +137,10 @@ def _refuse_tricks(text: str, origin: str) -> None:
         return  # the loader that follows reports it with a better message
 
 
-def _merge(config: DictConfig, delta: DictConfig, origin: str) -> DictConfig:
+def _merge(config: DictConfig, delta: DictConfig | dict[str, Any], origin: str) -> DictConfig:
     try:
-        tree = with_new_names(OmegaConf.to_container(delta), origin)  # type: ignore[arg-type]
+        given = OmegaConf.to_container(delta) if isinstance(delta, DictConfig) else delta
+        tree = with_new_names(given, origin)  # type: ignore[arg-type]
         merged = OmegaConf.merge(config, _as_written(tree))
     except (ConfigKeyError, ConfigAttributeError) as error:
         key = str(error.full_key)

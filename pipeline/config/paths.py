@@ -12,13 +12,15 @@ from pipeline.errors import ConfigError
 
 WEIGHTS_VARIABLE = "CVAE_INCEPTION_WEIGHTS"  # gives eval.inception_weights if that key is empty
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
+_SHELL_ONLY = re.compile(r"\$[({$]|`")  # ${A:-b}, $(command): no shell reads a configuration
 _SECRET = re.compile(r"token|secret|passw|credential|key", re.IGNORECASE)
 
 
 def absolute_paths(config: RunConfig) -> RunConfig:
     """Return the configuration with every key of PATH_KEYS as an absolute path; empty ones stay empty.
 
-    Raises ConfigError that names the key if a variable or a user's home is unknown.
+    Raises ConfigError that names the key if a variable or a user's home is unknown, or if only a shell
+    could expand the path.
     """
     values = flatten(config)
     paths = {key: values[key] for key in PATH_KEYS}
@@ -33,6 +35,8 @@ def absolute_path(key: str, path: str) -> str:
         return ""
     if os.path.isabs(path) and os.path.exists(path):
         return path  # a folder may have a $ in its name
+    if _SHELL_ONLY.search(_VARIABLE.sub("", path)):
+        raise ConfigError(f"key '{key}': {path!r}: only ~, $NAME and ${{NAME}} are expanded; write it out")
     expanded = _VARIABLE.sub(lambda found: _variable(key, path, found[1].strip("{}")), path)
     try:
         return str(Path(expanded).expanduser().absolute())

@@ -299,6 +299,7 @@ PATH_KEYS = (
     "shard.source",
     "data.shards",
     "train.init_from",
+    "tune.losses.perceptual.network",
     "eval.inception_weights",
     "eval.network",
 )

@@ -32,10 +32,12 @@ def staged(folder: Path, target: str, log: Logger, damaged: str = "stop") -> Pat
     """
     if not target:
         return folder
-    place = Path(os.path.expandvars(target))
-    if "$" in str(place):
+    place = Path(os.path.expanduser(os.path.expandvars(target)))
+    if "$" in str(place) or not place.is_absolute():
         log.warning(
-            "data.stage_to=%s: not set on this node; shards are read in place, from %s", target, folder
+            "data.stage_to=%s: not set on this node, or no absolute path; shards are read in place, from %s",
+            target,
+            folder,
         )
         return folder
     try:

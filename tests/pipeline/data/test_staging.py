@@ -74,10 +74,17 @@ def test_damage_does_not_reach_the_copy(folder, tmp_path):
     )  # whose reader leaves it out and counts
 
 
-@pytest.mark.parametrize("target", ["$NOT_SET_ANYWHERE/x", "/proc/nowhere"])
+@pytest.mark.parametrize(
+    "target", ["$NOT_SET_ANYWHERE/x", "/proc/nowhere", "~nobody-is-called-so/x", "a/relative/folder"]
+)
 def test_read_in_place_where_there_is_no_such_place(folder, target, caplog):
     assert staged(folder, target, LOG) == folder
     assert "read in place" in caplog.text
+
+
+def test_a_home_is_expanded_on_the_node(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert staged(folder, "~/node", LOG).is_relative_to(tmp_path / "home" / "node")
 
 
 def test_read_in_place_where_the_disk_is_too_small(folder, tmp_path, monkeypatch, caplog):
