@@ -8,7 +8,8 @@ import signal
 import sys
 from collections.abc import Callable
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+NO_RIGHT = (errno.EACCES, errno.EPERM)
 
 
 class UserError(Exception):
@@ -38,10 +39,25 @@ class OwnedError(UserError):
     """The run directory belongs to a process that is alive."""
 
 
+def as_user_error(error: Exception) -> Exception:
+    """Return a StorageError in place of an OSError of a disk or of missing rights, else the error itself."""
+    if isinstance(error, UserError) or not isinstance(error, OSError):
+        return error
+    if error.errno in DISK_ERRORS:
+        file = error.filename or "a file"
+        reason = f"{file} could not be written ({error.strerror})"
+        return StorageError(f"{reason}; make room, then the same command continues")
+    if error.errno in NO_RIGHT and error.filename:
+        reason = f"{error.filename} could not be read or written ({error.strerror})"
+        return StorageError(f"{reason}; get the right to do so, then the same command continues")
+    return error
+
+
 def exit_code(main: Callable[[], object]) -> int:
     """Run `main` and return the exit code of this program.
 
-    0: done. 2: a UserError or a full disk; its message goes to stderr. Other errors keep their traceback.
+    0: done. 2: a UserError, a full disk, or a missing right; its message goes to stderr.
+    Other errors keep their traceback.
     141 (as after SIGPIPE): the reader of a pipe, such as `| head`, has ended.
     """
     try:
@@ -50,14 +66,10 @@ def exit_code(main: Callable[[], object]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         return 128 + signal.SIGPIPE
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
+    except (UserError, OSError) as error:
+        found = as_user_error(error)
+        if not isinstance(found, UserError):
             raise
-        file = error.filename or "a file"
-        reason = f"{file} could not be written ({error.strerror})"
-        print(f"error: {reason}; make room, then the same command continues", file=sys.stderr)
+        print(f"error: {found}", file=sys.stderr)
         return 2
     return 0

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pipeline.command_line import parser
 from pipeline.errors import DataError, UserError, exit_code
 from pipeline.evaluation.features import INCEPTION_SHA256
-from pipeline.rundir.files import sha256, sync_folder
+from pipeline.rundir.files import naming, sha256, sync_folder
 
 NAME = f"weights-inception-2015-12-05-{INCEPTION_SHA256}.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{NAME}"
@@ -94,7 +94,7 @@ def download(url: str, part: Path) -> None:
             desc=part.name[1:-5],
             disable=not sys.stderr.isatty(),
         )
-        with open(part, "ab" if resumed else "wb") as opened, bar:
+        with naming(part), open(part, "ab" if resumed else "wb") as opened, bar:
             while chunk := answer.read(CHUNK):
                 opened.write(chunk)
                 bar.update(len(chunk))

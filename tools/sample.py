@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from cvae.use import BATCH, Model, parse_request
 from pipeline.command_line import add_device, add_model, add_out, add_seed, parser
-from pipeline.data.grids import grid
+from pipeline.data.grids import grid, save_png
 from pipeline.errors import UserError, exit_code
 from pipeline.rundir.files import write_bytes
 from tools.export import open_model, user_errors
@@ -68,7 +68,7 @@ def draw(model: Model, args: argparse.Namespace) -> None:
                 kept.append(images)
             else:
                 for number, image in enumerate(images, start):
-                    Image.fromarray(image).save(args.out / f"{number:06d}.png")
+                    save_png(Image.fromarray(image), args.out / f"{number:06d}.png")
             bar.update(n)
     if as_grid:
         columns = min(16, math.ceil(math.sqrt(args.n)))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import numpy as np
 from PIL import Image, ImageDraw
 
+from pipeline.rundir.files import write_bytes
 from pipeline.runtime.split import ceil_div
 
 GAP = 2  # pixels
@@ -36,3 +40,10 @@ def labelled(rows: list[tuple[str, np.ndarray]]) -> Image.Image:
         pen.text((4, top + strip.height // 2 - 6), label, fill="black")
         top += strip.height
     return canvas
+
+
+def save_png(picture: Image.Image, file: Path) -> None:
+    """Write a picture as PNG, whole or not at all. Raises StorageError."""
+    content = io.BytesIO()
+    picture.save(content, "png")
+    write_bytes(file, content.getvalue())

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.rundir.files import write_text
+from pipeline.rundir.files import append_line, read_json_lines, write_text
 
 
 @dataclass(frozen=True)
@@ -51,22 +50,20 @@ class Journal:
 
     def add(self, report: ShardReport) -> None:
         """Append the report of a finished shard."""
-        with self.file.open("a") as file:
-            file.write(json.dumps(dataclasses.asdict(report)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.file, json.dumps(dataclasses.asdict(report)))
 
 
 def _read(file: Path, fingerprint: dict[str, str]) -> dict[str, ShardReport]:
+    """Return the reports in one journal of this source. A shard whose line is damaged is written again."""
     done: dict[str, ShardReport] = {}
     try:
-        first, *rest = file.read_text().splitlines()
-        if json.loads(first) == fingerprint:
+        first, *rest = read_json_lines(file)
+        if first == fingerprint:
             for line in rest:
-                report = ShardReport(**json.loads(line))
+                report = ShardReport(**line)
                 done[report.file] = report
     except (OSError, ValueError, TypeError):
-        pass  # the last line may be cut off; the shards that it lacks are written again
+        pass  # without a journal every shard is written again
     return done
 
 

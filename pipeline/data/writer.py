@@ -17,7 +17,7 @@ from pipeline.data.pixels import crop_centre, resize
 from pipeline.data.records import TAIL, RecordFormat
 from pipeline.data.sources.base import SPLITS, ImageError, ImageReader, Source
 from pipeline.errors import DataError
-from pipeline.rundir.files import sha256
+from pipeline.rundir.files import naming, sha256
 from pipeline.runtime.split import ceil_div
 
 CHUNK = 128  # images in memory at a time
@@ -94,8 +94,9 @@ def write_shard(task: ShardTask) -> ShardReport:
         return task.done
     temporary = task.file.with_name(f".{task.file.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
-        report = _write(task, temporary)
-        os.replace(temporary, task.file)
+        with naming(task.file):
+            report = _write(task, temporary)
+            os.replace(temporary, task.file)
     finally:
         temporary.unlink(missing_ok=True)
     return report

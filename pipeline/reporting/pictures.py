@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.data.grids import grid, labelled
+from pipeline.data.grids import grid, labelled, save_png
 from pipeline.data.pixels import to_uint8
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.metrics.neighbours import nearest
@@ -29,14 +29,14 @@ def draw(evidence: Evidence, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     first = np.arange(min(evidence.n, COLUMNS * ROWS))
-    grid(_triples(evidence, first[: COLUMNS * ROWS // 2]), COLUMNS).save(folder / "reconstructions.png")
+    save_png(grid(_triples(evidence, first[: COLUMNS * ROWS // 2]), COLUMNS), folder / "reconstructions.png")
     samples = _levels(evidence.draw("samples", first, evidence.requested[first]))
-    grid(samples, COLUMNS).save(folder / "samples.png")
+    save_png(grid(samples, COLUMNS), folder / "samples.png")
     labelled(_sweeps(evidence)).save(folder / "one_attribute.png")
     if evidence.n > 1:
-        grid(_interpolations(evidence), SWEEP_STEPS).save(folder / "interpolation.png")
+        save_png(grid(_interpolations(evidence), SWEEP_STEPS), folder / "interpolation.png")
     for case in evidence.showcase:
-        _showcase(evidence, case).save(folder / f"{'_'.join(case).lower()}.png")
+        save_png(_showcase(evidence, case), folder / f"{'_'.join(case).lower()}.png")
     if "rare" in evidence:
         _draw_rare(evidence, folder)
     if "memory" in evidence and "samples" in evidence:
@@ -78,7 +78,7 @@ def _draw_rare(evidence: Evidence, folder: Path) -> None:
         attributes = combination.attributes
         rows.append((" + ".join(attributes), _combination(evidence, attributes, COLUMNS)))
     if rows:
-        labelled(rows).save(folder / "rare.png")
+        save_png(labelled(rows), folder / "rare.png")
 
 
 def _showcase(evidence: Evidence, case: tuple[str, ...]) -> Image.Image:
@@ -105,7 +105,7 @@ def _draw_neighbours(evidence: Evidence, folder: Path) -> None:
     positions = spread(evidence.memory_n, len(shards))[indices[closest, 0]]
     originals, _ = shards.gather(positions)
     samples = _levels(evidence.draw("samples", closest, evidence.requested[closest]))
-    grid(np.concatenate([samples, originals]), len(closest)).save(folder / "neighbours.png")
+    save_png(grid(np.concatenate([samples, originals]), len(closest)), folder / "neighbours.png")
 
 
 def _sweeps(evidence: Evidence) -> list[tuple[str, np.ndarray]]:
@@ -141,4 +141,4 @@ def _draw_extremes(evidence: Evidence, folder: Path) -> None:
     """Write best.png and worst.png: the images with the smallest and the largest error."""
     order = np.argsort(evidence["reconstructions"]["mse"], kind="stable")
     for name, chosen in (("best", order[:COLUMNS]), ("worst", order[::-1][:COLUMNS])):
-        grid(_triples(evidence, np.ascontiguousarray(chosen)), COLUMNS).save(folder / f"{name}.png")
+        save_png(grid(_triples(evidence, np.ascontiguousarray(chosen)), COLUMNS), folder / f"{name}.png")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import StorageError
+from pipeline.errors import DISK_ERRORS, StorageError
+
+log = logging.getLogger("cvae.files")
 
 
 def sha256(file: Path) -> str:
@@ -54,11 +60,28 @@ def refused(file: Path, error: OSError) -> StorageError:
     )
 
 
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Raise StorageError that names `file` if the disk refuses a write inside the block."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise refused(file, error) from error
+
+
 def sync_folder(folder: Path) -> None:
-    """Bring the names in `folder` to the disk; without this a power cut may undo a rename."""
+    """Bring the names in `folder` to the disk; without this a power cut may undo a rename.
+
+    Some network file systems cannot do this for a folder.
+    """
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
     finally:
         os.close(opened)
 
@@ -76,13 +99,13 @@ def write_json(file: Path, content: Any) -> None:
 def append_line(file: Path, line: str) -> None:
     """Append one line to `file` and bring it to the disk. Raises StorageError if the disk refuses.
 
-    If a process died in the middle of the last line, the new line begins behind it all the same.
+    If a process died in the middle of the last line, that line is cut off first.
     """
     try:
         with open(file, "ab+") as opened:
-            torn = opened.tell() > 0 and os.pread(opened.fileno(), 1, opened.tell() - 1) != b"\n"
-            start = b"\n" if torn else b""
-            opened.write(start + line.encode() + b"\n")
+            opened.seek(0)
+            opened.truncate(opened.read().rfind(b"\n") + 1)
+            opened.write(line.encode() + b"\n")
             opened.flush()
             os.fsync(opened.fileno())
     except OSError as error:
@@ -92,17 +115,27 @@ def append_line(file: Path, line: str) -> None:
 def read_json_lines(file: Path) -> list[Any]:
     """Return the values of a file with one JSON value a line; none if there is no file.
 
-    A line that a dying process left unfinished is skipped.
+    Another damaged line than a torn last one is left out with a warning that names it.
     """
-    if not file.exists():
-        return []
     values = []
-    for line in file.read_bytes().splitlines():
+    for number, line in whole_lines(file):
         try:
             values.append(json.loads(line))
         except (ValueError, RecursionError):
-            continue
+            log.warning("%s, line %d: is damaged, so it is left out; remove it", file, number)
     return values
+
+
+def whole_lines(file: Path) -> list[tuple[int, bytes]]:
+    """Return (number, content) of the lines of an append-only file that are not empty; none without a file.
+
+    The last piece has no newline behind it: its writer died, or is writing it now. It does not count, even
+    if it parses, because a number may be cut off.
+    """
+    if not file.exists():
+        return []
+    *lines, _ = file.read_bytes().split(b"\n")
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def give_usual_mode(file: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.errors import DataError
-from pipeline.rundir.files import refused, write_text
+from pipeline.rundir.files import refused, whole_lines, write_text
 
 
 class MetricsLog:
@@ -66,8 +66,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     There are none if there is no file. Values may be nan and inf. A half-written last line is left out.
     Raises DataError that names the line if an earlier one is damaged.
     """
-    if not path.exists():
-        return []
     records = _raw_records(path)
     for record in records:
         record["values"] = {name: float(value) for name, value in record["values"].items()}
@@ -80,12 +78,7 @@ def _line(record: dict[str, Any]) -> str:
 
 def _raw_records(path: Path) -> list[dict[str, Any]]:
     records = []
-    # The last piece has no newline behind it: its writer died, or is writing it now. It does not count, even
-    # if it parses, because a number may be cut off.
-    *lines, _ = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in whole_lines(path):
         try:
             records.append(_parsed(line))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from cvae.model import CVAE
-from pipeline.data.grids import grid
+from pipeline.data.grids import grid, save_png
 from pipeline.data.pixels import to_uint8
-from pipeline.rundir.files import write_bytes
 from pipeline.runtime.keyed import keyed_normal
 from pipeline.runtime.split import spread
 from pipeline.training.validation import HeldOut
@@ -33,6 +31,4 @@ def draw_fixed_noise(model: CVAE, held_out: HeldOut, file: Path) -> None:
     noise = keyed_normal(0, "fixed noise", np.arange(len(indices)), (model.z_dim,))
     z = model.prior(y).sample(noise.to(parameter.device, parameter.dtype))
     images = to_uint8(model.decode(z, y)).cpu().numpy()
-    content = io.BytesIO()
-    grid(images, COLUMNS).save(content, "png")
-    write_bytes(file, content.getvalue())
+    save_png(grid(images, COLUMNS), file)

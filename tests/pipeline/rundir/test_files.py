@@ -7,9 +7,9 @@ import stat
 
 import pytest
 
-from pipeline.errors import StorageError, exit_code
+from pipeline.errors import DISK_ERRORS, StorageError, exit_code
 from pipeline.rundir import files, record
-from pipeline.rundir.files import append_line, give_usual_mode, read_json_lines, write_json
+from pipeline.rundir.files import append_line, give_usual_mode, naming, read_json_lines, write_json
 
 
 def test_a_torn_line_costs_itself_only(tmp_path):
@@ -30,6 +30,37 @@ def test_a_run_with_a_torn_history_is_still_readable(tmp_path):
     assert record.commit(tmp_path) == "abc"
 
 
+def test_another_damaged_line_is_named_and_left_out(tmp_path, caplog):
+    file = tmp_path / "history.jsonl"
+    file.write_bytes(b'{"n": 1}\n\xff{"n"\n{"n": 3}\n{"n": 44')
+    assert read_json_lines(file) == [{"n": 1}, {"n": 3}]
+    (said,) = caplog.messages
+    assert f"{file}, line 2" in said
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_that_cannot_sync_folders_is_written_all_the_same(number, tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(handle)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    write_json(tmp_path / "x.json", [1])
+    assert (tmp_path / "x.json").read_text() == "[\n 1\n]\n"
+
+
+@pytest.mark.parametrize("number", DISK_ERRORS)
+def test_a_disk_that_refuses_any_write_inside_a_block_is_named(number, tmp_path):
+    file = tmp_path / "train-0.tar"
+    with pytest.raises(StorageError, match="train-0.tar: could not be written"), naming(file):
+        raise OSError(number, os.strerror(number))
+    with pytest.raises(OSError, match="bad disk"), naming(file):
+        raise OSError(errno.EIO, "bad disk")
+
+
 @pytest.mark.parametrize("write", [lambda file: write_json(file, [1]), lambda file: append_line(file, "1")])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
 def test_a_disk_that_refuses_is_a_named_error(write, number, tmp_path, monkeypatch):
@@ -44,12 +75,20 @@ def test_a_disk_that_refuses_is_a_named_error(write, number, tmp_path, monkeypat
     assert file.read_text().startswith("old\n") and list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("number,code", [(errno.ENOSPC, 2), (errno.EDQUOT, 2), (errno.EROFS, 2)])
-def test_a_full_disk_anywhere_ends_without_a_traceback(number, code, capsys):
+def test_a_missing_right_is_named_without_a_traceback(capsys):
+    def main():
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/data/c.html")
+
+    assert exit_code(main) == 2
+    assert "/data/c.html could not be read or written (Permission denied)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", DISK_ERRORS)
+def test_a_full_disk_anywhere_ends_without_a_traceback(number, capsys):
     def main():
         raise OSError(number, os.strerror(number), "/data/c.html")
 
-    assert exit_code(main) == code
+    assert exit_code(main) == 2
     assert f"/data/c.html could not be written ({os.strerror(number)})" in capsys.readouterr().err
 
 

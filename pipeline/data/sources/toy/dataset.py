@@ -16,6 +16,7 @@ from pipeline.data.sources.toy.attributes import NAMES, sample_attributes
 from pipeline.data.sources.toy.faces import draw_face
 from pipeline.data.sources.toy.style import sample_style
 from pipeline.errors import ConfigError, DataError
+from pipeline.rundir.files import naming
 from pipeline.runtime.logs import progress
 
 ANNOTATIONS, PARTITION, IMAGES = "list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba"
@@ -39,11 +40,12 @@ def make_toy_celeba(
     out.parent.mkdir(parents=True, exist_ok=True)
     partial_out = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        (partial_out / IMAGES).mkdir(parents=True)
-        _draw_all(partial_out / IMAGES, n, seed, processes, logger or logging.getLogger("cvae.toy"))
-        _write(partial_out / PARTITION, "".join(f"{file_name(i)} {split(i)}\n" for i in range(n)))
-        _write(partial_out / ANNOTATIONS, annotations)
-        _publish(partial_out, out, n, annotations)
+        with naming(out):
+            (partial_out / IMAGES).mkdir(parents=True)
+            _draw_all(partial_out / IMAGES, n, seed, processes, logger or logging.getLogger("cvae.toy"))
+            _write(partial_out / PARTITION, "".join(f"{file_name(i)} {split(i)}\n" for i in range(n)))
+            _write(partial_out / ANNOTATIONS, annotations)
+            _publish(partial_out, out, n, annotations)
     finally:
         shutil.rmtree(partial_out, ignore_errors=True)
 
