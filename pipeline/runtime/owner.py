@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import OwnedError, StorageError
-from pipeline.rundir.lock import try_lock
+from pipeline.rundir.lock import has_no_locks, try_lock
 
 if TYPE_CHECKING:
     from pipeline.runtime.distributed import Ranks
@@ -38,12 +38,13 @@ log = logging.getLogger("cvae.owner")
 
 
 def start_ticks(pid: int) -> int | None:
-    """Return when a process of this host started, in the kernel's ticks; None if there is no such process.
+    """Return when a process of this host started, in the kernel's ticks; None if no such process runs.
 
     A process id is used again after a while. Together with the start it names one process for ever.
     """
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else int(fields[19])  # a dead process waits for its parent to look
     except (OSError, IndexError, ValueError):
         return None
 
@@ -115,9 +116,11 @@ def acquire(folder: Path, job: str = "", lost: Callable[[], None] = lambda: os._
             if not given_up:
                 _require_dead(file, STALE_S)
             handle = _replace(file, handle)
-        elif before and before.get("host") != who["host"] and not given_up:
-            # A lock that stays on one host proves nothing about another.
-            _require_dead(file, 3 * BEAT_S - _silent_s(file))
+        elif before and not given_up:
+            if before.get("host") != who["host"]:  # a lock may stay on one host
+                _require_dead(file, 3 * BEAT_S - _silent_s(file))
+            elif has_no_locks(file):
+                _require_dead(file, 0)
         gone = _read(file)
         if gone:
             log.warning("%s: its owner, %s, is gone; going on in its place", folder, describe(gone))

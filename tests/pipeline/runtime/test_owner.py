@@ -1,5 +1,7 @@
 """One owner per run directory: refused upon proof of life, taken over at once from the dead."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -115,6 +117,25 @@ def test_a_lock_that_outlived_its_owner_is_broken_and_the_sleeper_leaves(holder,
     assert holder.wait(timeout=60) == 1
     own.check()
     own.release()
+
+
+def test_without_locks_a_living_owner_of_this_host_is_found_by_its_process(tmp_path, monkeypatch):
+    def flock(handle, kind):
+        raise OSError(errno.ENOLCK, "none")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    own = acquire(tmp_path)
+    with pytest.raises(OwnedError, match=f"process {os.getpid()} on"):
+        acquire(tmp_path)
+    own.release()
+    acquire(tmp_path).release()
+
+
+def test_a_zombie_is_no_living_process():
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert start_ticks(child.pid) is None
+    child.wait()
 
 
 def test_a_lost_place_is_noticed_before_a_checkpoint_is_written(tmp_path):
