@@ -123,6 +123,7 @@ def prepare(run_dir: Path, config: RunConfig, stages: list[str], keep: bool = Fa
         "stages": stages,
         "changed": changes(old, config) if old else {},
     }
+    Path(config.runs_dir).mkdir(parents=True, exist_ok=True)  # a recorded folder that is missing was moved
     if not keep:
         write_text(run_dir / "config.yaml", configuration.dump(config))
     append_line(run_dir / "config_history.jsonl", redact(json.dumps(line)))

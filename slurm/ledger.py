@@ -118,6 +118,14 @@ def ended(run_dir: Path, stage: str, job_id: str, state: str) -> None:
             attempt |= {"state": state, "ended": time.time()}
 
 
+def logs_of(run_dir: Path, job: dict[str, Any]) -> Path:
+    """Return the folder with the logs of a recorded job, also after the runs have moved."""
+    folder = Path(job["logs"])
+    if folder.is_dir():
+        return folder
+    return run_dir.parent.joinpath(*folder.parts[-5:])  # RUN/logs/STAGE/submitit/NUMBER
+
+
 def settle(entry: dict[str, Any], state: str) -> None:
     """Record the final state of a job that could not record it itself."""
     entry["state"] = state

@@ -142,7 +142,7 @@ def _error(run_dir: Path, stage: str, job: dict[str, Any]) -> str:
     if error:
         return str(error["message"].splitlines()[0][:160])
     if job["state"] == "FAILED" and "logs" in job:
-        return ledger.last_words(Path(job["logs"]), job["id"])[:160]
+        return ledger.last_words(ledger.logs_of(run_dir, job), job["id"])[:160]
     return ""
 
 
@@ -225,7 +225,7 @@ def log_of(run_dir: Path, stage: str | None, rank: int | None) -> Path:
         rank = error["rank"] if error else 0
     submitted = [job for job in jobs if job["stage"] == stage]
     if error and submitted:  # a traceback is in what the process printed
-        return Path(submitted[-1]["logs"]) / f"{submitted[-1]['id']}_{rank}_log.err"
+        return ledger.logs_of(run_dir, submitted[-1]) / f"{submitted[-1]['id']}_{rank}_log.err"
     return run_dir / "logs" / stage / f"rank{rank}.log"
 
 

@@ -102,13 +102,16 @@ def run_config(run_dir: Path, file: Path | None = None) -> RunConfig:
 
 
 def _where_it_lies_now(config: RunConfig, run_dir: Path) -> RunConfig:
-    """Return the configuration with new paths if the whole runs folder has moved.
+    """Return the configuration with new paths if the run, or the whole runs folder, has moved.
 
-    It has moved if the recorded folder is gone and what runs share lies beside this run.
+    It has moved if the recorded folder is gone. An empty folder in its place is no runs folder either,
+    if what runs share lies beside this run.
     """
     before = Path(config.runs_dir).expanduser().absolute()
     now = run_dir.absolute().parent
-    if before == now or before.is_dir() or not layout.shared_dir_of(now).is_dir():
+    if before == now or (before / run_dir.name).exists() or layout.shared_dir_of(before).is_dir():
+        return config
+    if before.is_dir() and not layout.shared_dir_of(now).is_dir():
         return config
     values = flatten(config)
     moved = {}
