@@ -8,6 +8,7 @@ of them.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -31,8 +32,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add = words.add_argument
     add_run_dirs(words, "*", "run directory, or one evaluation RUN_DIR/eval/N")
     add("--tag", metavar="KEY=VALUE", action="append", default=[], help="runs with this tag in MLflow")
-    add("--uri", metavar="URI", default="sqlite:///runs/mlflow.db", help="MLflow store of --tag")
-    add("--experiment", metavar="NAME", default="cvae", help="MLflow experiment of --tag")
+    add("--uri", metavar="URI", help="MLflow store of --tag; else MLFLOW_TRACKING_URI, else runs/mlflow.db")
+    add("--experiment", metavar="NAME", help="experiment of --tag; else MLFLOW_EXPERIMENT_NAME, else cvae")
     add_out(words, "also write tables and pictures side by side to this HTML file")
     return words.parse_args(argv)
 
@@ -42,7 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     run_dirs = list(args.run_dir)
     if args.tag:
-        run_dirs += tagged_run_dirs(args.uri, args.experiment, args.tag)
+        uri = args.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
+        experiment = args.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "cvae"
+        run_dirs += tagged_run_dirs(uri, experiment, args.tag)
     if not run_dirs:
         raise ConfigError("no runs: name run directories, or --tag KEY=VALUE")
     print(compare(run_dirs, args.out))

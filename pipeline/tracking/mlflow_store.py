@@ -32,6 +32,8 @@ METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100  # MLflow's own limits
 LOCK_TIMEOUT_S = 120.0
 CONNECT_TIMEOUT_S = 10.0
 SQLITE = "sqlite:///"
+_SQLITE = re.compile(r"sqlite(\+pysqlite)?:(///)?", re.IGNORECASE)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://|databricks\b", re.IGNORECASE)
 QUIET = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default waits for a dead server for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # seconds; a slow server is not a dead one
@@ -44,15 +46,30 @@ def with_store(config: RunConfig) -> RunConfig:
     """Return the configuration with the store written out, so that every job and tool finds the same one.
 
     Empty keys are filled from MLflow's own variables, and a relative SQLite path becomes absolute.
+    Raises ConfigError for an address that no store can have.
     """
     tracking = config.tracking
-    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = (tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")).strip()
+    if uri and tracking.enabled:
+        _require_store(uri, "key 'tracking.uri'" if tracking.uri else "variable MLFLOW_TRACKING_URI")
+    uri = _SQLITE.sub(lambda found: SQLITE if found[2] else found[0], uri, count=1)
     file = database_file(uri)
     if file is not None:
         _, mark, query = uri.partition("?")
         uri = sqlite_uri(Path(absolute_path("tracking.uri", str(file)))) + mark + query
     experiment = tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "")
     return replace(config, tracking=replace(tracking, uri=uri, experiment=experiment))
+
+
+def _require_store(uri: str, where: str) -> None:
+    """Raise ConfigError for a folder, a file without `sqlite:///`, or a database in memory."""
+    expected = "expected sqlite:///FILE, or the address of a server or database, http://HOST:PORT"
+    sqlite = _SQLITE.match(uri)
+    is_address = sqlite[2] if sqlite else _SCHEME.match(uri)
+    if uri.lower().startswith("file:") or not is_address:
+        raise ConfigError(f"{where}: got {redact(uri)!r}, a folder or file; {expected}")
+    if sqlite and uri[sqlite.end() :].split("?")[0] in ("", ":memory:"):
+        raise ConfigError(f"{where}: got {uri!r}, which keeps nothing; {expected}")
 
 
 def store_uri(config: RunConfig) -> str:
@@ -153,44 +170,51 @@ def require_listening(uri: str) -> None:
 
 
 def server_problem(uri: str) -> str:
-    """Ask a server whether it is well; return what is wrong, in words, or ""."""
-    import requests
+    """Ask a server as MLflow's client does; return what is wrong, in words, or "".
 
+    The client knows the institute's CA, certificates, logins from variables or ~/.mlflow/credentials, and
+    plug-ins. A server may tell everybody that it is well and still want a login for the rest.
+    """
     where = f"key 'tracking.uri': {redact(uri)}"
     try:
-        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=CONNECT_TIMEOUT_S, **_as_mlflow_asks())
-    except (requests.RequestException, OSError, ValueError) as error:
+        require_listening(uri)
+        answer = _answer(uri)
+    except TrackingError as error:
         why = first_line(error)
         return f"{where} does not answer ({why}); start the server, or set tracking.enabled=false"
-    if answer.status_code == 403:
+    if answer in (401, 403):
         return (
-            f"{where} answers 403; start the server with --allowed-hosts for this name, "
-            "or set the login that it wants (MLFLOW_TRACKING_TOKEN, MLFLOW_TRACKING_USERNAME)"
+            f"{where} answers {answer}; set the login that it wants (MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN), or start the server with --allowed-hosts "
+            "for this name"
         )
-    if answer.status_code >= 500:
-        return f"{where} answers {answer.status_code}; is the server well?"
+    if answer >= 500:
+        return f"{where} answers {answer}; is the server well?"
     return ""  # other codes only say that this server has no /health
 
 
-def _as_mlflow_asks() -> dict[str, Any]:
-    """Return the options of `requests.get` that MLflow's client takes from its variables.
+def _answer(uri: str) -> int:
+    """Return the status code of /health, or that of a refused login behind it. Raises TrackingError."""
+    refusals: tuple[type[Exception], ...] = (*store_errors(), ValueError)
+    try:
+        health = _status_code(uri, "GET", "/health")
+        if health >= 400:
+            return health
+        inside = _status_code(uri, "POST", "/api/2.0/mlflow/experiments/search", json={"max_results": 1})
+    except refusals as error:
+        raise TrackingError(first_line(error)) from None
+    return inside if inside in (401, 403) else health  # a proxy may not pass everything on
 
-    They are the institute's CA, a client's certificate and a login. `requests` itself reads
-    REQUESTS_CA_BUNDLE and the variables of proxies.
-    """
 
-    def variable(name: str) -> str:
-        return os.environ.get(f"MLFLOW_TRACKING_{name}", "")
+def _status_code(uri: str, method: str, endpoint: str, **content: Any) -> int:
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
 
-    insecure = variable("INSECURE_TLS").lower() in ("true", "1")
-    options: dict[str, Any] = {"verify": variable("SERVER_CERT_PATH") or not insecure}
-    if variable("CLIENT_CERT_PATH"):
-        options["cert"] = variable("CLIENT_CERT_PATH")
-    if variable("USERNAME") and variable("PASSWORD"):
-        options["auth"] = (variable("USERNAME"), variable("PASSWORD"))
-    elif variable("TOKEN"):
-        options["headers"] = {"Authorization": f"Bearer {variable('TOKEN')}"}
-    return options
+    login = get_default_host_creds(uri)
+    answer = http_request(
+        login, endpoint, method, max_retries=0, timeout=CONNECT_TIMEOUT_S, raise_on_status=False, **content
+    )
+    return int(answer.status_code)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,7 +73,7 @@ class MlflowTracker(Tracker):
         """Return the address of the server, or the command that starts one."""
         if self.live:
             return redact(self.uri)
-        return f"mlflow ui --backend-store-uri '{redact(self.uri)}'"
+        return f"mlflow ui --backend-store-uri {shlex.quote(redact(self.uri))}"
 
     def require_answer(self) -> None:
         """Raise TrackingError if the store is a server that nobody listens for."""
@@ -250,11 +251,18 @@ class MlflowTracker(Tracker):
             if file.name == "config.yaml":
                 self._client.log_text(run_id, redact(file.read_text()), file.name)
             elif file.is_dir():
-                self._client.log_artifacts(run_id, str(file))
+                self._send_folder(run_id, file)
             else:
                 self._client.log_artifact(run_id, str(file), folder or None)
             note["sent"][name] = state
             write_json(self.run_dir / NOTE, note)
+
+    def _send_folder(self, run_id: str, folder: Path) -> None:
+        """Send the files of a folder one by one: MLflow's `log_artifacts` fails on files of a colleague."""
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                place = file.parent.relative_to(folder)
+                self._client.log_artifact(run_id, str(file), None if place == Path() else str(place))
 
     def _wanted_files(self) -> Iterator[tuple[Path, str, str]]:
         """Yield (file or folder, run id, folder in the run's artifacts)."""

@@ -25,7 +25,7 @@ def test_evaluations_are_children_and_head_the_parent(runs: Path, monkeypatch: p
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "log_artifacts", crash)
+        patch.setattr(MlflowClient, "log_artifact", crash)
         with pytest.raises(TrackingError, match="disk full"):
             tracker_of(run).push()
     (run / "report.html").write_text("<html></html>")
@@ -152,7 +152,7 @@ def test_a_store_that_takes_no_files_gets_every_number_and_the_state(
     run = make_run(runs, name, (f"tracking.experiment={name}",), steps=5, evals=1, step=90)
     (run / "train/done.json").write_text('{"step": 8, "images": 1024, "seconds": 5}')
     with monkeypatch.context() as patch:
-        for method in ("log_text", "log_artifact", "log_artifacts"):
+        for method in ("log_text", "log_artifact"):
             patch.setattr(MlflowClient, method, refuse)
         with pytest.raises(TrackingError, match=f"holds all numbers, but no files.*{error}.*sync_mlflow.py"):
             tracker_of(run).push()

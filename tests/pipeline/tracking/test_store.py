@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ def own_folder(tmp_path, monkeypatch):
         ("sqlite:///sub/../team.db?timeout=9", "sub/../team.db"),
         ("sqlite:///My%20runs/team.db", "My runs/team.db"),
         ("sqlite:///$TEAM/team.db", "shared/team.db"),
+        ("SQLite+pysqlite:///team.db", "team.db"),
     ],
 )
 def test_a_relative_database_becomes_absolute_once(written, file, tmp_path, monkeypatch):
@@ -40,6 +42,18 @@ def test_a_relative_database_becomes_absolute_once(written, file, tmp_path, monk
 def test_an_unknown_variable_in_the_address_is_refused():
     with pytest.raises(ConfigError, match="key 'tracking.uri'.*NOWHERE is not set"):
         with_store(load([], ["tracking.uri=sqlite:///$NOWHERE/team.db"]))
+
+
+@pytest.mark.parametrize(
+    "uri", ["mlruns", "./team.db", "file:///tmp/mlruns", "sqlite://", "sqlite:///:memory:"]
+)
+def test_an_address_that_keeps_nothing_is_refused_before_the_launch(uri, monkeypatch):
+    with pytest.raises(ConfigError, match="key 'tracking.uri': got.*expected sqlite:///FILE"):
+        with_store(load([], [f"tracking.uri='{uri}'"]))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError, match="variable MLFLOW_TRACKING_URI: got"):
+        with_store(load([]))
+    assert with_store(load([], ["tracking.enabled=false"])).tracking.uri
 
 
 @pytest.mark.slow  # sets up two databases
@@ -77,27 +91,71 @@ def test_nothing_is_sent_where_tracking_is_off(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+BASIC = "Basic YWRhOng="  # ada:x
+
+
+@pytest.fixture
+def requests_of_mlflow(monkeypatch, tmp_path):
+    """What MLflow's client sends: (path, Authorization, verify, cert); `codes` are the answers, in turn."""
+    sent: list[tuple] = []
+    codes: list[int] = []
+
+    def send(self, request, timeout, verify, cert, **rest):
+        path = request.url.split("/", 3)[3]
+        sent.append((path, request.headers.get("Authorization"), verify, cert))
+        answer = requests.Response()
+        answer.status_code = codes.pop(0) if codes else 200
+        answer.request = request
+        answer.url = request.url
+        answer.raw = io.BytesIO()
+        return answer
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", send)
+    monkeypatch.setattr("pipeline.tracking.mlflow_store.require_listening", lambda uri: None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    return sent, codes
+
+
 @pytest.mark.parametrize(
-    "variables,options",
+    "variables,sent",
     [
-        ({"SERVER_CERT_PATH": "/etc/ca.pem"}, {"verify": "/etc/ca.pem"}),
-        ({"INSECURE_TLS": "true"}, {"verify": False}),
-        ({"INSECURE_TLS": "false"}, {"verify": True}),  # requests then reads REQUESTS_CA_BUNDLE
-        ({"CLIENT_CERT_PATH": "/etc/me.pem"}, {"verify": True, "cert": "/etc/me.pem"}),
-        ({"USERNAME": "ada", "PASSWORD": "x"}, {"verify": True, "auth": ("ada", "x")}),
-        ({"TOKEN": "abc"}, {"verify": True, "headers": {"Authorization": "Bearer abc"}}),
+        ({"MLFLOW_TRACKING_SERVER_CERT_PATH": "/etc/ca.pem"}, (None, "/etc/ca.pem", None)),
+        ({"REQUESTS_CA_BUNDLE": "/etc/ca.pem"}, (None, "/etc/ca.pem", None)),
+        ({"MLFLOW_TRACKING_INSECURE_TLS": "true"}, (None, False, None)),
+        ({"MLFLOW_TRACKING_CLIENT_CERT_PATH": "/etc/me.pem"}, (None, True, "/etc/me.pem")),
+        ({"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": "x"}, (BASIC, True, None)),
+        ({"MLFLOW_TRACKING_TOKEN": "abc"}, ("Bearer abc", True, None)),
     ],
 )
-def test_the_preflight_asks_a_server_as_mlflow_does(variables, options, tmp_path, monkeypatch):
-    asked = []
-
-    def get(url, timeout, **given):
-        asked.append((url, given))
-        raise requests.exceptions.SSLError("self-signed certificate of ada:secret")
-
-    monkeypatch.setattr(requests, "get", get)
+def test_the_preflight_asks_a_server_as_mlflow_does(
+    variables, sent, requests_of_mlflow, tmp_path, monkeypatch
+):
     for name, value in variables.items():
-        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
-    tracker = make_tracker(tmp_path, load([], ["tracking.uri=https://ada:secret@host/"]))
-    assert "key 'tracking.uri': https://***@host/ does not answer (self-signed" in tracker.problem()
-    assert asked == [("https://ada:secret@host/health", options)]
+        monkeypatch.setenv(name, value)
+    tracker = make_tracker(tmp_path, load([], ["tracking.uri=https://host/"]))
+    assert tracker.problem() == ""
+    assert requests_of_mlflow[0][0] == ("health", *sent)
+
+
+def test_the_preflight_knows_the_login_in_mlflows_own_file(requests_of_mlflow, tmp_path):
+    (tmp_path / ".mlflow").mkdir()
+    login = "[mlflow]\nmlflow_tracking_username = ada\nmlflow_tracking_password = x\n"
+    (tmp_path / ".mlflow" / "credentials").write_text(login)
+    tracker = make_tracker(tmp_path, load([], ["tracking.uri=https://host"]))
+    assert tracker.problem() == ""
+    assert requests_of_mlflow[0][0] == ("health", BASIC, True, None)
+
+
+@pytest.mark.parametrize(
+    "codes,said",
+    [([401], "answers 401; set the login"), ([200, 401], "answers 401; set the login"),
+     ([403], "--allowed-hosts"), ([502], "is the server well"), ([404], ""), ([200, 501], "")],
+)  # fmt: skip
+def test_a_server_that_wants_a_login_is_a_problem_also_if_its_health_is_public(
+    codes, said, requests_of_mlflow, tmp_path
+):
+    requests_of_mlflow[1].extend(codes)
+    found = make_tracker(tmp_path, load([], ["tracking.uri=https://ada:secret@host"])).problem()
+    assert said in found and bool(said) == bool(found) and "secret" not in found
