@@ -11,6 +11,7 @@ from pipeline.reporting.text import duration, number, protocol_line, text_table,
 from pipeline.rundir import layout
 from pipeline.rundir.headline import HEADLINES, standing_for
 from pipeline.rundir.record import Evaluation, evaluations, read_json, run_config
+from pipeline.tracking.sync import make_tracker
 from slurm.chain import Chain, Run
 
 REFERENCES = {"floors": "knowing nothing", "ceilings": "real images"}
@@ -32,9 +33,11 @@ def data_line(config: RunConfig) -> str:
 
 
 def opening(runs: list[Run], chain: Chain, place: str) -> list[str]:
-    """Return the first lines of a launch: data, place, runs and jobs."""
+    """Return the first lines of a launch: data, place, tracker, runs and jobs."""
     lines = list(dict.fromkeys(data_line(run.config) for run in runs))
     lines.append(place)
+    stores = dict.fromkeys(make_tracker(run.run_dir, run.config).address for run in runs)
+    lines += [f"tracking: {store}" for store in stores]
     for run in runs:
         lines.append(f"run: {run.config.name}, seed {run.config.seed}, in {shown(run.run_dir)}")
     lines += chain.notes

@@ -15,7 +15,7 @@ from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
 from pipeline.config.load import digest
-from pipeline.errors import UserError
+from pipeline.errors import UserError, as_user_error
 from pipeline.run import run_stage
 from pipeline.rundir.record import evaluations, run_config
 from pipeline.runtime.preempt import StopFlag, Stopped
@@ -102,6 +102,7 @@ class StageJob:
         sys.exit(128 + signal.SIGTERM)
 
     def _fail(self, environment: JobEnvironment, error: Exception) -> None:
+        error = as_user_error(error)
         rank, job_id = environment.global_rank, environment.job_id
         ledger.note_failure(Path(self.run_dir), self.stage, rank, error, job_id)
         self._end(environment, "FAILED")

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.rundir.files import write_text
+from pipeline.runtime.ports import reserve_port
 from pipeline.runtime.preempt import StopFlag, Stopped
 from slurm.queue import ask
-from slurm.resources import gpu_request, stage_resources
+from slurm.resources import asks_for_gpus, stage_resources
 
 if TYPE_CHECKING:
     from submitit import JobEnvironment
 
 GPU_CHOICE = "CUDA_VISIBLE_DEVICES"
+DEVICES = Path("/dev")
 PORT_WAIT_S = 300.0  # a rank's container may start minutes before rank 0's
 PORT_POLL_S = 0.05
 
@@ -50,7 +52,8 @@ def shared_port(environment: JobEnvironment, stop: StopFlag) -> int:
     of the job fails. Raises Stopped if a stop request arrives first.
     """
     if environment.global_rank == 0:
-        port = reserve_port()
+        _held.append(reserve_port())
+        port = int(_held[-1].getsockname()[1])
         write_text(port_file(environment), str(port))
         return port
     file = port_file(environment)
@@ -74,39 +77,30 @@ def port_file(environment: JobEnvironment) -> Path:
 _held: list[socket.socket] = []  # open until this process ends
 
 
-def reserve_port() -> int:
-    """Return a free port of this host and hold it until torch listens on it.
-
-    A socket that is bound but does not listen keeps the kernel from giving the port to anybody else. With
-    SO_REUSEADDR, which torch's store sets too, both can be bound.
-    """
-    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-    holder = socket.socket(family)
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if family == socket.AF_INET6:
-        holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    holder.bind(("", 0))
-    _held.append(holder)
-    return int(holder.getsockname()[1])
-
-
 # ---- GPUs
 
 
 def visible_gpus() -> list[str]:
     """Return the names of the GPUs that this process may use: indices, or UUIDs of GPUs and MIG devices.
 
-    CUDA_VISIBLE_DEVICES decides if it is set, because the user chose; otherwise nvidia-smi does.
+    CUDA_VISIBLE_DEVICES decides if it is set, because the user chose; otherwise nvidia-smi does. A container
+    may have GPUs without nvidia-smi; then the device files are counted.
     """
     choice = os.environ.get(GPU_CHOICE)
     if choice is None:
-        return _listed_gpus(ask("nvidia-smi", "-L") or "")
+        listed = ask("nvidia-smi", "-L")
+        return _gpu_devices() if listed is None else _listed_gpus(listed)
     names = []
     for name in choice.split(","):
         if name.strip() in ("", "-1", "NoDevFiles"):  # CUDA stops reading here
             break
         names.append(name.strip())
-    return names
+    return list(dict.fromkeys(names))
+
+
+def _gpu_devices() -> list[str]:
+    """Return the indices of the GPUs whose device files are there; CUDA counts them from 0."""
+    return [str(index) for index, _ in enumerate(DEVICES.glob("nvidia[0-9]*"))]
 
 
 def _listed_gpus(text: str) -> list[str]:
@@ -127,15 +121,23 @@ def _listed_gpus(text: str) -> list[str]:
     return names
 
 
+def choose_own_part(environment: JobEnvironment) -> None:
+    """Leave a rank only its own MIG device: CUDA shows a process the first of several (each rank)."""
+    names = os.environ.get(GPU_CHOICE, "").split(",")
+    if any(name.startswith("MIG-") for name in names):
+        os.environ[GPU_CHOICE] = names[environment.local_rank % len(names)]
+
+
 def require_gpus(environment: JobEnvironment, config: RunConfig, stage: str) -> None:
     """Raise ConfigError if the stage asked for GPUs that PyTorch cannot use.
 
     A run never falls back to the CPU in silence.
     """
+    choose_own_part(environment)
     choice = os.environ.get(GPU_CHOICE, "")
     wanted = stage_resources(config, stage)
     if environment.name() == "slurm":
-        needed = min(1, gpu_request(wanted, stage).count)  # a site may show each rank only its own GPU
+        needed = int(asks_for_gpus(wanted, stage))  # a site may show each rank only its own GPU
     else:
         needed = len([name for name in choice.split(",") if name])  # set by the launcher
     if not needed:

@@ -18,8 +18,10 @@ SINGLE_TASK = ("shard", FINISH)  # one task without a GPU
 AT_LEAST_ONE = ("nodes", "tasks_per_node", "cpus_per_task", "timeout_min", "jobs")
 # A stage without a GPU does not inherit these: they describe the GPU jobs.
 GPU_KEYS = ("constraint", "mem_gb")
-GPU_OPTIONS = re.compile(r"(gres|gpus?|mem|constraint|cpus-per-gpu|ntasks-per-gpu)(-.*)?")
+GPU_OPTIONS = re.compile(r"(gres|tres|gpus?|mem|constraint|cpus-per-gpu|ntasks-per-gpu)(-.*)?")
+ASKS_FOR_GPUS = re.compile(r"gpus(-per-(node|task|socket))?|(gres|tres-per-\w+)=.*gpu.*")
 GPU_REQUEST = re.compile(r"(?P<gres>gpu:)?((?P<type>[\w.-]+):)?(?P<count>\d+)")
+ONE_GPU = re.compile(r"gpu(:[A-Za-z][\w.-]*)?")  # Slurm reads a GRES without a number as one
 
 
 def require_stage(name: str, where: str) -> None:
@@ -67,7 +69,7 @@ def _without_gpus(wanted: ClusterConfig, own: dict[str, object]) -> ClusterConfi
     options = {
         key: value
         for key, value in wanted.extra_sbatch.items()
-        if key in own_options or not GPU_OPTIONS.fullmatch(key)
+        if key in own_options or not GPU_OPTIONS.fullmatch(key.replace("_", "-"))
     }
     return dataclasses.replace(
         wanted, nodes=1, tasks_per_node=1, gpus_per_node=0, extra_sbatch=options, **dropped
@@ -91,10 +93,38 @@ def counted(n: int, one: str, many: str) -> str:
 def gpu_request(wanted: ClusterConfig, stage: str) -> GpuRequest:
     """Parse `gpus_per_node`: 4, a100:4, gpu:4 or gpu:a100:4. Raises ConfigError for anything else."""
     value = wanted.gpus_per_node
-    found = GPU_REQUEST.fullmatch(str(value))
+    written = str(value)
+    found = GPU_REQUEST.fullmatch(f"{written}:1" if ONE_GPU.fullmatch(written) else written)
     if not found:
         raise ConfigError(
             f"key 'cluster.gpus_per_node' for stage {stage}: got {value!r}, expected a number (4), "
             "a type and a number (a100:4), a GRES (gpu:a100:4), or auto with executor 'local'"
         )
     return GpuRequest(int(found["count"]), found["type"] or "", bool(found["gres"]))
+
+
+def asks_for_gpus(wanted: ClusterConfig, stage: str) -> bool:
+    """Whether a stage asks for GPUs, by `gpus_per_node` or by an option of sbatch."""
+    options = [f"{key.replace('_', '-')}={value}" for key, value in wanted.extra_sbatch.items() if value]
+    by_option = [text for text in options if ASKS_FOR_GPUS.match(text)]
+    return bool(by_option) or gpu_request(wanted, stage).count > 0
+
+
+def require_a_gpu_each(wanted: ClusterConfig, stage: str, count: int) -> None:
+    """Raise ConfigError if ranks would share a GPU; `count`: GPUs of a node, 0 for the CPU."""
+    if count and wanted.tasks_per_node > count:
+        raise ConfigError(
+            f"key 'cluster.tasks_per_node' for stage {stage}: got {wanted.tasks_per_node} ranks for "
+            f"{count} GPUs (cluster.gpus_per_node); every rank needs a GPU of its own"
+        )
+
+
+def idle_gpus(wanted: ClusterConfig, stage: str, count: int) -> list[str]:
+    """Return a warning if a node gets more GPUs than ranks."""
+    if count <= wanted.tasks_per_node:
+        return []
+    return [
+        f"key 'cluster.tasks_per_node' for stage {stage}: {wanted.tasks_per_node} ranks leave "
+        f"{count - wanted.tasks_per_node} of {count} GPUs (cluster.gpus_per_node) idle; "
+        f"cluster.tasks_per_node={count} would use all"
+    ]

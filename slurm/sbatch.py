@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import ClusterConfig, RunConfig
 from pipeline.prepare import ROOT
+from pipeline.rundir.files import naming
 from slurm.ledger import ATTEMPT_MARK
 from slurm.resources import FINISH, gpu_request, stage_resources
 
@@ -29,6 +30,7 @@ restart_after_crash() {{
   code=$?
   [ $code -ne 0 ] || return
   scontrol show job -o "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING ' || return
+  {path}
   if {python} -m slurm.restart {folder} $code; then scontrol requeue "$SLURM_JOB_ID"; fi
 }}
 trap restart_after_crash EXIT"""
@@ -95,7 +97,8 @@ def _setup(wanted: ClusterConfig, stage: str, folder: Path, code_folder: Path) -
     path = f"export PYTHONPATH={shlex.quote(str(code_folder))}${{PYTHONPATH:+:$PYTHONPATH}}"
     lines = [MARK_ATTEMPT, *wanted.setup, path]
     if stage != FINISH:
-        lines.append(RESTART_TRAP.format(python=python, folder=shlex.quote(str(folder))))
+        trap = RESTART_TRAP.format(python=python, folder=shlex.quote(str(folder)), path=path)
+        lines.insert(1, trap)  # a setup line may end the script
     return lines
 
 
@@ -169,11 +172,15 @@ def snapshot(place: Callable[[str], Path]) -> Path:
     if folder.exists():
         return folder
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    for file, text in content.items():
-        (temporary / file).parent.mkdir(parents=True, exist_ok=True)
-        (temporary / file).write_bytes(text)
     try:
+        with naming(folder):
+            for file, text in content.items():
+                (temporary / file).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / file).write_bytes(text)
         temporary.rename(folder)
-    except OSError:  # another launch was quicker
-        shutil.rmtree(temporary)
+    except OSError:
+        if not folder.exists():  # otherwise another launch was quicker
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -18,11 +19,14 @@ from slurm import ledger
 from slurm.chain import Chain, Run, Step, batches, dependencies
 from slurm.executors import Executor, outside_jobs, submission_folder
 from slurm.queue import array_of, job_states
-from slurm.resources import FINISH, counted, gpu_request, stage_resources
+from slurm.resources import FINISH, asks_for_gpus, counted, gpu_request, require_a_gpu_each, stage_resources
 from slurm.sbatch import code, sbatch_script, snapshot, snapshot_folder, submitter
 
 if TYPE_CHECKING:
     from submitit import Job
+
+
+SLURM_PATTERN = re.compile(r"%(%|\d*[AabJjNnstuxm])|\n")  # of `sbatch --output`, and submitit's own
 
 
 class SlurmExecutor(Executor):
@@ -35,7 +39,7 @@ class SlurmExecutor(Executor):
     def resources(self, config: RunConfig, stage: str) -> ClusterConfig:
         """Return what the stage asks Slurm for; `auto` GPUs are refused."""
         wanted = stage_resources(config, stage)
-        gpu_request(wanted, stage)
+        require_a_gpu_each(wanted, stage, gpu_request(wanted, stage).count)
         return wanted
 
     def place(self, run: Run) -> str:
@@ -44,6 +48,8 @@ class SlurmExecutor(Executor):
         gpus = gpu_request(wanted, "train")
         kind = f" of type {gpus.type}" if gpus.type else ""
         devices = f"{counted(gpus.count, 'GPU', 'GPUs')}{kind} per node" if gpus.count else "no GPU"
+        if not gpus.count and asks_for_gpus(wanted, "train"):
+            devices = "GPUs as cluster.extra_sbatch asks"
         nodes = counted(wanted.nodes, "node", "nodes")
         processes = counted(wanted.tasks_per_node, "process", "processes")
         return f"training on Slurm: {nodes} x {processes}, {devices}"
@@ -59,6 +65,7 @@ class SlurmExecutor(Executor):
             )
         for step in chain.steps:
             self.resources(step.run.config, step.stage)
+            _require_plain_percent(step.run.run_dir)
         return check_cluster(runs, chain) if preflight else []
 
     def describe(self, chain: Chain) -> list[str]:
@@ -175,6 +182,16 @@ class SlurmExecutor(Executor):
         if done.returncode:
             raise UserError(f"scancel {' '.join(ids)}: {done.stderr.strip()}")
         return [f"cancelled: {' '.join(ids)}"]
+
+
+def _require_plain_percent(run_dir: Path) -> None:
+    """Raise ConfigError if Slurm would replace a part of the path, as %u by the user's name."""
+    found = SLURM_PATTERN.search(str(run_dir))
+    if found:
+        raise ConfigError(
+            f"key 'runs_dir': {str(run_dir)!r}: Slurm does not take {found[0]!r} in the names of log files "
+            "as it is; use a folder without it"
+        )
 
 
 def script_of(group: list[Step], dependency: str | None) -> str:

@@ -7,13 +7,14 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.schema import ClusterConfig, RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UserError
 from pipeline.prepare import ROOT
 from slurm import ledger
 from slurm.chain import Chain, Run, Step
@@ -26,9 +27,9 @@ from slurm.executors.following import (
     terminal_signals_ignored,
     watch,
 )
-from slurm.executors.view import StageView, tell_error
+from slurm.executors.view import StageView, tell, tell_error
 from slurm.rank import GPU_CHOICE, visible_gpus
-from slurm.resources import counted, gpu_request, stage_resources
+from slurm.resources import counted, gpu_request, idle_gpus, require_a_gpu_each, stage_resources
 
 if TYPE_CHECKING:
     from submitit import Job
@@ -55,11 +56,7 @@ class LocalExecutor(Executor):
                 f"key 'cluster.gpus_per_node' for stage {stage}: asked for {count} GPUs, but {source} "
                 f"shows {len(visible)}; ask for at most {len(visible)}, or 0 for the CPU"
             )
-        if count and wanted.tasks_per_node > count:
-            raise ConfigError(
-                f"key 'cluster.tasks_per_node' for stage {stage}: got {wanted.tasks_per_node} ranks for "
-                f"{count} GPUs (cluster.gpus_per_node); every rank needs a GPU of its own"
-            )
+        require_a_gpu_each(wanted, stage, count)
         return dataclasses.replace(wanted, gpus_per_node=count)
 
     def place(self, run: Run) -> str:
@@ -72,14 +69,16 @@ class LocalExecutor(Executor):
         from slurm.preflight import check_this_machine
         from slurm.preflight.checks import batch_warnings
 
-        found: dict[str, None] = {}
+        found: list[str] = []
         for step in chain.steps:
             wanted = self.resources(step.run.config, step.stage)
-            if step.stage == "train" and wanted.gpus_per_node:
-                found |= dict.fromkeys(batch_warnings(step.run.config, wanted.tasks_per_node, on_gpus=True))
+            gpus = gpu_request(wanted, step.stage).count
+            if gpus:
+                found += idle_gpus(wanted, step.stage, gpus)
+                found += batch_warnings(step.run.config, wanted.tasks_per_node, True, step.stage)
         if preflight:
-            found |= dict.fromkeys(check_this_machine(runs, chain))
-        return list(found)
+            found += check_this_machine(runs, chain)
+        return list(dict.fromkeys(found))
 
     def describe(self, chain: Chain) -> list[str]:
         """Name each job, its predecessors and its processes."""
@@ -105,7 +104,7 @@ class LocalExecutor(Executor):
             tell_error(f"stopped; continue with: python {shlex.join(sys.argv)}")
             raise SystemExit(130) from None
         if any(step.stage == "eval" for step in chain.steps):
-            print("\n" + finish([run.run_dir for run in runs], sweep))
+            tell("\n" + finish([run.run_dir for run in runs], sweep))
 
     def run_all(self, chain: Chain, after_each: Callable[[Path], None]) -> None:
         """Run the jobs one after the other, and call `after_each(run_dir)` after each, also after a failure.
@@ -124,6 +123,7 @@ class LocalExecutor(Executor):
                     view.end()
                 finally:
                     after_each(step.run.run_dir)
+                    _remove_link(job.paths.folder)
 
     def hand_over(
         self,
@@ -138,10 +138,12 @@ class LocalExecutor(Executor):
 
         wanted = self.resources(config, stage)
         choice = f"{GPU_CHOICE}={','.join(_chosen_gpus(wanted))}"
-        python = wanted.python or shlex.quote(sys.executable)
+        python = shlex.quote(sys.executable)
+        if wanted.python:  # no shell reads it here
+            python = os.path.expanduser(os.path.expandvars(wanted.python))
         # submitit would number the GPUs from 0, whatever the user chose.
         command = f"env {shlex.quote(choice)} {python}"
-        executor = Submitter(folder, max_num_timeout=wanted.max_timeouts, python=command)
+        executor = Submitter(_without_percent(folder), max_num_timeout=wanted.max_timeouts, python=command)
         executor.update_parameters(tasks_per_node=wanted.tasks_per_node, timeout_min=wanted.timeout_min)
         with outside_jobs(PYTHONPATH=_python_path()), terminal_signals_ignored():
             return [executor.submit(call) for call in calls]
@@ -176,19 +178,25 @@ class LocalExecutor(Executor):
         return found
 
     def cancel(self, jobs: list[dict[str, Any]]) -> list[str]:
-        """Ask the jobs of this host to stop, and name those of other hosts."""
+        """Ask the jobs of this host to stop. Raises UserError that names those which cannot be asked."""
         lines = []
+        refused = []
         for job in jobs:
             process = job.get("process")
             if not process:
                 continue
             alive = ledger.alive(process)
+            name = f"{job['stage']} job {job['id']}"
             if alive is None:
-                lines.append(
-                    f"{job['stage']} job {job['id']} was started on {process['host']}: cancel it there"
-                )
+                refused.append(f"{name} was started on {process['host']}: cancel it there")
             elif alive:
-                lines.append(_stop(job, process["pid"]))
+                try:
+                    lines.append(_stop(job, process["pid"]))
+                except PermissionError:
+                    pid = process["pid"]
+                    refused.append(f"{name} runs as another user, who alone can cancel it (process {pid})")
+        if refused:
+            raise UserError("\n".join([*lines, *refused]))
         return lines
 
 
@@ -214,7 +222,7 @@ class DebugExecutor(LocalExecutor):
 
         choice = {GPU_CHOICE: ",".join(_chosen_gpus(self.resources(config, stage)))}
         with outside_jobs(**choice):
-            executor = Submitter(folder)
+            executor = Submitter(_without_percent(folder))
             return [executor.submit(call) for call in calls]
 
     def process_of(self, job: Job[None]) -> dict[str, Any]:
@@ -227,12 +235,27 @@ class DebugExecutor(LocalExecutor):
             job.results()
 
 
+def _without_percent(folder: Path) -> Path:
+    """Return `folder`, or a link to it if submitit would replace a %j or %t somewhere in its path."""
+    if "%" not in str(folder):
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    link = Path(tempfile.mkdtemp(prefix="cvae-job-")) / "logs"
+    link.symlink_to(folder)
+    return link
+
+
+def _remove_link(folder: Path) -> None:
+    """Remove the link that `_without_percent` made."""
+    if folder.is_symlink():
+        folder.unlink()
+        folder.parent.rmdir()
+
+
 def _stop(job: dict[str, Any], pid: int) -> str:
-    """Ask the process of a job to stop, and return a line that says so."""
+    """Ask the process of a job to stop, and return a line that says so. Raises PermissionError."""
     try:
         os.kill(pid, signal.SIGTERM)
-    except PermissionError:
-        return f"{job['stage']} job {job['id']} runs as another user, who alone can cancel it (process {pid})"
     except ProcessLookupError:
         return f"{job['stage']} job {job['id']} has just ended"
     return f"cancelled: {job['id']} ({job['stage']}); it saves its work and ends"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.command_line import version_of
+from pipeline.config.load import flatten
 from pipeline.config.schema import RunConfig
 from pipeline.data.records import RecordFormat
 from pipeline.data.sources.base import require_sizes_fit
@@ -21,7 +22,7 @@ from pipeline.stages import STAGES
 from pipeline.tracking.sync import make_tracker
 from slurm.chain import SHARED, Chain, Run, output_of
 from slurm.executors import executor_named
-from slurm.resources import gpu_request, stage_resources
+from slurm.resources import asks_for_gpus, gpu_request, idle_gpus, stage_resources
 
 NETWORK_FILE_SYSTEMS = (
     "nfs", "nfs4", "lustre", "gpfs", "beegfs", "beegfs_nodev", "ceph", "wekafs", "panfs", "pvfs2",
@@ -29,6 +30,7 @@ NETWORK_FILE_SYSTEMS = (
     "virtiofs", "9p", "daos", "quobyte", "gfs2", "ocfs2",
 )  # fmt: skip
 CHECKPOINT_BYTES = 200e6  # more than the networks configured here need
+BATCHES = ("train", "tune", "refine", "classifier")  # stages with a global batch
 SMALL_SHARE = 32  # with fewer images in a step a GPU mostly waits for kernel launches and communication
 SHORT_JOB_MIN = 10  # submitit counts every stop of a job as short as this as a time-out
 
@@ -163,28 +165,40 @@ def walltime_is_sound(run: Run) -> Iterator[Finding]:
 
 
 def batch_fits(run: Run) -> Iterator[Finding]:
-    """The global batch suits the number of ranks."""
-    wanted = stage_resources(run.config, "train")
-    on_gpus = gpu_request(wanted, "train").count > 0
-    for text in batch_warnings(run.config, wanted.nodes * wanted.tasks_per_node, on_gpus):
-        yield Finding(text, False)
+    """The global batch of each stage suits its ranks, and each GPU has a rank."""
+    for stage in BATCHES:
+        wanted = stage_resources(run.config, stage)
+        ranks = wanted.nodes * wanted.tasks_per_node
+        for text in batch_warnings(run.config, ranks, asks_for_gpus(wanted, stage), stage):
+            yield Finding(text, False)
+        for text in idle_gpus(wanted, stage, gpu_request(wanted, stage).count):
+            yield Finding(text, False)
 
 
-def batch_warnings(config: RunConfig, ranks: int, on_gpus: bool) -> list[str]:
-    """Return warnings if a global batch is uneven over the ranks or leaves a GPU too little to do."""
-    batch = config.train.batch_size
+def batch_warnings(config: RunConfig, ranks: int, on_gpus: bool, stage: str = "train") -> list[str]:
+    """Return warnings if a global batch is uneven over the ranks or leaves a GPU too little to do.
+
+    A stage that has no global batch, or that is left out, has none.
+    """
+    if stage not in BATCHES:
+        return []
+    values = flatten(config)
+    if values.get(f"{stage}.images") == 0:
+        return []
+    batch = values[f"{stage}.batch_size"]
     found = []
     even = ranks * ceil_div(batch, ranks)
     lost = 1 - batch / even
     if lost > 0:
         found.append(
-            f"key 'train.batch_size': {batch} images over {ranks} ranks are shared unevenly: "
+            f"key '{stage}.batch_size': {batch} images over {ranks} ranks are shared unevenly: "
             f"{lost:.0%} of the ranks' time is lost; {even} would be even"
         )
     if on_gpus and batch < SMALL_SHARE * ranks:
         found.append(
-            f"key 'train.batch_size': {batch} images over {ranks} GPUs are {batch / ranks:.3g} per GPU and "
-            f"step; below {SMALL_SHARE} a GPU is mostly idle: use fewer GPUs or a larger global batch"
+            f"key '{stage}.batch_size': {batch} images over {ranks} GPUs are {batch / ranks:.3g} per GPU and "
+            f"step; below {SMALL_SHARE} a GPU is mostly idle: use {max(1, batch // SMALL_SHARE)} GPUs, or "
+            f"{stage}.batch_size={SMALL_SHARE * ranks}"
         )
     return found
 

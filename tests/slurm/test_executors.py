@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -217,6 +218,7 @@ def test_dry_run_prints_what_a_submission_writes(slurm_run, fake_slurm):
         "#SBATCH --reservation='my course'", "#SBATCH --exclusive", "module load cuda",
     ):  # fmt: skip
         assert line in foretold.splitlines()
+    assert foretold.index("trap restart_after_crash") < foretold.index("module load cuda")  # it may exit
     command = foretold.rstrip().splitlines()[-1]
     assert (
         "--kill-on-bad-exit=1 --cpus-per-task=6 --export=ALL "
@@ -266,10 +268,12 @@ def script_lines(run: Run, stage: str) -> list[str]:
         ("1g.10gb:2", "#SBATCH --gpus-per-node=1g.10gb:2"),
         ("gpu:4", "#SBATCH --gres=gpu:4"),
         ("gpu:a100:4", "#SBATCH --gres=gpu:a100:4"),
+        ("gpu:a100", "#SBATCH --gres=gpu:a100:1"),
+        ("gpu", "#SBATCH --gres=gpu:1"),
     ],
 )
 def test_gpus_may_have_a_type_and_be_a_gres(slurm_run, gpus, line):
-    lines = script_lines(with_cluster(slurm_run, gpus_per_node=gpus), "train")
+    lines = script_lines(with_cluster(slurm_run, gpus_per_node=gpus, tasks_per_node=1), "train")
     assert [found for found in lines if "gpus-per-node" in found or "gres" in found] == [line]
 
 
@@ -280,11 +284,11 @@ def test_auto_is_for_this_machine(slurm_run, fake_slurm):
 
 
 def test_stages_without_a_gpu_inherit_nothing_of_the_gpu_jobs(slurm_run):
-    options = {"gres": "gpu:1", "mem-per-gpu": "8G", "reservation": "mine"}
+    options = {"gres": "gpu:1", "mem_per_gpu": "8G", "tres-per-task": "gres/gpu:1", "reservation": "mine"}
     run = with_cluster(slurm_run, extra_sbatch=options)
     for stage in ("shard", "finish"):
         text = "\n".join(script_lines(run, stage))
-        for word in ("gres", "gpu:", "gpus-per-node", "--mem", "--constraint"):
+        for word in ("gres", "gpu:", "gpus-per", "per-gpu", "--mem", "--constraint"):
             assert word not in text, word
         assert "--reservation=mine" in text and "--account=me" in text
     own = {"shard": {"mem_gb": 7, "constraint": "cpu", "extra_sbatch": {"mem-per-gpu": "1G"}}}
@@ -325,6 +329,34 @@ def test_a_small_share_of_a_gpu_is_a_warning(run):
     (said,) = batch_warnings(batch, 4, on_gpus=True)
     assert "64 images over 4 GPUs are 16 per GPU" in said
     assert batch_warnings(batch, 4, on_gpus=False) == []
+    assert said.endswith("use 2 GPUs, or train.batch_size=128")
+    refine = replace(batch, refine=replace(batch.refine, images=9, batch_size=64))
+    assert batch_warnings(refine, 4, True, "refine")[0].endswith("use 2 GPUs, or refine.batch_size=128")
+    assert batch_warnings(batch, 4, True, "refine") == []  # the stage is left out
+
+
+def test_ranks_and_gpus_of_a_node_fit_each_other(slurm_run, run, monkeypatch):
+    with pytest.raises(ConfigError, match="cluster.tasks_per_node.*4 ranks for 2 GPUs"):
+        executor_named("slurm").resources(with_cluster(slurm_run, gpus_per_node="a100:2").config, "train")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    (said,) = executor_named("local").check([run], one_step(with_cluster(run, gpus_per_node=3)), True)
+    assert "2 ranks leave 1 of 3 GPUs" in said and "cluster.tasks_per_node=3" in said
+
+
+def test_a_folder_whose_name_slurm_would_change_is_refused(slurm_run, fake_slurm):
+    step = one_step(slurm_run).steps[0]
+    moved = replace(step.run, run_dir=slurm_run.run_dir / "100%jobs")
+    with pytest.raises(ConfigError, match="key 'runs_dir'.*Slurm does not take '%j'"):
+        executor_named("slurm").check([moved], one_step(moved), preflight=False)
+
+
+def test_a_percent_sign_in_a_path_does_not_mislead_submitit(run, monkeypatch):
+    moved = replace(run, run_dir=run.run_dir / "%j 100%true")
+    shutil.copytree(run.run_dir, moved.run_dir, ignore=shutil.ignore_patterns("%*"))
+    monkeypatch.setattr("slurm.job.StageJob", stand_in_jobs.StandIn)
+    executor_named("local").run_all(one_step(moved), after_each=lambda run_dir: None)
+    assert seen(moved.run_dir, 1)["RANK"] == "1"
+    assert list((moved.run_dir / "logs" / "train" / "submitit" / "1").glob("*_0_log.err"))
 
 
 def test_every_executor_is_declared_and_complete():

@@ -17,7 +17,7 @@ import stand_in_jobs
 from stand_in_jobs import seen, wait_for
 
 from pipeline.config.load import dump
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UserError
 from pipeline.rundir.record import run_config
 from pipeline.runtime.preempt import StopFlag, Stopped
 from slurm import ledger, rank
@@ -47,7 +47,14 @@ def train_step(run: Run) -> Step:
 
 @pytest.mark.parametrize(
     ("choice", "names"),
-    [("2,3", ["2", "3"]), ("GPU-aa, MIG-bb", ["GPU-aa", "MIG-bb"]), ("0,-1,1", ["0"]), ("", []), ("-1", [])],
+    [
+        ("2,3", ["2", "3"]),
+        ("GPU-aa, MIG-bb", ["GPU-aa", "MIG-bb"]),
+        ("0,-1,1", ["0"]),
+        ("", []),
+        ("-1", []),
+        ("3,3,1", ["3", "1"]),
+    ],  # fmt: skip
 )
 def test_the_callers_choice_of_gpus_is_read_as_cuda_reads_it(monkeypatch, choice, names):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", choice)
@@ -101,7 +108,7 @@ def test_gpus_that_cannot_be_had_are_an_error_that_names_the_key(run, monkeypatc
 def test_a_rank_never_falls_back_to_the_cpu(run, monkeypatch):
     import torch
 
-    environment = SimpleNamespace(name=lambda: "local")
+    environment = SimpleNamespace(name=lambda: "local", local_rank=0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(ConfigError, match="cluster.gpus_per_node.*sees 1 GPUs"):
@@ -117,12 +124,44 @@ def test_on_slurm_a_rank_may_see_its_own_gpu_only(run, monkeypatch):
 
     wanted = on(run, executor="slurm", gpus_per_node="a100:4")
     (run.run_dir / "config.yaml").write_text(dump(wanted.config))
-    environment = SimpleNamespace(name=lambda: "slurm")
+    environment = SimpleNamespace(name=lambda: "slurm", local_rank=0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     rank.require_gpus(environment, run_config(run.run_dir), "train")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigError, match="cluster.gpus_per_node.*got a100:4"):
         rank.require_gpus(environment, run_config(run.run_dir), "train")
+
+
+def test_each_rank_sees_its_own_mig_device_because_cuda_shows_only_the_first(run, monkeypatch):
+    for number, own in enumerate(("MIG-aa", "MIG-bb", "MIG-aa")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-aa,MIG-bb")
+        rank.choose_own_part(SimpleNamespace(local_rank=number))
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == own
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,GPU-aa")
+    rank.choose_own_part(SimpleNamespace(local_rank=1))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,GPU-aa"
+
+
+def test_gpus_asked_for_by_an_option_of_sbatch_must_be_there_too(run, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for options in ({"gres": "gpu:2"}, {"gpus_per_task": "1"}, {"tres-per-task": "gres/gpu:1"}):
+        wanted = on(run, executor="slurm", gpus_per_node=0, extra_sbatch=options)
+        environment = SimpleNamespace(name=lambda: "slurm", local_rank=0)
+        with pytest.raises(ConfigError, match="sees 0 GPUs"):
+            rank.require_gpus(environment, wanted.config, "train")
+        assert executor_named("slurm").place(wanted).endswith("GPUs as cluster.extra_sbatch asks")
+
+
+def test_a_container_without_nvidia_smi_still_has_its_gpus(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("slurm.rank.ask", lambda *command: None)
+    monkeypatch.setattr(rank, "DEVICES", tmp_path)
+    assert rank.visible_gpus() == []
+    for name in ("nvidia2", "nvidia5", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert rank.visible_gpus() == ["0", "1"]
 
 
 # ---- the port
@@ -241,8 +280,8 @@ def test_a_local_job_that_vanished_has_failed_and_one_of_another_host_is_left_al
     refresh(run.run_dir)
     states = {job["stage"]: job["state"] for job in json.loads((run.run_dir / "jobs.json").read_text())}
     assert states == {"train": "FAILED", "eval": "RUNNING"}
-    (line,) = executor_named("local").cancel(unfinished(run.run_dir))
-    assert "elsewhere: cancel it there" in line
+    with pytest.raises(UserError, match="elsewhere: cancel it there"):
+        executor_named("local").cancel(unfinished(run.run_dir))
 
 
 def test_status_and_cancel_of_a_run_that_can_only_be_read(run, monkeypatch):
@@ -259,8 +298,8 @@ def test_status_and_cancel_of_a_run_that_can_only_be_read(run, monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", kill)
-    (line,) = executor_named("local").cancel(unfinished(run.run_dir))
-    assert line.startswith("train job 5 runs as another user, who alone can cancel it")
+    with pytest.raises(UserError, match="^train job 5 runs as another user, who alone can cancel it"):
+        executor_named("local").cancel(unfinished(run.run_dir))
 
 
 # ---- errors before a stage begins

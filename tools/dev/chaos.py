@@ -127,7 +127,6 @@ def run_in_worker(
         return run_trial(trial, wanted)
     assert _server is not None
     with _server.turn:
-        _server.start()
         trial.server = _server
         return run_trial(trial, wanted)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.run import run_stage
-from pipeline.runtime.ports import free_port
+from pipeline.runtime.ports import reserve_port
 from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.training import loop
 from pipeline.training.checkpoints.saver import Saver
@@ -118,7 +118,8 @@ class Group:
     def __post_init__(self) -> None:
         """Fork the ranks."""
         self.logs.mkdir(parents=True)
-        port = free_port()
+        self._port = reserve_port()  # another trial could take a port that is only known to be free
+        port = int(self._port.getsockname()[1])
         self._events, write = os.pipe()
         self._rest = b""
         for rank in range(self.world):
@@ -174,8 +175,7 @@ class Group:
                 left = [rank for rank in range(self.world) if rank not in self.codes]
                 self.kill()
                 raise RuntimeError(f"ranks {left} still ran after {limit_s:.0f} s: {self.tail()}")
-        while self.listen(0.0):
-            pass
+        self._finish()
         return [self.codes[rank] for rank in range(self.world)]
 
     def kill(self) -> None:
@@ -184,8 +184,13 @@ class Group:
             if rank not in self.codes:
                 os.kill(pid, signal.SIGKILL)
                 self.codes[rank] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        self._finish()
+
+    def _finish(self) -> None:
+        """Read the last reports, and give the port up."""
         while self.listen(0.0):
             pass
+        self._port.close()
 
     def signal(self, rank: int, number: int) -> None:
         """Send a signal to a rank that has not been waited for."""

@@ -249,6 +249,8 @@ def run_trial(trial: Trial, wanted: Reference) -> Outcome:
     error = ""
     found = (0, False, 0)
     try:
+        if trial.server:
+            trial.server.start()
         trial.prepare()
         found = trial.run()
         compare(trial.result(), wanted, trial)
