@@ -6,7 +6,9 @@ anywhere, and `cvae.load` opens it with torch and safetensors alone.
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,12 +94,26 @@ def open_model(path: Path, device: str = "cpu") -> Model:
     Raises UserError.
     """
     if (path / "config.yaml").is_file() and not _is_current(path):
+        if not _may_export(path):
+            return _exported_for_now(path, device)
         export(path, layout.model_dir(path))
         print(f"exported {path} to {layout.model_dir(path)}", file=sys.stderr)
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU is visible; use --device cpu")
     with user_errors():
         return cvae.load(path, device)
+
+
+def _may_export(run_dir: Path) -> bool:
+    """Return whether this user may write the run's own export."""
+    folder = layout.model_dir(run_dir)
+    return os.access(folder if folder.exists() else run_dir, os.W_OK)
+
+
+def _exported_for_now(run_dir: Path, device: str) -> Model:
+    """Open a run that can only be read, such as a colleague's; its export is deleted again."""
+    with tempfile.TemporaryDirectory() as folder, user_errors():
+        return cvae.load(export(run_dir, Path(folder)), device)
 
 
 def _is_current(run_dir: Path) -> bool:

@@ -83,6 +83,14 @@ def test_a_run_is_exported_on_the_fly_once(run_dir, tmp_path, capsys):
     assert "exported" in capsys.readouterr().err
 
 
+def test_a_run_that_can_only_be_read_is_opened_without_an_export(run_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.export._may_export", lambda run_dir: False)
+    monkeypatch.setattr("tools.export._is_current", lambda run_dir: False)
+    before = sorted(run_dir.rglob("*"))
+    assert len(export.open_model(run_dir).sample({}, 2)) == 2
+    assert sorted(run_dir.rglob("*")) == before
+
+
 def test_a_folder_gets_single_files_that_are_those_of_python(run_dir, tmp_path):
     sample.main([str(run_dir), "Male", "--n", "70", "--seed", "2", "--out", str(tmp_path / "many")])
     files = sorted((tmp_path / "many").iterdir())
