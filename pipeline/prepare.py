@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def prepare(run_dir: Path, config: RunConfig, stages: list[str], keep: bool = Fa
     """
     old = recorded(run_dir)
     line = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
         "step": _newest_step(run_dir, config),
         "stages": stages,

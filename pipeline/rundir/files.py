@@ -17,11 +17,16 @@ from pipeline.errors import DISK_ERRORS, StorageError
 
 log = logging.getLogger("cvae.files")
 
+BLOCK = 1 << 20  # bytes that are read at once
+
 
 def sha256(file: Path) -> str:
     """Return the hex digest of a file's content."""
+    digest = hashlib.sha256()
     with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        while block := opened.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_bytes(file: Path, content: bytes) -> None:

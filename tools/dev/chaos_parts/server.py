@@ -18,7 +18,7 @@ from functools import partial
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import read_metrics
@@ -66,7 +66,7 @@ class Server:
             _keep(command(folder, self.port), self.port, folder / "log", keepers_end)
         keepers_end.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Server:
         return self
 
     def __exit__(self, *_: object) -> None:
