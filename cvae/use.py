@@ -63,7 +63,12 @@ class Model:
         """The side S of the images, pixels."""
         return self.card.size
 
-    @torch.no_grad()
+    @property
+    def can_be_guided(self) -> bool:
+        """Whether `guidance` and `strength` may differ from 1."""
+        prior = self.net.prior(torch.full((1, len(self.attributes)), UNKNOWN, device=self.device))
+        return type(prior).guided is not Distribution.guided
+
     def sample(
         self,
         request: Request,
@@ -75,26 +80,50 @@ class Model:
     ) -> Tensor:
         """Draw images [n, S, S, 3] that show the request.
 
-        Attributes that it does not name come from training images; see `complete`. The noise is
+        Attributes that it does not name come from training images; see `labels`. The noise is
         scaled by `temperature`. With `guidance` g, the prior follows the request g times as closely.
         Image i depends on the seed and on `start` + i, not on n. Raises RequestError.
+        """
+        y = self.labels(request, n, seed, start)
+        return self.draw(y, seed, temperature, guidance, start)
+
+    def labels(self, request: Request, n: int = 16, seed: int = 0, start: int = 0) -> Tensor:
+        """Return the attributes [n, A] of the images that `sample` draws.
+
+        Each image takes them from a training image of `complete`, which the seed and its number pick.
         """
         if n < 1:
             raise RequestError(f"n: got {n}, expected at least 1")
         rows = self.complete(request)
-        numbers = list(range(start, start + n))
+        _, picked = self._keyed(seed, range(start, start + n), len(rows))
+        return rows[picked]
 
-        def draw(chosen: list[int]) -> Tensor:
-            noise, picked = self._keyed(seed, chosen, len(rows))
-            y = rows[picked].to(self.device)
+    @torch.no_grad()
+    def draw(
+        self,
+        y: Tensor,
+        seed: int = 0,
+        temperature: float = 1.0,
+        guidance: float = 1.0,
+        start: int = 0,
+    ) -> Tensor:
+        """Draw one image for each row of attributes y [n, A], from 0 to 1: [n, S, S, 3].
+
+        Image i has the noise of image `start` + i of `sample`. Raises RequestError.
+        """
+        shape = (len(y), len(self.attributes))
+        if y.shape != shape or not len(y):
+            raise RequestError(f"y: got {list(y.shape)}, expected [n, {len(self.attributes)}]")
+        noise, _ = self._keyed(seed, range(start, start + len(y)), 1)
+
+        def block(y: Tensor, noise: Tensor) -> Tensor:
             prior = self.net.prior(y)
             if guidance != 1.0:
                 unconditional = self.net.prior(torch.full_like(y, UNKNOWN))
                 prior = self._guided(prior, unconditional, "guidance", guidance)
-            z = prior.sample(temperature * noise.to(self.device))
-            return self.net.decode(z, y)
+            return self.net.decode(prior.sample(temperature * noise), y)
 
-        return _levels(draw(numbers[i : i + BATCH]) for i in range(0, n, BATCH))
+        return _levels(self._blocks(block, y.float(), noise))
 
     def complete(self, request: Request) -> Tensor:
         """Return rows of attributes [M, A] that carry the request.
@@ -104,15 +133,28 @@ class Model:
         one of them are unset, unless they are named too. Raises RequestError.
         """
         wanted = self._wanted(request)
-        rows = self.card.rows.float()
+        rows, carried = self._carriers(wanted)
+        return rows if carried == len(wanted) else self._changed(rows, wanted)
+
+    def origin(self, request: Request) -> str:
+        """Say in words where the attributes come from that the request does not name."""
+        wanted = self._wanted(request)
+        rows, carried = self._carriers(wanted)
+        stored = f"{len(rows):,} of {len(self.card.rows):,} stored training images"
         if not wanted:
-            return rows
-        columns = list(wanted)
+            return f"all attributes come from {len(rows):,} stored training images"
+        if carried == len(wanted):
+            return f"attributes that are not named come from {stored}, which carry the request"
+        share = f"no stored training image carries the request; {len(rows):,} of {len(self.card.rows):,}"
+        return f"{share} carry {carried} of its {len(wanted)} attributes and lend the others"
+
+    def _carriers(self, wanted: dict[int, int]) -> tuple[Tensor, int]:
+        """Return the label rows that carry most of the wanted attributes, and how many these are."""
+        rows = self.card.rows.float()
         values = torch.tensor(list(wanted.values()), dtype=rows.dtype)
-        carried = (rows[:, columns] == values).sum(1)
-        most = carried.max()
-        chosen = rows[carried == most]
-        return chosen if most == len(wanted) else self._changed(chosen, wanted)
+        carried = (rows[:, list(wanted)] == values).sum(1)
+        most = int(carried.max())
+        return rows[carried == most], most
 
     @torch.no_grad()
     def encode(self, images: Any, attributes: Request | Tensor | None = None) -> Tensor:
@@ -191,7 +233,7 @@ class Model:
             block = [tensor[i : i + BATCH].to(self.device) for tensor in tensors]
             yield function(*block)
 
-    def _keyed(self, seed: int, numbers: list[int], rows: int) -> tuple[Tensor, list[int]]:
+    def _keyed(self, seed: int, numbers: Iterable[int], rows: int) -> tuple[Tensor, list[int]]:
         """Return noise [b, D] and positions of label rows; each depends on seed and number alone."""
         noise = []
         picked = []

@@ -2,35 +2,54 @@
 
 !NAME asks for an image without the attribute.
 Attributes that are not named are taken from training images that carry the named ones.
+
+`--out grid.png` writes one picture. A folder gets single files, and images.csv with the attributes of
+each. `--requests batch.csv` asks for many faces at once; its columns are names of attributes (1, 0 or
+empty) and, if you like, n and seed.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import math
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from cvae.use import BATCH, Model, parse_request
 from pipeline.command_line import add_device, add_model, add_out, add_seed, parser
 from pipeline.data.grids import grid, save_png
-from pipeline.errors import UserError, exit_code
+from pipeline.errors import DataError, UserError, exit_code
 from pipeline.rundir.files import write_bytes
 from tools.export import open_model, user_errors
 
 EXAMPLES = """\
   python tools/sample.py runs/sigma_cvae_nf "Male,Heavy_Makeup,!Smiling" --n 16 --out grid.png
   python tools/sample.py runs/sigma_cvae_nf Eyeglasses --n 200 --out eyeglasses
+  python tools/sample.py runs/sigma_cvae_nf --requests batch.csv --out many
 """
 MAX_GRID = 4096  # images in one picture
 FORMATS = (".png", ".jpg", ".jpeg")
+INDEX = "images.csv"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one line of a batch asks for."""
+
+    request: dict[str, int]
+    n: int
+    seed: int
 
 
 def require_picture_name(file: Path) -> None:
@@ -46,33 +65,86 @@ def save_picture(picture: Image.Image, file: Path) -> None:
     write_bytes(file, content.getvalue())
 
 
-def draw(model: Model, args: argparse.Namespace) -> None:
-    """Draw the images block by block; write each to a folder, or all as one grid."""
-    request = parse_request(args.request)
+def read_orders(file: Path, n: int, seed: int) -> list[Order]:
+    """Read a CSV file of requests; `n` and `seed` hold for lines that do not say them. Raises DataError."""
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as opened:
+            lines = list(csv.DictReader(opened))
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: is not a CSV file ({error})") from None
+    orders = []
+    for number, line in enumerate(lines, 2):
+        try:
+            given = {name.strip(): value.strip() for name, value in line.items() if value and value.strip()}
+            own_n, own_seed = int(given.pop("n", n)), int(given.pop("seed", seed))
+            request = {name: int(value) for name, value in given.items()}
+        except (ValueError, AttributeError):
+            raise DataError(
+                f"{file}: line {number}: expected numbers under the names of the first line"
+            ) from None
+        orders.append(Order(request, own_n, own_seed))
+    if not orders:
+        raise DataError(f"{file}: no request in it; the first line names the columns, each other line asks")
+    return orders
+
+
+def require_possible(model: Model, orders: list[Order], args: argparse.Namespace) -> bool:
+    """Raise an error before anything is drawn; return whether one grid is wanted."""
     as_grid = args.out.suffix != "" and not args.out.is_dir()
     if as_grid:
         require_picture_name(args.out)
-    if as_grid and args.n > MAX_GRID:
-        raise UserError(f"--n {args.n}: a grid shows at most {MAX_GRID} images; give a folder as --out")
-    if args.n < 1:
-        raise UserError(f"--n {args.n}: expected at least 1")
-    if not as_grid:
-        args.out.mkdir(parents=True, exist_ok=True)
-    kept = []
-    quiet = args.n <= BATCH or not sys.stderr.isatty()
-    with tqdm(total=args.n, unit="image", disable=quiet) as bar:
-        for start in range(0, args.n, BATCH):
-            n = min(BATCH, args.n - start)
-            images = model.sample(request, n, args.seed, args.temperature, args.guidance, start).numpy()
-            if as_grid:
-                kept.append(images)
-            else:
-                for number, image in enumerate(images, start):
-                    save_png(Image.fromarray(image), args.out / f"{number:06d}.png")
-            bar.update(n)
-    if as_grid:
-        columns = min(16, math.ceil(math.sqrt(args.n)))
-        save_picture(grid(np.concatenate(kept), columns), args.out)
+    if as_grid and sum(order.n for order in orders) > MAX_GRID:
+        raise UserError(f"--out {args.out}: a grid shows at most {MAX_GRID} images; give a folder as --out")
+    for order in orders:
+        if order.n < 1:
+            raise UserError(f"n: got {order.n}, expected at least 1")
+        print(f"{_words(order.request)}: {model.origin(order.request)}", file=sys.stderr)
+    return as_grid
+
+
+def _words(request: dict[str, int]) -> str:
+    return ",".join(name if value else f"!{name}" for name, value in request.items()) or "any face"
+
+
+def draw(
+    model: Model, orders: list[Order], args: argparse.Namespace
+) -> Iterator[tuple[Order, Tensor, np.ndarray]]:
+    """Yield the images block by block: the order, their attributes [b, A], uint8 [b, S, S, 3]."""
+    total = sum(order.n for order in orders)
+    quiet = total <= BATCH or not sys.stderr.isatty()
+    with tqdm(total=total, unit="image", disable=quiet) as bar:
+        for order in orders:
+            for start in range(0, order.n, BATCH):
+                n = min(BATCH, order.n - start)
+                y = model.labels(order.request, n, order.seed, start)
+                images = model.draw(y, order.seed, args.temperature, args.guidance, start)
+                yield order, y, images.numpy()
+                bar.update(n)
+
+
+def write_files(model: Model, orders: list[Order], args: argparse.Namespace) -> None:
+    """Write every image to a file of its own, and their attributes to images.csv."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    table = io.StringIO()
+    lines = csv.writer(table)
+    lines.writerow(["file", "request", "seed", *model.attributes])
+    number = 0
+    for order, y, images in draw(model, orders, args):
+        for row, image in zip(y.int().tolist(), images, strict=True):
+            name = f"{number:06d}.png"
+            save_png(Image.fromarray(image), args.out / name)
+            lines.writerow([name, _words(order.request), order.seed, *row])
+            number += 1
+    write_bytes(args.out / INDEX, table.getvalue().encode())
+
+
+def write_grid(model: Model, orders: list[Order], args: argparse.Namespace) -> None:
+    """Write all images as one picture."""
+    images = np.concatenate([block for _, _, block in draw(model, orders, args)])
+    columns = min(16, math.ceil(math.sqrt(len(images))))
+    save_picture(grid(images, columns), args.out)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -81,16 +153,24 @@ def main(argv: list[str] | None = None) -> None:
     add_model(words)
     add = words.add_argument
     add("request", metavar="REQUEST", nargs="?", default="", help='for example "Male,!Smiling"')
-    add("--n", metavar="N", type=int, default=16, help="number of images")
+    add("--requests", metavar="CSV", type=Path, help="a file with one request a line")
+    add("--n", metavar="N", type=int, default=16, help="number of images of a request")
     add_seed(words, "same seed, same images")
     add("--temperature", metavar="T", type=float, default=1.0, help="scale of the noise; below 1: tamer")
     add("--guidance", metavar="G", type=float, default=1.0, help="above 1: follow the request more closely")
     add_device(words)
     add_out(words, "a picture (.png, .jpg), or a folder for single images", "grid.png")
     args = words.parse_args(argv)
-    model = open_model(args.model, args.device)
+    if args.requests and args.request:
+        raise UserError("--requests: the requests are in the file; leave out the other one")
     with user_errors():
-        draw(model, args)
+        orders = [Order(parse_request(args.request), args.n, args.seed)]
+        if args.requests:
+            orders = read_orders(args.requests, args.n, args.seed)
+        model = open_model(args.model, args.device)
+        as_grid = require_possible(model, orders, args)
+        write = write_grid if as_grid else write_files
+        write(model, orders, args)
     print(args.out)
 
 

@@ -187,6 +187,29 @@ def test_a_combination_that_no_image_carries_is_completed(flow):
     assert rows[:, [1, 4]].any()
 
 
+def test_the_model_says_where_unnamed_attributes_come_from(flow):
+    carried = flow.complete({"Male": 1})
+    assert f"come from {len(carried)} of 60 stored training images" in flow.origin({"Male": 1})
+    assert "no stored training image carries the request" in flow.origin({"Male": 1, "Heavy_Makeup": 1})
+    assert "carry 1 of its 2 attributes" in flow.origin({"Male": 1, "Heavy_Makeup": 1})
+
+
+def test_labels_are_what_sample_draws(model):
+    request = {"Male": 1}
+    y = model.labels(request, n=5, seed=3, start=2)
+    images = model.sample(request, n=5, seed=3, start=2)
+    assert (model.draw(y, seed=3, start=2).int() - images.int()).abs().max() <= 1
+    halves = model.draw(y * 0.5 + 0.25, seed=3, start=2)  # between absent and present
+    assert not torch.equal(halves, images)
+    with pytest.raises(RequestError, match=r"expected \[n, 6\]"):
+        model.draw(y[:, :3])
+
+
+def test_a_model_says_whether_it_can_be_guided(folders):
+    assert cvae.load(folders["flow_matching"]).can_be_guided
+    assert not cvae.load(folders["flow"]).can_be_guided
+
+
 def test_guidance_acts_on_a_prior_with_a_velocity_alone(folders):
     able, unable = cvae.load(folders["flow_matching"]), cvae.load(folders["flow"])
     plain = able.sample({"Male": 1}, n=4)
@@ -360,7 +383,7 @@ print(*images.shape, int(images.sum()))
 
 def test_torch_and_safetensors_suffice(folders):
     command = [sys.executable, "-W", "ignore", "-c", ALONE, str(folders["flow"])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     expected = cvae.load(folders["flow"]).sample({"Male": 1}, n=2)
     assert done.stdout.split() == [str(part) for part in (*expected.shape, int(expected.sum()))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from tests.conftest import ROOT
 from tests.test_docs import blocks, lines
 from tests.tiny_run import ATTRIBUTES, SIZE, make_checkpoint, make_shards, tiny_config, tiny_images
 from tools import edit, export, sample
+from tools.parts.photo import Eyes, crop_side, read_photo
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,7 @@ def runs(tmp_path_factory) -> Path:
     config = tiny_config(folder, "name=sigma_cvae_nf", "shard.crop=100")
     make_shards(config)
     make_checkpoint(folder / "sigma_cvae_nf", config, ATTRIBUTES)
+    (folder / "demo").symlink_to(folder)
     return folder
 
 
@@ -93,12 +96,61 @@ def test_a_run_that_can_only_be_read_is_opened_without_an_export(run_dir, tmp_pa
 
 def test_a_folder_gets_single_files_that_are_those_of_python(run_dir, tmp_path):
     sample.main([str(run_dir), "Male", "--n", "70", "--seed", "2", "--out", str(tmp_path / "many")])
-    files = sorted((tmp_path / "many").iterdir())
+    files = sorted((tmp_path / "many").glob("*.png"))
     assert len(files) == 70
     images = cvae.load(run_dir).sample({"Male": 1}, n=70, seed=2).int()
     for number in (0, 69):
         found = torch.from_numpy(np.array(Image.open(files[number]))).int()
         assert (found - images[number]).abs().max() <= 1
+
+
+def read_table(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def test_a_folder_gets_a_table_with_the_attributes_of_every_image(run_dir, tmp_path, capsys):
+    sample.main([str(run_dir), "Male,!Smiling", "--n", "5", "--out", str(tmp_path / "many")])
+    lines = read_table(tmp_path / "many/images.csv")
+    assert [line["file"] for line in lines] == [f"{i:06d}.png" for i in range(5)]
+    labels = cvae.load(run_dir).labels({"Male": 1, "Smiling": 0}, n=5)
+    for line, row in zip(lines, labels.int().tolist(), strict=True):
+        assert [int(line[name]) for name in ATTRIBUTES] == row
+        assert line["request"] == "Male,!Smiling" and line["Male"] == "1" and line["Smiling"] == "0"
+    told = capsys.readouterr().err
+    assert "attributes that are not named come from" in told and "which carry the request" in told
+
+
+def test_many_requests_come_from_a_csv_file(run_dir, tmp_path):
+    batch = tmp_path / "batch.csv"
+    batch.write_text("Male,Smiling,n,seed\n1,0,3,\n,1,2,9\n")
+    out = tmp_path / "many"
+    sample.main([str(run_dir), "--requests", str(batch), "--seed", "4", "--out", str(out)])
+    lines = read_table(out / "images.csv")
+    asked = [(line["request"], line["seed"]) for line in lines]
+    assert asked == [("Male,!Smiling", "4")] * 3 + [("Smiling", "9")] * 2
+    model = cvae.load(run_dir)
+    expected = torch.cat(
+        [model.sample({"Male": 1, "Smiling": 0}, n=3, seed=4), model.sample({"Smiling": 1}, n=2, seed=9)]
+    ).int()
+    for number, image in enumerate(expected):
+        found = torch.from_numpy(np.array(Image.open(out / f"{number:06d}.png"))).int()
+        assert (found - image).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Mal\n1\n", "did you mean 'Male'"),
+        ("Male\nyes\n", "line 2: expected numbers"),
+        ("Male\n", "no request"),
+    ],
+)
+def test_mistakes_in_a_csv_file_draw_nothing(run_dir, tmp_path, text, message):
+    (tmp_path / "batch.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        sample.main([str(run_dir), "--requests", str(tmp_path / "batch.csv"), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_photo_is_cut_edited_and_laid_side_by_side(run_dir, tmp_path):
@@ -110,7 +162,7 @@ def test_a_photo_is_cut_edited_and_laid_side_by_side(run_dir, tmp_path):
     strip = np.array(Image.open(out))
     assert strip.shape == (SIZE + 4, 4 * (SIZE + 2) + 2, 3)
     model = cvae.load(run_dir)
-    seen = edit.read_photo(tmp_path / "photo.png", model.card)
+    seen = read_photo(tmp_path / "photo.png", model.card)
     assert np.array_equal(seen, resize(crop_centre(photo, model.card.crop)[None], SIZE))
     assert np.array_equal(strip[2 : 2 + SIZE, 2 : 2 + SIZE], seen[0])
     after = strip[2 : 2 + SIZE, 2 + 2 * (SIZE + 2) : 2 + 2 * (SIZE + 2) + SIZE]
@@ -120,9 +172,9 @@ def test_a_photo_is_cut_edited_and_laid_side_by_side(run_dir, tmp_path):
 def test_a_photo_of_another_size_loses_the_same_share(run_dir):
     export.main([str(run_dir)])
     card = cvae.load(run_dir).card
-    assert edit.crop_side(218, 178, card) == card.crop
-    assert edit.crop_side(3 * 218, 3 * 178, card) == 3 * card.crop
-    assert edit.crop_side(SIZE, SIZE, card) == SIZE
+    assert crop_side(218, 178, card) == card.crop
+    assert crop_side(3 * 218, 3 * 178, card) == 3 * card.crop
+    assert crop_side(SIZE, SIZE, card) == SIZE
 
 
 MISTAKES = {
@@ -144,6 +196,16 @@ def test_mistakes_of_a_request(run_dir, tmp_path, monkeypatch, case):
     assert not list(tmp_path.glob("grid*"))
 
 
+def test_a_photo_is_aligned_by_its_eyes(run_dir, tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3)).astype(np.uint8)).save(photo)
+    words = [str(run_dir), str(photo), "Eyeglasses=1", "--eyes", "150,120,230,130", "--out"]
+    edit.main([*words, str(tmp_path / "edited.png")])
+    seen = read_photo(photo, cvae.load(run_dir).card, eyes=Eyes(150, 120, 230, 130))
+    strip = np.array(Image.open(tmp_path / "edited.png"))
+    assert np.array_equal(strip[2 : 2 + SIZE, 2 : 2 + SIZE], seen[0])
+
+
 def test_mistakes_with_a_photo(run_dir, tmp_path):
     (tmp_path / "note.jpg").write_text("no photo")
     for photo, message in (("absent.jpg", "cannot be read"), ("note.jpg", "is not a JPEG or PNG file")):
@@ -156,7 +218,7 @@ def test_a_damaged_export_ends_with_exit_code_2(run_dir, tmp_path):
     with (folder / "model.safetensors").open("ab") as file:
         file.write(b"x")
     command = [sys.executable, "tools/sample.py", str(folder), "Male"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "model.safetensors: is damaged" in done.stderr
 
@@ -180,8 +242,15 @@ def test_the_commands_of_the_documentation_run(run_dir, monkeypatch):
     ours = [words[1:] for words in shown if words[1] in verbs]
     assert {words[0] for words in ours} == set(verbs)
     for script, *words in ours:
-        if "--crop" in words:
-            words = words[:-2]  # the photo is smaller than that
+        for size in ("--crop", "--eyes"):
+            if size in words:  # the photo is smaller than that
+                at = words.index(size)
+                words = words[:at] + words[at + 2 :]
+        if "--requests" in words:
+            Path("batch.csv").write_text("Male,n\n1,2\n")
+        for word in ("--register", "--formats"):  # they are slow; see test_export.py
+            if word in words:
+                words = words[: words.index(word)]
         verbs[script].main(words)
 
 
