@@ -163,7 +163,7 @@ class FlowMatchingDistribution(Distribution):
 
     def velocity(self, z: Tensor, t: float) -> Tensor:
         """Return the velocity [B, D] of standardised codes z [B, D] at time t."""
-        times = z.new_full((len(z),), t)
+        times = z.new_full(z.shape[:1], t)
         wanted = self._velocity(z, times, self.e)
         if self.e_free is None or self.guidance == 1.0:
             return wanted

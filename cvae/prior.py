@@ -74,7 +74,7 @@ class StandardPrior(Prior):
 
     def forward(self, e: Tensor) -> DiagonalGaussian:
         """Map e [B, E] to a distribution of z [B, D]."""
-        zeros = full_precision(e).new_zeros(len(e), self.z_dim)
+        zeros = full_precision(e).new_zeros(e.shape[0], self.z_dim)
         return DiagonalGaussian(zeros, zeros)
 
 

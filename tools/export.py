@@ -1,11 +1,16 @@
 """Export the model of a run to a folder.
 
-The folder (RUN_DIR/model by default) then holds model.safetensors and model.json. It can be copied
-anywhere, and `cvae.load` opens it with torch and safetensors alone.
+The folder (RUN_DIR/model by default) then holds model.safetensors and model.json, which `cvae.load` opens
+with torch and safetensors alone, and a model card with samples. It has the layout of a repository on the
+Hugging Face Hub, and it can be copied anywhere.
+
+  --formats onnx pt2   adds the decoder and the sampling of the prior as programs for other runtimes
+  --register NAME      also puts the model into the run's MLflow store, ready for `mlflow models serve`
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
@@ -21,6 +26,8 @@ import cvae
 from cvae.io import CARD, MAX_ROWS, Card, ModelFileError, pack
 from cvae.use import Model, RequestError
 from pipeline.command_line import add_run_dir, parser
+from pipeline.config.schema import RunConfig
+from pipeline.data.grids import grid
 from pipeline.data.loader import attribute_positions
 from pipeline.data.shards import Shards
 from pipeline.errors import UserError, exit_code
@@ -28,12 +35,17 @@ from pipeline.rundir import layout
 from pipeline.rundir.files import write_bytes
 from pipeline.rundir.record import commit, run_config
 from pipeline.runtime.split import spread
+from pipeline.tracking.mlflow_model import register
 from pipeline.training.checkpoints.weights import CheckpointInfo, load_model
 from pipeline.training.phases import Phase, last_phase, phase
+from tools.parts.model_card import GITATTRIBUTES, PICTURE, model_card
+from tools.parts.programs import FORMATS, write_programs
 
 EXAMPLES = """\
   python tools/export.py runs/sigma_cvae_nf
   python tools/export.py runs/sigma_cvae_nf exported --checkpoint latest
+  python tools/export.py runs/sigma_cvae_nf exported --formats onnx pt2
+  python tools/export.py runs/sigma_cvae_nf --register faces
 """
 
 
@@ -81,11 +93,27 @@ def _card(run_dir: Path, trained: Phase, info: CheckpointInfo, weights: str) -> 
             "step": info.step,
             "images": info.images,
             "s2": info.s2,
-            "data": shards.info.name,
+            "data": _data_name(config, shards),
+            "train_images": len(shards),
             "content_digest": shards.content_digest,
             "commit": commit(run_dir),
         },
     )
+
+
+def _data_name(config: RunConfig, shards: Shards) -> str:
+    """Return the name of the data set; manifests of old shards do not hold it."""
+    drawn = not config.shard.source and not config.data.shards
+    return "toy" if drawn else shards.info.name
+
+
+def add_card(run_dir: Path, folder: Path, model: Model, programs: dict[Path, float]) -> None:
+    """Write the model card, its picture, and what git needs to keep large files."""
+    drawn = io.BytesIO()
+    grid(model.sample({}, n=16).numpy(), columns=8).save(drawn, "PNG")
+    write_bytes(folder / PICTURE, drawn.getvalue())
+    write_bytes(folder / ".gitattributes", GITATTRIBUTES.encode())
+    write_bytes(folder / "README.md", model_card(run_dir, model, programs).encode())
 
 
 def open_model(path: Path, device: str = "cpu") -> Model:
@@ -144,14 +172,24 @@ def main(argv: list[str] | None = None) -> None:
     add("--checkpoint", metavar="NAME", default="best", help="best, latest or a step")
     add("--weights", default="ema", choices=("ema", "raw"), help="averaged or raw weights")
     add("--stage", choices=("train", "tune", "refine"), help="of the run (default: its last one)")
+    add("--formats", nargs="+", default=[], choices=sorted(FORMATS), help="programs to write too")
+    add("--register", metavar="NAME", default="", help="name in MLflow's model registry")
     args = words.parse_args(argv)
     folder = args.folder or layout.model_dir(args.run_dir)
     export(args.run_dir, folder, args.checkpoint, args.weights, args.stage or "")
     with user_errors():
         model = cvae.load(folder)
+    programs = write_programs(model, folder, args.formats)
+    add_card(args.run_dir, folder, model, programs)
     step = model.card.provenance["step"]
     print(f"{folder}: step {step}, {model.size} pixels, {len(model.attributes)} attributes; use it with:")
     print(f"  python tools/sample.py {folder} {model.attributes[0]} --out grid.png")
+    for file, error in programs.items():
+        print(f"{file}: differs from the live model by at most {error:.1e}")
+    if args.register:
+        registered = register(args.run_dir, folder, args.register)
+        print(f"registered as {registered.uri}; serve it with:")
+        print(f"  {registered.command}")
 
 
 if __name__ == "__main__":
