@@ -20,20 +20,23 @@ _cvae() {
     "launch.py --run-dir") words="$(_cvae_runs)" ;;
     "tools/check_shards.py --repair") words="$(_cvae_runs)" ;;
     "tools/edit.py --device") words="cpu cuda" ;;
+    "tools/explore.py --device") words="cpu cuda" ;;
     "tools/export.py --weights") words="ema raw" ;;
     "tools/export.py --stage") words="train tune refine" ;;
+    "tools/export.py --formats") words="onnx pt2" ;;
     "tools/sample.py --device") words="cpu cuda" ;;
     *) case "$script" in
       launch.py) words="-h --help --version $(_cvae_keys) --cluster --config --overlay --sweep --stages --run-dir --dry-run --wait --no-preflight" ;;
       tools/cancel.py) words="-h --help --version $(_cvae_runs)" ;;
       tools/check_shards.py) words="-h --help --version --repair" ;;
       tools/compare.py) words="-h --help --version $(_cvae_runs) --tag --uri --experiment --out" ;;
-      tools/edit.py) words="-h --help --version $(_cvae_runs) --attributes --strength --crop --device --out" ;;
-      tools/export.py) words="-h --help --version $(_cvae_runs) --checkpoint --weights --stage" ;;
+      tools/edit.py) words="-h --help --version $(_cvae_runs) --attributes --strength --eyes --crop --device --out" ;;
+      tools/explore.py) words="-h --help --version $(_cvae_runs) --port --device" ;;
+      tools/export.py) words="-h --help --version $(_cvae_runs) --checkpoint --weights --stage --formats --register" ;;
       tools/fetch_weights.py) words="-h --help --version --url" ;;
       tools/logs.py) words="-h --help --version $(_cvae_runs) shard train tune refine classifier eval finish --rank --follow -f" ;;
       tools/make_toy_celeba.py) words="-h --help --version --n --seed --processes --out" ;;
-      tools/sample.py) words="-h --help --version $(_cvae_runs) --n --seed --temperature --guidance --device --out" ;;
+      tools/sample.py) words="-h --help --version $(_cvae_runs) --requests --n --seed --temperature --guidance --device --out" ;;
       tools/status.py) words="-h --help --version $(_cvae_runs) --follow -f --runs-dir" ;;
       tools/sync_mlflow.py) words="-h --help --version $(_cvae_runs)" ;;
     esac ;;
