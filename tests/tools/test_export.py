@@ -168,7 +168,7 @@ def decoded(png: str) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(base64.b64decode(png)), formats=["PNG"]))
 
 
-def test_a_registered_model_has_a_signature_and_no_pickle(runs, registered, tmp_path):
+def test_a_registered_model_has_a_signature_and_no_pickle(runs, registered, tmp_path, monkeypatch):
     from mlflow.artifacts import download_artifacts
     from mlflow.models import get_model_info
     from mlflow.pyfunc import load_model
@@ -176,6 +176,7 @@ def test_a_registered_model_has_a_signature_and_no_pickle(runs, registered, tmp_
     from pipeline.tracking.mlflow_store import open_client
 
     store = registered.store
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)  # where MLflow looks for registered models
     client = open_client(store)
     version = client.get_model_version("faces", "2")
     parent = parent_of(client, "cvae")
@@ -183,7 +184,7 @@ def test_a_registered_model_has_a_signature_and_no_pickle(runs, registered, tmp_
     outputs = client.get_run(parent.info.run_id).outputs.model_outputs
     assert version.source in [f"models:/{output.model_id}" for output in outputs]
 
-    local = Path(download_artifacts(registered.uri, dst_path=str(tmp_path), tracking_uri=store))
+    local = Path(download_artifacts(registered.uri, dst_path=str(tmp_path)))
     files = [file.relative_to(local).as_posix() for file in local.rglob("*") if file.is_file()]
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".pth"))]
     assert "code/cvae/use.py" in files and not [name for name in files if "pipeline/" in name]
