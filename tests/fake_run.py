@@ -86,7 +86,16 @@ def val_values(step: int) -> dict[str, float]:
 
 
 ABOUT: dict[str, dict[str, Any]] = {
-    "fd_classifier_samples": {"direction": "lower", "meaning": "distance of samples", "unit": "", "n": 3000},
+    "fd_classifier_samples": {
+        "direction": "lower",
+        "meaning": "distance of samples",
+        "unit": "",
+        "n": 3000,
+        "group": "frechet",
+        "ceiling_name": "other real images",
+        "floor_name": "the mean training image, repeated",
+    },
+    "sharpness_samples": {"direction": "none", "meaning": "edges", "n": 3000, "group": "sharpness"},
     "fd_classifier_recon": {"direction": "lower", "meaning": "distance of recon", "unit": "", "n": 3000},
     "attribute_accuracy": {"direction": "higher", "meaning": "found in samples", "unit": "", "n": 3000},
     "attribute_accuracy_read": {
@@ -103,6 +112,13 @@ ABOUT: dict[str, dict[str, Any]] = {
 }
 
 
+GRID = {"side": 16, "gap": 2, "columns": 4, "labels": []}
+PICTURES = {  # of grids of 8 images
+    "samples": {**GRID, "title": "Samples", "caption": "as asked for", "stack": 1, "count": 8},
+    "reconstructions": {**GRID, "title": "Reconstructions", "caption": "pairs", "stack": 2, "count": 8},
+}
+
+
 def add_eval(
     run_dir: Path, number: int, step: int = 90, fd: float = 21.5, unread: str = "", **protocol: Any
 ) -> Path:
@@ -112,8 +128,9 @@ def add_eval(
     """
     folder = run_dir / "eval" / str(number)
     (folder / "samples").mkdir(parents=True)
-    for name in ("random", "reconstructions"):
-        (folder / "samples" / f"{name}.png").write_bytes(png(number))
+    for name in ("samples", "reconstructions"):
+        (folder / "samples" / f"{name}.png").write_bytes(png(40 * number))
+    (folder / "samples/pictures.json").write_text(json.dumps(PICTURES))
     base = {
         "n": 3000,
         "split": "test",
@@ -145,6 +162,7 @@ def add_eval(
         "protocol": base | protocol,
         "metrics": {
             "fd_classifier_samples": fd,
+            "sharpness_samples": 0.4,
             "fd_classifier_recon": 9.25,
             "attribute_accuracy": 0.9,
             "attribute_accuracy_read": 0.91,
@@ -155,8 +173,8 @@ def add_eval(
         },
         "about": ABOUT,
         "intervals": {"fd_classifier_samples": [fd - 0.5, fd + 0.5], "attribute_accuracy": [0.89, 0.91]},
-        "ceilings": {"fd_classifier_samples": 1.2, "attribute_accuracy": 0.95},
-        "floors": {"fd_classifier_samples": 300.0, "attribute_accuracy": 0.6},
+        "ceilings": {"fd_classifier_samples": 1.2, "attribute_accuracy": 0.95, "sharpness_samples": 1.0},
+        "floors": {"fd_classifier_samples": 300.0, "attribute_accuracy": 0.6, "sharpness_samples": 0.0},
         "per_attribute": {name: {**accuracy, "read_by_model": name != unread} for name in ATTRIBUTES},
         "rare": [pair],
         "seconds": {"frechet": 12.5},
@@ -180,13 +198,13 @@ def sources_and_tags(page: str) -> tuple[set[str], set[str]]:
     return sources, tags
 
 
-def png(shade: int, size: int = 16) -> bytes:
-    """A grey PNG."""
+def png(shade: int, size: int = 74) -> bytes:
+    """A grey PNG, as large as a grid of 4 x 4 images of 16 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + data))
         return struct.pack(">I", len(data)) + kind + data + checksum
 
-    rows = (b"\0" + bytes([40 * shade % 256]) * size) * size
+    rows = (b"\0" + bytes([shade % 256]) * size) * size
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", size, size, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

@@ -6,13 +6,12 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from pipeline.rundir.files import write_bytes
 from pipeline.runtime.split import ceil_div
 
 GAP = 2  # pixels
-ROW_LABEL = 240  # pixels left of a labelled row
 
 
 def grid(images: np.ndarray, columns: int) -> Image.Image:
@@ -25,21 +24,6 @@ def grid(images: np.ndarray, columns: int) -> Image.Image:
         left = i % columns * size + GAP
         canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
     return Image.fromarray(canvas)
-
-
-def labelled(rows: list[tuple[str, np.ndarray]]) -> Image.Image:
-    """Put a label left of each row of images [N, S, S, 3]."""
-    strips = [grid(images, len(images)) for _, images in rows]
-    width = ROW_LABEL + max(strip.width for strip in strips)
-    height = sum(strip.height for strip in strips)
-    canvas = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(canvas)
-    top = 0
-    for (label, _), strip in zip(rows, strips, strict=True):
-        canvas.paste(strip, (ROW_LABEL, top))
-        pen.text((4, top + strip.height // 2 - 6), label, fill="black")
-        top += strip.height
-    return canvas
 
 
 def save_png(picture: Image.Image, file: Path) -> None:

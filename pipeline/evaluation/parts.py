@@ -21,6 +21,7 @@ from pipeline.evaluation.subject import Rows, Subject, edges
 from pipeline.runtime.split import spread
 
 MOST_TOGGLED = 20  # attributes that are toggled, the most frequent ones
+ENOUGH = 0.9  # of n images, to compare another set with the n real ones
 MOST_COMBINATIONS = 64  # rows of the message in which rank 0 tells its choice
 
 
@@ -32,6 +33,17 @@ def real(subject: Subject) -> Rows:
 def train(subject: Subject) -> Rows:
     """Features of n training images; on a cache hit only rank 0 has rows."""
     return _split_features(subject, "train")
+
+
+def others(subject: Subject) -> Rows:
+    """Features of n images of the other held-out split; on a cache hit only rank 0 has rows.
+
+    Neither the model nor the classifier was trained on them, so they show what real images reach. There
+    are no rows if that split has fewer than 90 % of n images: a distance of few images is too large.
+    """
+    split = "val" if subject.settings.split == "test" else "test"
+    enough = len(subject.positions(split)) >= ENOUGH * subject.n
+    return _split_features(subject, split) if enough else {}
 
 
 def memory(subject: Subject) -> Rows:
@@ -158,6 +170,7 @@ def log_likelihood(subject: Subject) -> Rows:
 PARTS: dict[str, Callable[[Subject], Rows]] = {
     "real": real,
     "train": train,
+    "others": others,
     "memory": memory,
     "mean_image": mean_image,
     "reconstructions": reconstructions,

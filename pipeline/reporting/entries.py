@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.schema import RunConfig
 from pipeline.errors import DataError
-from pipeline.reporting.text import duration, number, with_arrow
+from pipeline.reporting.text import number, with_arrow
 from pipeline.rundir import layout, record
 from pipeline.rundir.record import Evaluation
 
@@ -24,6 +25,7 @@ class Entry:
     seed: int
     seconds: float | None  # duration of the training
     evaluation: Evaluation
+    config: RunConfig
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def read_entries(run_dirs: list[Path]) -> list[Entry]:
         done = record.read_json(layout.train_dir(run_dir) / "done.json") or {}
         if names.count(name) > 1:
             name = f"{run_dir.absolute().parent.name}/{name}"
-        entries.append(Entry(run_dir, name[-SHOWN:], config.seed, done.get("seconds"), evaluation))
+        entries.append(Entry(run_dir, name[-SHOWN:], config.seed, done.get("seconds"), evaluation, config))
     return entries
 
 
@@ -138,21 +140,6 @@ def headings(group: list[Entry], names: list[str]) -> list[str]:
     return [with_arrow(name, direction(group, name)) for name in names]
 
 
-def headline_rows(group: list[Entry]) -> Rows:
-    """One row for each run, then floors and ceilings."""
-    names = headline_names(group)
-    best = {name: _best(group, name) for name in names}
-    rows = []
-    for entry in group:
-        images = number(entry.evaluation.protocol.get("images"))
-        facts = [entry.name, str(entry.seed), images, duration(entry.seconds)]
-        rows.append([*facts, *(_value(entry, name) + _star(entry, best[name]) for name in names)])
-    for kind in ("floors", "ceilings"):
-        bounds = [_bound(group, kind, name) for name in names]
-        rows.append([kind.removesuffix("s"), "", "", "", *bounds])
-    return ["run", "seed", "images seen", "training", *headings(group, names)], rows
-
-
 def attribute_rows(group: list[Entry]) -> Rows:
     """Accuracy of each attribute, marked if the model does not read it."""
     names = dict.fromkeys(name for entry in group for name in entry.evaluation.per_attribute)
@@ -171,9 +158,12 @@ def attribute_rows(group: list[Entry]) -> Rows:
 
 def notes(group: list[Entry]) -> list[str]:
     """Lines that explain how to read a table."""
-    lines = ["↓ lower is better, ↑ higher is better, * best value; ± half of the 95 % interval."]
+    lines = [
+        "↓ lower is better, ↑ higher is better; * better than every other variant by more than the noise;"
+        " ± half of the 95 % interval, or the deviation over seeds."
+    ]
     names = [name for name in headline_names(group) if about(group, name).get("over_read_attributes")]
-    if names and _read_differs(group):
+    if names and read_differs(group):
         counts = ", ".join(f"{entry.name} {len(entry.read)}" for entry in group)
         lines.append(
             f"These cover only the attributes that a model reads ({counts}), so they are not comparable here:"
@@ -182,47 +172,6 @@ def notes(group: list[Entry]) -> list[str]:
     return lines
 
 
-def _read_differs(group: list[Entry]) -> bool:
+def read_differs(group: list[Entry]) -> bool:
+    """Whether the models of a group read different attributes."""
     return len({entry.read for entry in group}) > 1
-
-
-def _value(entry: Entry, name: str) -> str:
-    """The value and half the width of its 95 % interval."""
-    evaluation = entry.evaluation
-    text = number(evaluation.metrics.get(name))
-    low, high = evaluation.intervals.get(name, (None, None))
-    if low is not None and high is not None:
-        text += f" ±{(high - low) / 2:.2g}"
-    return text
-
-
-def _best(group: list[Entry], name: str) -> list[Entry]:
-    """The entries with the best value; none if values are equal or must not be compared."""
-    better = direction(group, name)
-    if better == "none":
-        return []
-    if about(group, name).get("over_read_attributes") and _read_differs(group):
-        return []
-    values = [entry.evaluation.metrics.get(name) for entry in group]
-    known = [value for value in values if value is not None]
-    if len(set(known)) < 2:
-        return []
-    best = min(known) if better == "lower" else max(known)
-    return [entry for entry, value in zip(group, values, strict=True) if value == best]
-
-
-def _star(entry: Entry, best: list[Entry]) -> str:
-    """A star for the best value, and a space that keeps the other values in line."""
-    if not best:
-        return ""
-    return "*" if entry in best else " "
-
-
-def _bound(group: list[Entry], kind: str, name: str) -> str:
-    """The floor or ceiling of a metric: one number, or a range if it depends on the run."""
-    bounds = [getattr(entry.evaluation, kind).get(name) for entry in group]
-    known = [bound for bound in bounds if bound is not None]
-    if not known:
-        return "–"
-    low, high = number(min(known)), number(max(known))
-    return low if low == high else f"{low}…{high}"

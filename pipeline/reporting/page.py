@@ -11,46 +11,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-STYLE = """
-:root { --ink: #0f172a; --soft: #64748b; --line: #e2e8f0; --ground: #f8fafc; --accent: #2563eb; }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink);
-       font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.02em; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin: 0 0 1rem; letter-spacing: -.01em; }
-h3 { font-size: .95rem; margin: 1.4rem 0 .5rem; }
-p { margin: .3rem 0 .8rem; max-width: 75ch; }
-.soft { color: var(--soft); font-size: .875rem; }
-.chips { display: flex; flex-wrap: wrap; gap: .4rem; margin: .9rem 0 1.8rem; }
-.chip { background: #fff; border: 1px solid var(--line); border-radius: 999px; padding: .1rem .7rem;
-        font-size: .85rem; }
-.chip b { font-weight: 600; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 14px; padding: 1.4rem 1.5rem;
-          margin: 1.2rem 0; box-shadow: 0 1px 2px rgb(15 23 42 / 4%); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th { text-align: left; color: var(--soft); font-weight: 600; font-size: .78rem; vertical-align: bottom; }
-th, td { padding: .42rem .9rem .42rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-tr:last-child td { border-bottom: 0; }
-td.n, th.n { text-align: right; white-space: nowrap; }
-td.best { font-weight: 700; color: var(--accent); }
-td.off, tr.off td { color: #94a3b8; }
-tr.reference td { color: var(--soft); background: var(--ground); }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 1rem; }
-figure { margin: 0; }
-figure img { width: 100%; height: auto; display: block; border-radius: 6px; }
-figure.pixels img { image-rendering: pixelated; width: auto; max-width: 100%; }
-figcaption { color: var(--soft); font-size: .85rem; margin-top: .35rem; overflow-wrap: anywhere; }
-details summary { cursor: pointer; font-weight: 600; }
-pre { background: var(--ground); border: 1px solid var(--line); border-radius: 8px; padding: 1rem;
-      overflow-x: auto; font-size: .8rem; line-height: 1.45; }
-code, .mono { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .85em;
-              overflow-wrap: anywhere; }
-@media print { section { break-inside: avoid; box-shadow: none; } body { background: #fff; } }
-"""
+from pipeline.reporting.faces import Row, webp_file
+
+MOST_COLUMNS = 11  # of a table that fits a screen; a wider one shows each row as a block
+STYLE = (Path(__file__).with_name("page.css")).read_text(encoding="utf-8")
 
 Cell = str | tuple[str, str]  # text, or (text, CSS classes); text after a line break becomes small print
+TableRows = list[tuple[str, list[Cell]]]  # (CSS classes, cells)
 
 
 def page(title: str, body: Iterable[str]) -> str:
@@ -89,16 +56,20 @@ def paragraph(text: str, soft: bool = False) -> str:
 
 
 def table(head: Sequence[Cell], rows: Iterable[tuple[str, Sequence[Cell]]]) -> str:
-    """Return a table of rows (CSS classes, cells); "" if there are no rows."""
+    """Return a table of rows (CSS classes, cells); "" if there are no rows.
+
+    On a narrow screen each row becomes a block, in which every cell stands behind its heading.
+    """
+    headings = [cell if isinstance(cell, str) else cell[0] for cell in head]
     lines = []
     for css, cells in rows:
-        inner = "".join(_cell("td", cell) for cell in cells)
+        inner = "".join(_cell("td", cell, name) for cell, name in zip(cells, headings, strict=True))
         lines.append(f"<tr{_class(css)}>{inner}</tr>\n")
     if not lines:
         return ""
     top = "".join(_cell("th", cell) for cell in head)
-    inner = f"<thead><tr>{top}</tr></thead><tbody>\n{''.join(lines)}</tbody>"
-    return f'<div class="scroll"><table>{inner}</table></div>\n'
+    wide = ' class="wide"' if len(head) > MOST_COLUMNS else ""
+    return f"<table{wide}><thead><tr>{top}</tr></thead><tbody>\n{''.join(lines)}</tbody></table>\n"
 
 
 def right_aligned(texts: Iterable[str]) -> list[Cell]:
@@ -112,8 +83,21 @@ def facts(items: dict[str, Any]) -> str:
 
 
 def picture(file: Path, caption: str = "") -> str:
-    """Return an embedded PNG file; small images keep their pixels sharp."""
-    return _figure("image/png", file.read_bytes(), caption or file.stem.replace("_", " "), "pixels")
+    """Return a whole picture, compressed; small images keep their pixels sharp."""
+    content, _ = webp_file(file)
+    return _figure("image/webp", content, caption or file.stem.replace("_", " "), "pixels")
+
+
+def faces(row: Row, name: str, note: str = "") -> str:
+    """Return a row of faces under its label and a note, each at least 128 pixels wide; the row wraps."""
+    images = []
+    size = f' width="{row.width}" height="{row.height}"'
+    for number, content in enumerate(row.faces, 1):
+        words = f"{row.label or name}, {number}"
+        images.append(_image("image/webp", content, words, size))
+    small = f' <span class="soft">{escape(note)}</span>' if note else ""
+    label = f"<h4>{escape(row.label)}{small}</h4>" if row.label else ""
+    return f'{label}<div class="faces">{"".join(images)}</div>\n'
 
 
 def drawing(svg: bytes, caption: str) -> str:
@@ -127,24 +111,75 @@ def gallery(figures: Iterable[str]) -> str:
     return f'<div class="grid">{inner}</div>\n' if inner else ""
 
 
-def details(summary: str, text: str) -> str:
-    """Return preformatted text that opens on a click."""
-    return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>\n"
+def folded(summary: str, *parts: str) -> str:
+    """Return ready HTML that opens on a click; "" if there is nothing in it."""
+    inner = "".join(parts)
+    return f"<details><summary>{escape(summary)}</summary>\n{inner}</details>\n" if inner else ""
+
+
+def preformatted(text: str) -> str:
+    """Return text that keeps its line breaks."""
+    return f"<pre>{escape(text)}</pre>"
+
+
+def card(title: str, value: str, track: str, small: str) -> str:
+    """Return the inside of a card: a name, a large value, a ready bar, and small print."""
+    top = f'<h3>{escape(title)}</h3><div class="value">{escape(value)}</div>'
+    return f'{top}{track}<div class="soft">{escape(small)}</div>'
+
+
+def cards(parts: Iterable[str]) -> str:
+    """Return cards side by side, as many as fit."""
+    inner = "".join(f'<div class="card">{part}</div>\n' for part in parts)
+    return f'<div class="cards">{inner}</div>\n' if inner else ""
+
+
+def bar(filled: float, ends: tuple[float, float] | None, left: str, right: str) -> str:
+    """Return a bar that is filled to a share in [0, 1], its interval, and what both ends stand for."""
+    inner = f'<span class="fill" style="width:{100 * filled:.1f}%"></span>'
+    if ends:
+        low, high = sorted(ends)
+        place = f"left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"
+        inner += f'<span class="whisker" style="{place}"></span>'
+    words = f"<span>{escape(left)}</span><span>{escape(right)}</span>"
+    return f'<div class="track">{inner}</div><div class="ends">{words}</div>'
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """Return lines of plain text as a list."""
+    inner = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<ul>{inner}</ul>\n" if inner else ""
+
+
+def statement(question: str, answer: str, text: str, mood: str) -> str:
+    """Return a question, a short answer, and the sentence that explains it; `mood`: good, fair or poor."""
+    tag = f'<b class="{escape(mood)}">{escape(answer)}</b>'
+    return f"<dt>{escape(question)}</dt><dd>{tag} {escape(text)}</dd>\n"
+
+
+def statements(parts: Iterable[str]) -> str:
+    """Return statements as a list."""
+    return f'<dl class="verdict">{"".join(parts)}</dl>\n'
 
 
 def _figure(kind: str, content: bytes, caption: str, css: str) -> str:
+    image = _image(kind, content, caption)
+    return f"<figure{_class(css)}>{image}<figcaption>{escape(caption)}</figcaption></figure>\n"
+
+
+def _image(kind: str, content: bytes, words: str, more: str = "") -> str:
+    """An embedded image that the browser decodes when it comes into view."""
     source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
-    words = escape(caption)
-    image = f'<img src="{source}" alt="{words}">'
-    return f"<figure{_class(css)}>{image}<figcaption>{words}</figcaption></figure>\n"
+    return f'<img src="{source}" alt="{escape(words)}" loading="lazy" decoding="async"{more}>'
 
 
 def _class(css: str) -> str:
     return f' class="{escape(css)}"' if css else ""
 
 
-def _cell(tag: str, cell: Cell) -> str:
+def _cell(tag: str, cell: Cell, heading: str = "") -> str:
     text, css = (cell, "") if isinstance(cell, str) else cell
     first, _, second = text.partition("\n")
     below = f'<br><span class="soft">{escape(second)}</span>' if second else ""
-    return f"<{tag}{_class(css)}>{escape(first)}{below}</{tag}>"
+    label = f' data-label="{escape(heading)}"' if heading else ""
+    return f"<{tag}{_class(css)}{label}>{escape(first)}{below}</{tag}>"

@@ -1,48 +1,89 @@
-"""Grids of images as PNG files; rank 0 draws them alone."""
+"""Grids of images as PNG files, and what their rows show; rank 0 draws them alone."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from pipeline.data.grids import grid, labelled, save_png
+from pipeline.data.grids import GAP, grid, save_png
 from pipeline.data.pixels import to_uint8
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.metrics.neighbours import nearest
+from pipeline.evaluation.parts import MOST_TOGGLED
+from pipeline.rundir import layout
+from pipeline.rundir.files import write_json
 from pipeline.runtime.split import ceil_div, spread
 
 COLUMNS, ROWS = 8, 8  # images
 SWEEP_STEPS = 8  # pictures from one end to the other
+SHOWCASE_ROWS = 4
 SWEEPS = 8  # attributes, if the data set names none that the model reads
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Images of a grid [n, S, S, 3], row by row, and what they show."""
+
+    name: str  # of the file, without .png
+    title: str
+    caption: str
+    images: np.ndarray
+    labels: list[str] = field(default_factory=list)  # one for each row of stacks
+    stack: int = 1  # rows that belong together: column k of each shows the same face
+    columns: int = COLUMNS
+
+    def contents(self) -> dict[str, Any]:
+        """What a page needs to cut the grid into faces with labels."""
+        words = {"title": self.title, "caption": self.caption, "labels": self.labels}
+        shape = {"side": self.images.shape[1], "gap": GAP, "columns": self.columns, "stack": self.stack}
+        return words | shape | {"count": len(self.images)}
 
 
 @torch.no_grad()
 def draw(evidence: Evidence, folder: Path) -> None:
-    """Write the pictures of an evaluation as PNG files to `folder`.
+    """Write the pictures of an evaluation as PNG files to `folder`, and their contents beside them.
 
-    They show samples, reconstructions, rare combinations, sweeps, interpolations, neighbours and
-    extremes. A picture is left out if its part of the evidence was not computed, because only all
-    ranks together could compute it.
+    A picture is left out if its part of the evidence was not computed, because only all ranks
+    together could compute it.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    contents = {}
+    for picture in _pictures(evidence):
+        save_png(grid(picture.images, picture.columns), folder / f"{picture.name}.png")
+        contents[picture.name] = picture.contents()
+    write_json(folder / layout.PICTURES, contents)
+
+
+def _pictures(evidence: Evidence) -> Iterator[Picture]:
+    """All pictures, in the order in which a page shows them."""
     first = np.arange(min(evidence.n, COLUMNS * ROWS))
-    save_png(grid(_triples(evidence, first[: COLUMNS * ROWS // 2]), COLUMNS), folder / "reconstructions.png")
     samples = _levels(evidence.draw("samples", first, evidence.requested[first]))
-    save_png(grid(samples, COLUMNS), folder / "samples.png")
-    labelled(_sweeps(evidence)).save(folder / "one_attribute.png")
-    if evidence.n > 1:
-        save_png(grid(_interpolations(evidence), SWEEP_STEPS), folder / "interpolation.png")
-    for case in evidence.showcase:
-        save_png(_showcase(evidence, case), folder / f"{'_'.join(case).lower()}.png")
+    yield Picture("samples", "Samples", "Each was asked for the attributes of one held-out image.", samples)
+    yield _sweeps(evidence)
+    if "flips" in evidence:
+        yield from _flips(evidence)
     if "rare" in evidence:
-        _draw_rare(evidence, folder)
-    if "memory" in evidence and "samples" in evidence:
-        _draw_neighbours(evidence, folder)
+        yield from _rare(evidence)
+    for case in evidence.showcase:
+        yield _showcase(evidence, case)
+    yield Picture(
+        "reconstructions",
+        "Reconstructions",
+        "A held-out image, its reconstruction, and their difference (black for none).",
+        _triples(evidence, first[: COLUMNS * ROWS // 2]),
+        stack=3,
+    )
     if "reconstructions" in evidence:
-        _draw_extremes(evidence, folder)
+        yield from _extremes(evidence)
+    if evidence.n > 1:
+        yield _interpolations(evidence)
+    if "memory" in evidence and "samples" in evidence:
+        yield _neighbours(evidence)
 
 
 def _levels(x: torch.Tensor) -> np.ndarray:
@@ -71,33 +112,47 @@ def _combination(evidence: Evidence, attributes: tuple[str, ...], n: int) -> np.
     return _levels(evidence.draw("rare/" + "+".join(attributes), np.arange(n), requests))
 
 
-def _draw_rare(evidence: Evidence, folder: Path) -> None:
-    """Write rare.png: a labelled row of samples for each rare combination."""
-    rows = []
-    for combination in evidence.rare_combinations():
-        attributes = combination.attributes
-        rows.append((" + ".join(attributes), _combination(evidence, attributes, COLUMNS)))
+def _flips(evidence: Evidence) -> Iterator[Picture]:
+    """One picture with a row for each attribute that the metric `attribute_flip` toggles."""
+    names = evidence.info.attributes
+    n = min(COLUMNS, evidence.n)
+    chosen = np.arange(n)
+    asked = evidence.requested[chosen]
+    before = _levels(evidence.flip(chosen, asked, asked))
+    rows, labels = [], []
+    for k in evidence.frequent(MOST_TOGGLED):
+        wanted = asked.copy()
+        wanted[:, k] ^= 1
+        rows += [before, _levels(evidence.flip(chosen, asked, wanted))]
+        labels.append(names[k])
     if rows:
-        save_png(labelled(rows), folder / "rare.png")
+        caption = "Above: as asked for. Below: the same noise with this one attribute toggled."
+        images = np.concatenate(rows)
+        yield Picture("attribute_flip", "One attribute toggled", caption, images, labels, stack=2, columns=n)
 
 
-def _showcase(evidence: Evidence, case: tuple[str, ...]) -> Image.Image:
-    """Samples of one of the paper's own combinations, beside the number of images that carry it."""
+def _rare(evidence: Evidence) -> Iterator[Picture]:
+    """A row of samples for each rare combination, if there is one."""
+    rows, labels = [], []
+    for combination in evidence.rare_combinations():
+        labels.append(" + ".join(combination.attributes))
+        rows.append(_combination(evidence, combination.attributes, COLUMNS))
+    if rows:
+        caption = "Samples that were asked for attributes which rarely occur together."
+        yield Picture("rare", "Rare combinations", caption, np.concatenate(rows), labels)
+
+
+def _showcase(evidence: Evidence, case: tuple[str, ...]) -> Picture:
+    """Samples of one of the paper's own combinations, and the number of images that carry it."""
     columns = tuple(evidence.info.attributes.index(name) for name in case)
     counts = evidence.counts.of(columns)
-    labels = [
-        " + ".join(case),
-        f"{counts.train_count} training images",
-        f"{counts.held_out_count} held out",
-        "",
-    ]
-    images = _combination(evidence, case, COLUMNS * len(labels))
-    rows = np.split(images, len(labels))
-    return labelled(list(zip(labels, rows, strict=True)))
+    images = _combination(evidence, case, COLUMNS * SHOWCASE_ROWS)
+    caption = f"{counts.train_count} training images and {counts.held_out_count} held out carry them."
+    return Picture("_".join(case).lower(), " + ".join(case), caption, images)
 
 
-def _draw_neighbours(evidence: Evidence, folder: Path) -> None:
-    """Write neighbours.png: the samples closest to any training image, and below each that image."""
+def _neighbours(evidence: Evidence) -> Picture:
+    """The samples that are closest to any training image, and below each that image."""
     ((metric, memory),) = evidence["memory"].items()
     distances, indices = nearest(evidence["samples"][metric], memory, 1)
     closest = np.argsort(distances[:, 0], kind="stable")[:COLUMNS]
@@ -105,10 +160,12 @@ def _draw_neighbours(evidence: Evidence, folder: Path) -> None:
     positions = spread(evidence.memory_n, len(shards))[indices[closest, 0]]
     originals, _ = shards.gather(positions)
     samples = _levels(evidence.draw("samples", closest, evidence.requested[closest]))
-    save_png(grid(np.concatenate([samples, originals]), len(closest)), folder / "neighbours.png")
+    caption = "The samples that come closest to a training image, and below each that image."
+    images = np.concatenate([samples, originals])
+    return Picture("neighbours", "Nearest training images", caption, images, stack=2, columns=len(closest))
 
 
-def _sweeps(evidence: Evidence) -> list[tuple[str, np.ndarray]]:
+def _sweeps(evidence: Evidence) -> Picture:
     """Rows of the same noise, in which one requested attribute goes from 0 to 1."""
     read = evidence.info.attributes
     names = [name for name in evidence.dataset.swept if name in read] or read[:SWEEPS]
@@ -119,11 +176,13 @@ def _sweeps(evidence: Evidence) -> list[tuple[str, np.ndarray]]:
         y[:, read.index(name)] = torch.linspace(0, 1, SWEEP_STEPS, dtype=y.dtype, device=y.device)
         noise = evidence.noise("samples", np.array([number])).expand(SWEEP_STEPS, -1)
         z = evidence.model.prior(y).sample(noise)
-        rows.append((name, _levels(evidence.model.decode(z, y))))
-    return rows
+        rows.append(_levels(evidence.model.decode(z, y)))
+    caption = "The same noise, while one attribute goes from absent to present."
+    images = np.concatenate(rows)
+    return Picture("one_attribute", "One attribute at a time", caption, images, list(names))
 
 
-def _interpolations(evidence: Evidence) -> np.ndarray:
+def _interpolations(evidence: Evidence) -> Picture:
     """Rows from one encoded image to another, each decoded with the attributes of its nearer end."""
     rows = []
     pairs = min(evidence.n // 2, ROWS)
@@ -134,11 +193,14 @@ def _interpolations(evidence: Evidence) -> np.ndarray:
         nearer = (t[:, 0] > 0.5).long()
         y = evidence.condition(evidence.requested[ends])[nearer]
         rows.append(_levels(evidence.model.decode((1 - t) * mean[:1] + t * mean[1:], y)))
-    return np.concatenate(rows)
+    caption = "From one encoded image to another; the attributes are those of the nearer end."
+    return Picture("interpolation", "Interpolations", caption, np.concatenate(rows))
 
 
-def _draw_extremes(evidence: Evidence, folder: Path) -> None:
-    """Write best.png and worst.png: the images with the smallest and the largest error."""
+def _extremes(evidence: Evidence) -> Iterator[Picture]:
+    """The images with the smallest and the largest error."""
     order = np.argsort(evidence["reconstructions"]["mse"], kind="stable")
     for name, chosen in (("best", order[:COLUMNS]), ("worst", order[::-1][:COLUMNS])):
-        save_png(grid(_triples(evidence, np.ascontiguousarray(chosen)), COLUMNS), folder / f"{name}.png")
+        images = _triples(evidence, np.ascontiguousarray(chosen))
+        title = f"{name.capitalize()} reconstructions"
+        yield Picture(name, title, "Image, reconstruction, difference.", images, stack=3)

@@ -34,6 +34,7 @@ STYLE: Any = {
     "lines.linewidth": 1.4,
     "svg.fonttype": "none",
     "svg.hashsalt": "cvae",
+    "savefig.transparent": True,  # the page gives the ground
     "axes.formatter.useoffset": False,
     "path.simplify_threshold": 0.5,
 }
@@ -48,6 +49,10 @@ LOSS_PANELS = (  # metric, title, caption
     ("kl", "KL, nats", "KL(q(z|x, y) ‖ p(z|y)) per image"),
     ("bits_per_dim", "bits per dimension", "the loss per pixel value and grey level"),
 )
+LATER_PANELS = {  # of the phases that fit a part of the model
+    "tune": (("loss", "loss, nats", "negative ELBO and the further terms per image"), *LOSS_PANELS[1:]),
+    "refine": (("loss", "loss of the prior", "of codes of the frozen encoder"),),
+}
 STEP_PANELS = (  # metric, title, caption, logarithmic
     ("lr", "learning rate", "learning rate of the optimizer", False),
     ("grad_norm", "gradient norm", "norm of the gradient of nats per dimension, before clipping", True),
@@ -148,12 +153,12 @@ def unit_curves(units: list[dict[str, Any]]) -> bytes:
         return _svg(figure)
 
 
-def training_panels(records: list[dict[str, Any]]) -> Iterator[tuple[str, bytes]]:
-    """Yield (caption, SVG) of everything that shows how a training went.
+def training_panels(records: list[dict[str, Any]], phase: str = "train") -> Iterator[tuple[str, bytes]]:
+    """Yield (caption, SVG) of everything that shows how a phase of the training went.
 
     Panels without data are left out.
     """
-    for name, title, caption in LOSS_PANELS:
+    for name, title, caption in LATER_PANELS.get(phase, LOSS_PANELS):
         lines = _from_all_sources(records, name)
         if lines:
             yield caption, panel(title, lines)

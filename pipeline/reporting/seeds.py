@@ -22,7 +22,6 @@ from pipeline.reporting.entries import (
 from pipeline.reporting.page import heading, page, paragraph, right_aligned, section, table
 from pipeline.reporting.text import digest_line, number, protocol_line, text_table, with_arrow
 from pipeline.rundir.files import write_text
-from pipeline.rundir.record import run_config
 
 SIGNIFICANT = 0.05
 SPREAD = "Mean ± standard deviation over seeds (n - 1 in its denominator); a single seed has none."
@@ -93,12 +92,12 @@ def seed_text(group: list[Entry]) -> list[str]:
 
 def several_seeds(group: list[Entry]) -> bool:
     """Whether some variant of a group has more than one seed."""
-    return any(len(entries) > 1 for entries in _variants(group).values())
+    return any(len({entry.seed for entry in entries}) > 1 for entries in _variants(group).values())
 
 
 def variant(entry: Entry) -> str:
     """The run's name without the suffix `-s<seed>` that a sweep adds."""
-    return run_config(entry.run_dir).name.removesuffix(f"-s{entry.seed}")
+    return entry.config.name.removesuffix(f"-s{entry.seed}")
 
 
 def variant_differences(group: list[Entry]) -> list[Difference]:

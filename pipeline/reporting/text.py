@@ -20,6 +20,14 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
+def with_half_width(value: float | None, interval: list[float] | None) -> str:
+    """Format a value and half of the width of its 95 % interval."""
+    if value is None or interval is None:
+        return number(value)
+    low, high = interval
+    return f"{number(value)} ±{(high - low) / 2:.2g}"
+
+
 def interval_text(interval: list[float] | None) -> str:
     """Format the ends of an interval; "–" for None."""
     if interval is None:

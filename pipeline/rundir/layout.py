@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 TOY_FORMAT = 1  # raise it when the same seed draws other faces
 SHARD_FORMAT = 1  # raise it when the bytes of shards change for the same configuration
 MANIFEST = "manifest.json"  # of shards; written last
+PICTURES = "pictures.json"  # of an evaluation: what its pictures show
 REFERENCE = "features.safetensors"  # of real images
 CLASSIFIER_FORMAT = 1  # raise it when the classifier's architecture or training changes
 

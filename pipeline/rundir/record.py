@@ -46,11 +46,12 @@ class Evaluation:
     floors: dict[str, float]
     per_attribute: dict[str, dict[str, Any]]
     rare: list[dict[str, Any]]
+    attribute_flips: list[dict[str, Any]]
     seconds: dict[str, float]
     units: list[dict[str, Any]]
     about: dict[
         str, dict[str, Any]
-    ]  # direction, meaning, unit and n of each metric; empty for an old evaluation
+    ]  # direction, meaning, unit, n and more of each metric; empty for an old evaluation
 
     @property
     def complete(self) -> bool:
@@ -142,7 +143,7 @@ def _evaluation(folder: Path, tree: dict[str, Any]) -> Evaluation:
     parts = {}
     for part in fields(Evaluation):
         if part.name not in ("number", "folder"):
-            empty: Any = [] if part.name in ("rare", "units") else {}
+            empty: Any = [] if part.name in ("rare", "units", "attribute_flips") else {}
             parts[part.name] = tree.get(part.name, empty)
     return Evaluation(int(folder.name), folder, **parts)
 

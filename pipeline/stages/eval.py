@@ -22,6 +22,7 @@ from pipeline.evaluation import classifier
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.features import extractors
 from pipeline.evaluation.metrics.base import Metric, collect
+from pipeline.evaluation.metrics.distances import kernel_subset
 from pipeline.evaluation.metrics.registry import METRICS
 from pipeline.evaluation.parts import reference_keys
 from pipeline.evaluation.reference import library_versions
@@ -61,6 +62,7 @@ def evaluate(
 ) -> None:
     """Make one evaluation: all ranks compute the evidence, rank 0 the numbers and files."""
     found: dict[str, Any] = {}
+    groups: dict[str, str] = {}  # name of a number -> its metric
     seconds: dict[str, float] = {}
     for done, (name, metric) in enumerate(metrics.items(), 1):
         stop_together(context)
@@ -69,7 +71,9 @@ def evaluate(
                 evidence.compute(part)  # all ranks, for the first metric that needs it
         if context.ranks.is_main:
             with timed(seconds, name):
-                found.update(metric()(evidence))
+                measured = dict(metric()(evidence))
+            found |= measured
+            groups |= dict.fromkeys(measured, name)
             took = "metrics %d/%d, %s took %.1f s"
             context.log.info(took, done, len(metrics), name, seconds[name])
     if not context.ranks.is_main:
@@ -80,7 +84,7 @@ def evaluate(
     with timed(seconds, "drawings"):
         draw_latents(evidence, found.get("units", []), folder / "plots")
     rounded = {name: round(value, 3) for name, value in (seconds | evidence.clock).items()}
-    results = {"protocol": protocol(config, evidence), **collect(found), "seconds": rounded}
+    results = {"protocol": protocol(config, evidence), **collect(found, groups), "seconds": rounded}
     write_json(folder / "metrics.json", results)
     for name, value in results["metrics"].items():
         context.log.info("%s %s", name, value)
@@ -229,7 +233,7 @@ def protocol(config: RunConfig, evidence: Evidence) -> dict[str, Any]:
         "rarity_from": evidence.counts.n,  # annotated training images
         "neighbour_images": evidence.memory_n,
         "kid_subsets": settings.kid_subsets,
-        "kid_subset_size": min(settings.kid_subset_size, evidence.n),
+        "kid_subset_size": kernel_subset(settings.kid_subset_size, evidence.n),
         "iw_images": min(evidence.n, settings.iw_images),
         "iw_samples": settings.iw_samples,
         "device": evidence.ranks.device.type,

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shlex
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
-from pipeline.config.load import flatten
 from pipeline.config.schema import RunConfig
+from pipeline.config.used import used
 from pipeline.errors import UserError
 from pipeline.rundir import layout, record
 from pipeline.rundir.files import write_json
@@ -23,7 +21,10 @@ from pipeline.rundir.record import Evaluation, read_json
 from pipeline.rundir.redact import redact
 from pipeline.tracking import mlflow_store
 from pipeline.tracking.base import Tracker, TrackingError
+from pipeline.tracking.mlflow_describe import dataset_input, run_note
+from pipeline.tracking.mlflow_evaluations import NOTE as DESCRIPTION
 from pipeline.tracking.mlflow_evaluations import send_evaluation, send_headline
+from pipeline.tracking.mlflow_files import NOTE, FileSender
 from pipeline.tracking.mlflow_store import (
     as_text,
     database_file,
@@ -45,10 +46,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-NOTE = "mlflow.json"  # which run of which store this directory is, and which files were sent
-NOT_PARAMETERS = ("cluster.", "tracking.", "runs_dir")
 CHANGED = "changed."
-_LOGGED_IMAGE = re.compile(r"[+%]step[+%](\d+)[+%].*\.webp$")  # the last file that MLflow writes of an image
+KIND, KIND_OF_MODELS = "mlflow.experimentKind", "custom_model_development"  # opens the table of runs
+PHASES = ("train", "tune", "refine")
 
 
 class MlflowTracker(Tracker):
@@ -130,26 +130,35 @@ class MlflowTracker(Tracker):
     def _experiment_id(self, name: str) -> str:
         experiment = self._client.get_experiment_by_name(name)
         if experiment is not None:
+            if KIND not in experiment.tags:
+                self._client.set_experiment_tag(experiment.experiment_id, KIND, KIND_OF_MODELS)
             return str(experiment.experiment_id)
         location = None
         if database_file(self.uri):  # MLflow's own default is the working directory
             location = (runs_dir(self.config) / "mlartifacts" / name).as_uri()
-        return str(self._client.create_experiment(name, artifact_location=location))
+        tags = {KIND: KIND_OF_MODELS}
+        return str(self._client.create_experiment(name, artifact_location=location, tags=tags))
 
     def params(self) -> None:
-        """Send parameters, and tags.
+        """Send the parameters in use, the data set, and tags.
 
         MLflow refuses to change a parameter. A value that changed on resume becomes the tag `changed.<key>`.
         """
-        params = {}
-        for key, value in flatten(self.config).items():
-            if not key.startswith(NOT_PARAMETERS):
-                params[key] = as_text(value)
+        params = {key: as_text(value) for key, value in used(self.config).items()}
         held_params = self._run.data.params
         new = {key: value for key, value in params.items() if key not in held_params}
         mlflow_store.log_params(self._client, self._run.info.run_id, new)
         tags = self._changed(params) | self._identity() | _job_tags(record.jobs(self.run_dir))
         set_tags(self._client, self._run, tags)
+        self._send_dataset()
+
+    def _send_dataset(self) -> None:
+        """Name the shards as the run's data set, once they are there."""
+        if self._run.inputs and self._run.inputs.dataset_inputs:
+            return
+        found = dataset_input(self.config)
+        if found:
+            self._client.log_inputs(self._run.info.run_id, [found])
 
     def _changed(self, params: dict[str, str]) -> dict[str, str]:
         held_params = self._run.data.params
@@ -182,15 +191,19 @@ class MlflowTracker(Tracker):
         newest = record.headline(evaluations)
         if newest:
             send_headline(self._client, self._run, newest)
+        info = self._run.info
+        place = f"#/experiments/{info.experiment_id}/runs/{info.run_id}/artifacts"
+        set_tags(self._client, self._run, {DESCRIPTION: run_note(self.config, self.run_dir, place, newest)})
 
     def _send_training(self) -> None:
-        """Send every (name, step) of metrics.jsonl that the store lacks."""
+        """Send every (name, step) of each phase's metrics.jsonl that the store lacks."""
         from mlflow.entities import Metric
 
         new = []
-        for line in read_metrics(layout.train_dir(self.run_dir) / "metrics.jsonl"):
+        for phase, line in self._records():
             step = line["step"]
-            for name, value in line["values"].items():
+            for written, value in line["values"].items():
+                name = curve_name(phase, written)
                 if name not in self._known:
                     self._known[name] = {m.step for m in held_metric(self._client, self._run, name)}
                 if math.isfinite(value) and step not in self._known[name]:
@@ -198,6 +211,11 @@ class MlflowTracker(Tracker):
         mlflow_store.log_metrics(self._client, self._run.info.run_id, new)
         for metric in new:
             self._known[metric.key].add(metric.step)
+
+    def _records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for phase in PHASES:
+            for line in read_metrics(layout.train_dir(self.run_dir, phase) / "metrics.jsonl"):
+                yield phase, line
 
     def end(self, status: str) -> None:
         """Set the state: a killed process leaves RUNNING for ever, and a resumed run must be open again."""
@@ -210,91 +228,13 @@ class MlflowTracker(Tracker):
             self._client.set_terminated(self._run.info.run_id, status, ended_ms)
 
     def files(self) -> None:
-        """Send config.yaml, report.html, pictures and evaluations, if they changed since they were sent.
+        """Send config.yaml, report.html, pictures, evaluations and logs, as far as they changed.
 
         Raises TrackingError that names the folder of files if it cannot be written.
         """
-        artifacts = str(self._run.info.artifact_uri)
-        self._require_folder(artifacts)
-        try:
-            self._send_changed_files()
-            self._send_progress_pictures()
-        except Exception as error:
-            # MLflow raises many kinds here: of the disk, of a bucket's library, an ImportError without one.
-            raise TrackingError(
-                f"MLflow store {redact(self.uri)} holds all numbers, but no files could be sent to "
-                f"{redact(artifacts)}: {first_line(error)}; start the server with --serve-artifacts, or give "
-                "this machine the right to write there, "
-                f"then `python tools/sync_mlflow.py {self.run_dir}` sends them"
-            ) from None
-
-    def _require_folder(self, artifacts: str) -> None:
-        """Raise TrackingError if a SQLite store keeps its files in a runs folder that is gone."""
-        url = urlsplit(artifacts)
-        if database_file(self.uri) is None or url.scheme != "file":
-            return
-        folder = Path(unquote(url.path))
-        if len(folder.parents) > 3 and not folder.parents[3].is_dir():
-            raise TrackingError(
-                f"MLflow store {redact(self.uri)} holds all numbers, but no files: it keeps them in "
-                f"{folder.parents[3]}, which is gone (were the runs moved?); a link from there helps"
-            )
-
-    def _send_changed_files(self) -> None:
-        for file, run_id, folder in self._wanted_files():
-            note = read_json(self.run_dir / NOTE)
-            stat = file.stat()
-            state = f"{stat.st_size} {stat.st_mtime_ns}"
-            name = f"{run_id}/{file.relative_to(self.run_dir)}"
-            if note["sent"].get(name) == state:
-                continue
-            if file.name == "config.yaml":
-                self._client.log_text(run_id, redact(file.read_text()), file.name)
-            elif file.is_dir():
-                self._send_folder(run_id, file)
-            else:
-                self._client.log_artifact(run_id, str(file), folder or None)
-            note["sent"][name] = state
-            write_json(self.run_dir / NOTE, note)
-
-    def _send_folder(self, run_id: str, folder: Path) -> None:
-        """Send the files of a folder one by one: MLflow's `log_artifacts` fails on files of a colleague."""
-        for file in sorted(folder.rglob("*")):
-            if file.is_file():
-                place = file.parent.relative_to(folder)
-                self._client.log_artifact(run_id, str(file), None if place == Path() else str(place))
-
-    def _wanted_files(self) -> Iterator[tuple[Path, str, str]]:
-        """Yield (file or folder, run id, folder in the run's artifacts)."""
-        parent_id = self._run.info.run_id
-        for name in ("config.yaml", "report.html"):
-            file = self.run_dir / name
-            if file.exists():
-                yield file, parent_id, ""
-        for evaluation, child_id in self._children:
-            yield evaluation.folder, child_id, ""
-            for picture in evaluation.pictures:
-                yield picture, parent_id, f"eval_{evaluation.number}"
-
-    def _send_progress_pictures(self) -> None:
-        """Send samples of fixed noise as images with a step, each once; MLflow shows them with a slider."""
-        drawn = layout.progress_pictures(self.run_dir)
-        if not drawn:
-            return
-        from PIL import Image
-
-        run_id = self._run.info.run_id
-        there = set()
-        for file in self._client.list_artifacts(run_id, "images"):
-            found = _LOGGED_IMAGE.search(file.path)
-            if found:
-                there.add(int(found[1]))
-        for step, picture in drawn:
-            if step not in there:
-                time_ms = int(picture.stat().st_mtime * 1000)
-                self._client.log_image(
-                    run_id, Image.open(picture), key="samples", step=step, timestamp=time_ms
-                )
+        sender = FileSender(self._client, self._run, self.run_dir, self.uri)
+        ended = record.status(self.run_dir, self.config) != "RUNNING"
+        sender.send(self._children, with_logs=ended)
 
     def send_table(self, name: str, files: list[Path]) -> None:
         """Keep `files` as artifacts of the one finished run called `name`; the next call replaces them."""
@@ -306,6 +246,17 @@ class MlflowTracker(Tracker):
             for file in files:
                 client.log_artifact(run.info.run_id, str(file))
             client.set_terminated(run.info.run_id, "FINISHED")
+
+
+def curve_name(phase: str, written: str) -> str:
+    """Return a curve's name in MLflow: `train/loss` of the phase tune is `tune/loss`.
+
+    `val_ema/loss` is `tune_val_ema/loss`. Those of the main training keep their names.
+    """
+    if phase == "train":
+        return written
+    source, _, name = written.partition("/")
+    return f"{phase}/{name}" if source == "train" else f"{phase}_{written}"
 
 
 def _job_tags(jobs: list[dict[str, Any]]) -> dict[str, str]:

@@ -122,7 +122,7 @@ def test_mlflow_has_parents_children_and_every_step_once(chain):
     for run in parents.values():
         assert run.info.status == "FINISHED"
         assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [4, 8, 12, 16]
-        assert "test/fd_classifier_samples" in run.data.metrics and run.data.params["train.images"] == "512"
+        assert "distance" in run.data.metrics and run.data.params["train.images"] == "512"
 
 
 def test_a_second_launch_finds_everything_complete_and_evaluates_again(chain):

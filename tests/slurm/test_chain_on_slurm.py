@@ -133,9 +133,7 @@ def test_mlflow_has_the_run_with_its_evaluation(chain):
         parent.info.status == "FINISHED"
         and sum(r.data.tags.get("mlflow.parentRunId") == parent.info.run_id for r in found) == 1
     )
-    assert (
-        parent.data.tags["stage.eval"] == "COMPLETED" and "test/fd_classifier_samples" in parent.data.metrics
-    )
+    assert parent.data.tags["stage.eval"] == "COMPLETED" and "distance" in parent.data.metrics
 
 
 def test_complete_stages_are_not_submitted_again(chain):

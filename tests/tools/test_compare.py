@@ -25,8 +25,10 @@ def line_of(text: str, start: str) -> str:
 
 
 def test_one_protocol_one_table_with_the_best_marked(tmp_path: Path) -> None:
-    worse = make_run(tmp_path, "gaussian", ("seed=1",), steps=12, evals=1, fd=30.0, images=64000)
-    better = make_run(tmp_path, "flow", steps=12, evals=1, fd=21.5, step=80)
+    worse = make_run(
+        tmp_path, "gaussian", ("name=gaussian", "seed=1"), steps=12, evals=1, fd=30.0, images=64000
+    )
+    better = make_run(tmp_path, "flow", ("name=flow",), steps=12, evals=1, fd=21.5, step=80)
     (better / "train/done.json").write_text('{"step": 80, "images": 11520, "seconds": 5012.0}')
     text = compare([worse, better])
     assert (
@@ -35,14 +37,60 @@ def test_one_protocol_one_table_with_the_best_marked(tmp_path: Path) -> None:
         and "classifier c1c1c1c1" in text
     )
     first = text.split("\n\n")[1]
-    assert re.search(r"gaussian +1 +64,000 +– +30 ±0.5 ", line_of(first, "gaussian"))
-    assert re.search(r"flow +0 +10,240 +1 h 23 min +21.5 ±0.5\*", line_of(first, "flow"))
-    assert re.search(r"floor .* 300 ", line_of(first, "floor")) and re.search(
-        r"ceiling .* 1.2 ", line_of(first, "ceiling")
-    )
-    assert "*" not in line_of(first, "flow").rpartition("±0.5*")[2]  # equal values: none is the best
-    assert "samples ↓" in first and "accuracy ↑" in first
+    head = first.partition("---")[0].split()
+    assert head == ["metric", "gaussian", "flow", "bad", "reference", "good", "reference"]
+    assert re.search(r"images seen +64,000 +10,240", first)
+    assert re.search(r"training +– +1 h 23 min", first)
+    assert re.search(r"distance to real faces ↓ +30 ±0.5 +21.5 ±0.5\* +300 +1.2", first)
+    assert first.count("*") == 1  # equal values: none is the best
+    said = "distance to real faces: flow (21.5 ±0.5) is better than gaussian (30 ±0.5)."
+    assert said in text and "No difference beyond luck: attributes as asked." in text
+    assert "Each variant was trained once" in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_difference_within_the_noise_gets_no_star(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, "a", evals=1, fd=21.5), make_run(tmp_path, "b", evals=1, fd=22.1)]
+    text = compare(runs)  # intervals of half width 0.5: a difference needs 0.707
+    assert "21.5 ±0.5 " in text and "*" not in text.split("\n\n")[1]
+    assert "No difference beyond luck: distance to real faces" in text
+
+
+def test_a_difference_without_an_interval_is_not_judged(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, "a", evals=1), make_run(tmp_path, "b", evals=1)]
+    file = runs[0] / "eval/1/metrics.json"
+    tree = json.loads(file.read_text())
+    tree["metrics"]["attribute_accuracy"] = 0.99
+    del tree["intervals"]["attribute_accuracy"]
+    file.write_text(json.dumps(tree))
+    assert "Not judged, because there is no interval: attributes as asked." in compare(runs)
+
+
+def test_variants_over_seeds_are_one_column_each_and_the_paired_test_gives_the_star(tmp_path: Path) -> None:
+    runs = []
+    for name, shift in (("flow", 0.0), ("plain", 3.0)):
+        for seed, luck in enumerate((0.0, 10.0, -10.0)):
+            overrides = (f"name={name}-s{seed}", f"seed={seed}")
+            noise = 0.01 * seed
+            run = make_run(tmp_path, f"{name}-s{seed}", overrides)
+            add_eval(run, 1, fd=20 + luck + shift + (noise if name == "flow" else 0.0))
+            runs.append(run)
+    text = compare(runs)
+    (row,) = [line for line in text.splitlines() if line.startswith("distance to real faces ↓")]
+    assert re.search(r"20.01 ±10\* +23 ±10 ", row)
+    assert "flow (20.01 ±10) is better than plain (23 ±10)" in text and "paired differences" in text
+
+
+def test_the_page_tells_the_keys_in_which_the_variants_differ(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path, "a", ("name=a", "model.prior.name=flow"), evals=1),
+        make_run(tmp_path, "b", ("name=b", "model.prior.name=standard"), evals=1),
+    ]
+    compare(runs, tmp_path / "c.html")
+    page = (tmp_path / "c.html").read_text()
+    (row,) = re.findall(r"<tr><td[^>]*>model.prior.name</td>.*?</tr>", page)
+    assert re.findall(r"<td[^>]*>(.*?)</td>", row)[1:] == ["flow", "standard"]
+    assert ">name</td>" not in page and ">model.z_dim</td>" not in page
 
 
 def test_newest_complete_evaluation_counts(tmp_path: Path) -> None:
@@ -65,9 +113,9 @@ def test_an_evaluation_of_some_metrics_is_not_the_headline(tmp_path: Path) -> No
 def test_an_evaluation_can_be_named_by_its_folder(tmp_path: Path) -> None:
     run = make_run(tmp_path, "flow", evals=1, fd=20.25)
     add_eval(run, 2, fd=22.5)
-    text = compare([run / "eval/1", run / "eval/2"])
-    assert "20.25" in line_of(text.split("\n\n")[1], "flow/eval/1")
-    assert "22.5" in line_of(text.split("\n\n")[1], "flow/eval/2")
+    table = compare([run / "eval/1", run / "eval/2"]).split("\n\n")[1]
+    assert re.search(r"^metric +flow/eval/1 +flow/eval/2 ", table)
+    assert re.search(r"distance to real faces ↓ +20.25 ±0.5\* +22.5 ±0.5 ", table)
     with pytest.raises(DataError, match="eval/7: no finished evaluation; there are: 1, 2"):
         compare([run / "eval/7"])
 
@@ -130,14 +178,11 @@ def test_other_protocols_get_tables_of_their_own(tmp_path: Path, key: str, value
     tables = [
         part
         for part in text.split("\n\n")
-        if re.search(r"^a |^c ", part, re.MULTILINE) and "training" in part
+        if part.lstrip().startswith(("metric", "good", "bad")) or "images seen" in part
     ]
-    assert (
-        len(tables) == 2
-        and re.search("^b ", tables[0], re.MULTILINE)
-        and not re.search("^a |^b ", tables[1], re.MULTILINE)
-    )
-    assert "*" not in tables[1]
+    heads = [" ".join(part.split("---")[0].split()) for part in tables if "images seen" in part]
+    assert len(heads) == 2 and " a b " in f" {heads[0]} " and " c " in f" {heads[1]} "
+    assert "*" not in tables[-1]
 
 
 def test_attributes_that_are_not_read_are_marked(tmp_path: Path) -> None:
@@ -145,7 +190,9 @@ def test_attributes_that_are_not_read_are_marked(tmp_path: Path) -> None:
     text = compare(runs)
     assert re.search(r"Bald +0.9 +0.9 \(not read\) +0.95", line_of(text, "Bald"))
     assert "not read" not in line_of(text, "Male")
-    assert "(all 4, some 3), so they are not comparable here: attribute_accuracy_read." in text
+    assert "(all 4, some 3), so they are not comparable here: attribute_accuracy_read." in " ".join(
+        text.split()
+    )
 
 
 def test_numbers_over_different_attributes_have_no_best(tmp_path: Path) -> None:
@@ -157,12 +204,14 @@ def test_numbers_over_different_attributes_have_no_best(tmp_path: Path) -> None:
         file.write_text(json.dumps(tree))
     text = compare(runs)
     assert "0.9 ±0.01*" in text and "0.95 " in text and "0.95*" not in text
+    assert "attribute_accuracy_read" in text.split("so they are not comparable here")[1]
 
 
 def test_many_runs_and_metrics_stay_within_the_terminal(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, f"a_rather_long_name_of_a_variant_{i}", evals=1) for i in range(6)]
     text = compare(runs)
-    assert max(map(len, text.splitlines())) <= 120
+    table = [part for part in text.split("\n\n") if "-----" in part]
+    assert max(len(line) for part in table for line in part.splitlines()) <= 120
     assert text.count("variant_5") >= 2
 
 
@@ -186,7 +235,8 @@ def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
         and "&lt;script&gt;alert(1)&lt;" in page
         and "&lt;img src=x&gt;" in page
     )
-    assert page.count("data:image/png;base64,") == 4 and page.count("data:image/svg+xml;base64,") == 4
+    assert page.count("data:image/webp;base64,") == 2 * (8 + 4)
+    assert page.count("data:image/svg+xml;base64,") == 4
     assert "<script>alert(1)<" in text
 
 

@@ -111,6 +111,7 @@ class AttributeAgreement(Metric):
                         interval=percentiles(nanmean(drawn[:, chosen], 1)),
                         ceiling=float(nanmean(ceiling[chosen])),
                         floor=float(nanmean(lowest[chosen])),
+                        floor_name="requests of other images",
                         over_read_attributes=over_read,
                     ),
                 )

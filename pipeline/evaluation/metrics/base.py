@@ -27,8 +27,10 @@ class Value:
     unit: str = ""  # empty for a ratio or share
     n: int  # how many images or samples were measured
     interval: Interval | None = None  # 95 %; None if there is no estimate
-    ceiling: float | None = None  # what real images or a perfect model reach
-    floor: float | None = None  # what a model without knowledge reaches
+    ceiling: float | None = None  # a good reference, see ceiling_name
+    floor: float | None = None  # a bad reference, see floor_name
+    ceiling_name: str = "real images"  # whose value the ceiling is
+    floor_name: str = "knowing nothing"  # whose value the floor is
     headline: bool = True  # False keeps it out of tables, because it stands beside another value
     over_read_attributes: bool = (
         False  # measured over the model's own attributes: models that read others differ
@@ -48,8 +50,10 @@ class Metric:
         raise NotImplementedError
 
 
-def collect(found: dict[str, Any]) -> dict[str, Any]:
+def collect(found: dict[str, Any], groups: dict[str, str] | None = None) -> dict[str, Any]:
     """Sort {name: Value or table} into the sections of metrics.json.
+
+    `groups` names the metric of the registry that each name belongs to.
 
     metrics, intervals, ceilings, floors and about (direction, meaning, unit, n) are keyed by
     metric. Every table becomes a section of its own. A value that is not finite becomes null, and
@@ -59,7 +63,7 @@ def collect(found: dict[str, Any]) -> dict[str, Any]:
     sections: dict[str, Any] = {"metrics": {}, "intervals": {}, "ceilings": {}, "floors": {}, "about": {}}
     for name, value in values.items():
         sections["metrics"][name] = finite(value.value)
-        sections["about"][name] = about(value)
+        sections["about"][name] = about(value) | {"group": (groups or {}).get(name, "")}
         if value.interval is not None and all(math.isfinite(end) for end in value.interval):
             sections["intervals"][name] = [float(end) for end in value.interval]
         if value.ceiling is not None and math.isfinite(value.ceiling):
@@ -78,6 +82,8 @@ def about(value: Value) -> dict[str, Any]:
         "unit": value.unit,
         "n": int(value.n),
         "headline": value.headline,
+        "ceiling_name": value.ceiling_name,
+        "floor_name": value.floor_name,
         "over_read_attributes": value.over_read_attributes,
     }
 

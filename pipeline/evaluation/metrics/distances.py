@@ -22,33 +22,36 @@ from pipeline.evaluation.metrics.statistics import (
 
 SHOWN_NEIGHBOURS = 8
 K_DENSITY = 5  # neighbours
-HALF = 2  # images that each half of the real ones needs for a spread
+OTHERS = "other real images"
+ONE_IMAGE = "the mean training image, repeated"
 MEMORISED_QUANTILE = 0.01  # of the held-out images' own distances
 
 
 class FrechetDistance(Metric):
     """Fréchet distance of reconstructions and samples to real images, for every kind of features.
 
-    The interval comes from the jackknife. The ceiling compares one half of the real images with the
-    other, N/2 each. The floor is the mean training image, repeated. `<features>_samples_infinite`
-    extrapolates to infinitely many samples, which removes the bias of a finite N.
-    `<features>_train` is a reference, not the model's merit: the training images have a distance of
-    their own.
+    The interval comes from the jackknife. The ceiling of samples is the distance of as many other
+    held-out images, so only luck can beat it. Reconstructions are of the very images that they are compared
+    with: their ceiling is 0. The floor is the mean training image, repeated.
+    `<features>_samples_infinite` extrapolates to infinitely many samples, which removes the bias of a
+    finite N; the extrapolation is noisy and may fall below 0. `<features>_train` is the reference
+    itself, not the model's merit.
     """
 
-    needs = ("real", "train", "mean_image", "reconstructions", "samples")
+    needs = ("real", "train", "others", "mean_image", "reconstructions", "samples")
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
         """Yield <features>_recon, _samples, _samples_infinite and _train."""
         for name, real in evidence["real"].items():
             there, n = moments(real), len(real)
-            halves = infinite_halves = None
-            if n >= 2 * HALF:
-                halves = frechet_distance(moments(real[::2]), moments(real[1::2]))
-                infinite_halves = frechet_extrapolated(real[::2], real[1::2])
+            others = evidence["others"].get(name)
+            best = None if others is None else frechet_distance(moments(others), there)
             floor = frechet_distance(moments(evidence["mean_image"][name]), there)
 
-            for what, part in (("recon", "reconstructions"), ("samples", "samples")):
+            for what, part, ceiling, ceiling_name in (
+                ("recon", "reconstructions", 0.0, "the images themselves"),
+                ("samples", "samples", best, OTHERS),
+            ):
                 value, error = frechet_jackknife(evidence[part][name], real)
                 yield (
                     f"{name}_{what}",
@@ -58,8 +61,10 @@ class FrechetDistance(Metric):
                         meaning=f"Fréchet distance of {part} to real images",
                         n=n,
                         interval=around(value, error),
-                        ceiling=halves,
+                        ceiling=ceiling,
                         floor=floor,
+                        ceiling_name=ceiling_name,
+                        floor_name=ONE_IMAGE,
                     ),
                 )
             yield (
@@ -69,8 +74,10 @@ class FrechetDistance(Metric):
                     direction="lower",
                     meaning="Fréchet distance of samples to real images, extrapolated to infinite N",
                     n=n,
-                    ceiling=infinite_halves,
+                    ceiling=0.0,
                     floor=floor,
+                    ceiling_name="the true distribution",
+                    floor_name=ONE_IMAGE,
                 ),
             )
             yield (
@@ -80,8 +87,8 @@ class FrechetDistance(Metric):
                     direction="none",
                     meaning="Fréchet distance of training images to real images, a reference",
                     n=n,
-                    ceiling=halves,
                     floor=floor,
+                    floor_name=ONE_IMAGE,
                 ),
             )
 
@@ -91,12 +98,11 @@ class KernelDistance(Metric):
 
     It is unbiased, so it may be negative.
 
-    The value is the mean over random subsets of the images. The ceiling compares one half of the
-    real images with the other. There is no interval unless N exceeds the subset size: otherwise
-    every subset is the whole set and the subsets do not vary.
+    The value is the mean over random subsets of the images. The ceiling of samples is that of as many
+    other held-out images. Subsets are smaller than N, because equal ones would not vary.
     """
 
-    needs = ("real", "reconstructions", "samples")
+    needs = ("real", "others", "reconstructions", "samples")
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
         """Yield kid_<features>_samples and _recon; nothing for fewer than two images."""
@@ -106,22 +112,20 @@ class KernelDistance(Metric):
             n = len(real)
             if n < 2:
                 continue
-            size = min(settings.kid_subset_size, n)
-            ceiling = None
-            if n >= 2 * HALF:
-                ceiling, _ = vision.kernel_distance(real[::2], real[1::2], few, min(size, n // 2))
+            size = kernel_subset(settings.kid_subset_size, n)
+            others, best = evidence["others"].get(metric), None
+            if others is not None and len(others) >= size:
+                best, _ = vision.kernel_distance(others, real, few, size)
 
-            for what, part, subsets in (
-                ("samples", "samples", settings.kid_subsets),
-                ("recon", "reconstructions", few),
+            for what, part, subsets, ceiling in (
+                ("samples", "samples", settings.kid_subsets, best),
+                ("recon", "reconstructions", few, None),
             ):
                 mean, deviation = vision.kernel_distance(evidence[part][metric], real, subsets, size)
                 error = kernel_error(deviation, subsets, size, n)
                 meaning = (
                     f"squared kernel distance (KID) of {part} to real images, mean over subsets of {size}"
                 )
-                if size == n:
-                    meaning += "; no interval: every subset is the whole set"
                 yield (
                     f"kid_{short_name(metric)}_{what}",
                     Value(
@@ -131,8 +135,14 @@ class KernelDistance(Metric):
                         n=n,
                         interval=around(mean, error),
                         ceiling=ceiling,
+                        ceiling_name=OTHERS,
                     ),
                 )
+
+
+def kernel_subset(wanted: int, n: int) -> int:
+    """Images of one subset: as many as wanted, or half of the `n` images if these are not more."""
+    return wanted if wanted < n else max(2, n // 2)
 
 
 def kernel_error(deviation: float, subsets: int, size: int, n: int) -> float:
@@ -149,11 +159,12 @@ def kernel_error(deviation: float, subsets: int, size: int, n: int) -> float:
 class PrecisionRecall(Metric):
     """Precision and recall (k = 3), density and coverage (k = 5) of samples.
 
-    The ceiling takes one half of the real images as samples of the other. It has N/2 images in each
-    set: compare precision and density with it, but recall and coverage grow with N.
+    The ceiling takes as many other held-out images as samples. Precision and density may exceed it: samples
+    of a timid model stay where real images are dense. The floor of recall and coverage is one image,
+    repeated, which reaches next to nothing.
     """
 
-    needs = ("real", "samples")
+    needs = ("real", "others", "samples")
     about: dict[str, str] = {
         "precision": "share of samples within reach of real images (k = 3)",
         "recall": "share of real images within reach of samples (k = 3)",
@@ -167,7 +178,9 @@ class PrecisionRecall(Metric):
             if len(real) // 2 <= K_DENSITY:
                 continue
             found = manifold(evidence["samples"][metric], real, k_density=K_DENSITY)
-            halves = manifold(real[::2], real[1::2], k_density=K_DENSITY)
+            others, best = evidence["others"].get(metric), None
+            if others is not None:
+                best = manifold(others, real, k_density=K_DENSITY)._asdict()
             for what, value in found._asdict().items():
                 interval = None
                 if what != "density":  # not a share
@@ -180,7 +193,10 @@ class PrecisionRecall(Metric):
                         meaning=self.about[what],
                         n=len(real),
                         interval=interval,
-                        ceiling=getattr(halves, what),
+                        ceiling=best[what] if best else None,
+                        floor=0.0 if what in ("recall", "coverage") else None,
+                        ceiling_name=OTHERS,
+                        floor_name="one image, repeated",
                     ),
                 )
 
@@ -188,8 +204,9 @@ class PrecisionRecall(Metric):
 class Memorisation(Metric):
     """Share of samples that are closer to a training image than 99 % of real held-out images are.
 
-    Distances are between the first extractor's features. A model that memorised nothing stays near
-    0.01 or below. Real images are at 0.01 by construction, which is the ceiling.
+    Distances are between the first extractor's features. Real held-out images are at 0.01 by
+    construction, which is the ceiling. A model may be below it: blurred samples are far from every
+    image.
     """
 
     needs = ("real", "samples", "memory")
@@ -211,6 +228,9 @@ class Memorisation(Metric):
                 n=len(close),
                 interval=wilson(int(close.sum()), len(close)),
                 ceiling=MEMORISED_QUANTILE,
+                floor=1.0,
+                ceiling_name="held-out images",
+                floor_name="every sample a copy",
             ),
         )
         typical = float(np.median(real))
@@ -254,6 +274,7 @@ class Sharpness(Metric):
                     interval=normal_interval(ratio),
                     ceiling=1.0,
                     floor=0.0,
+                    floor_name="a flat image",
                 ),
             )
 

@@ -40,6 +40,7 @@ class Reconstruction(Metric):
                 n=len(mse),
                 interval=normal_interval(mse),
                 floor=float(evidence["mean_image"]["mse"].mean()),
+                floor_name="the mean training image",
             ),
         )
         yield (
@@ -129,6 +130,7 @@ class Units(Metric):
                 unit="units",
                 n=n,
                 ceiling=evidence.model.z_dim,
+                ceiling_name="all units",
             ),
         )
         total = variance.mean(0) + mean.var(0, unbiased=False)
@@ -192,6 +194,7 @@ class PriorMatch(Metric):
                     n=len(nats),
                     interval=normal_interval(nats),
                     ceiling=0.0 if what == "gap" else None,
+                    ceiling_name="a prior that fits",
                 ),
             )
         some = spread(min(MMD_IMAGES, len(gap)), len(gap))
@@ -206,6 +209,7 @@ class PriorMatch(Metric):
                 meaning="squared maximum mean discrepancy between encoded and drawn z",
                 n=len(some),
                 ceiling=0.0,
+                ceiling_name="a prior that fits",
             ),
         )
         yield (
@@ -245,6 +249,8 @@ class LatentStructure(Metric):
                     interval=interval,
                     ceiling=1.0,
                     floor=0.5,
+                    ceiling_name="always right",
+                    floor_name="guessing",
                 ),
             )
         log_det = evidence["latents"]["log_det"].astype(np.float64)

@@ -137,7 +137,8 @@ def test_everything_that_was_promised_is_there(site: Site) -> None:
     for section in ("ceilings", "floors"):
         assert {"fd_classifier_samples", "attribute_accuracy"} <= found[section].keys()
     assert found["about"].keys() == found["metrics"].keys()
-    assert found["about"]["fd_classifier_samples"]["direction"] == "lower"
+    about = found["about"]["fd_classifier_samples"]
+    assert (about["direction"], about["group"]) == ("lower", "frechet")
     assert found["about"]["iw_log_likelihood_nats"]["n"] == 6
     read = [name for name in ATTRIBUTES if found["per_attribute"][name]["read_by_model"]]
     assert read == sorted(READ)
@@ -158,11 +159,13 @@ def test_pictures_and_report(site: Site) -> None:
     run_dir = site.evaluated(1)
     folder = run_dir / "eval/1/samples"
     assert {file.stem for file in folder.iterdir()} == {
+        "attribute_flip",
         "best",
         "heavy_makeup_male",
         "interpolation",
         "neighbours",
         "one_attribute",
+        "pictures",
         "rare",
         "reconstructions",
         "samples",
@@ -174,6 +177,10 @@ def test_pictures_and_report(site: Site) -> None:
     pairs = np.asarray(Image.open(folder / "reconstructions.png"))
     assert pairs.shape[0] == 3 * 4 * (SIZE + 2) + 2  # 32 images in 4 strips of three rows
     assert {file.name for file in (run_dir / "eval/1/plots").iterdir()} == {"tsne.svg", "units.svg"}
+    flips = json.loads((folder / "pictures.json").read_text())["attribute_flip"]
+    toggled = np.asarray(Image.open(folder / "attribute_flip.png"))
+    assert sorted(flips["labels"]) == sorted(READ) and flips["stack"] == 2  # before and after, 8 faces each
+    assert toggled.shape[:2] == (2 * len(READ) * (SIZE + 2) + 2, 8 * (SIZE + 2) + 2)
     page = (run_dir / "report.html").read_text()
     assert "do z drawn from p(z|y) carry the labels?" in page and "t-SNE" in page
 
@@ -185,7 +192,7 @@ def test_a_very_small_evaluation_reports_what_it_can(site: Site, n: int) -> None
     found = results(run_dir)
     assert found["protocol"]["n"] == n
     assert np.isfinite(found["metrics"]["mse"]) and np.isfinite(found["metrics"]["fd_classifier_samples"])
-    assert "kid_classifier_samples" not in found["intervals"]  # every subset is the whole set
+    assert ("kid_classifier_samples" in found["intervals"]) == (n > 2)
     assert ("mse" in found["intervals"]) == (n > 1)
     assert "mse ↓" in (run_dir / "report.html").read_text() and "mse" in compare([run_dir])
 
@@ -204,8 +211,8 @@ def test_a_rerun_gets_its_own_folder_the_same_numbers_and_the_same_reference(own
     run_ranks(WORKER, [str(run_dir)], 1)
     before = {file: file.stat().st_mtime_ns for file in reference_files(own_site.folder)}
     assert (
-        len(before) == 3
-    )  # the split's, as many training images', and those among which copies are searched
+        len(before) == 4
+    )  # the split's, as many of the other split's and of training, and those among which copies are searched
     run_ranks(WORKER, [str(run_dir)], 1)
     assert {file: file.stat().st_mtime_ns for file in reference_files(own_site.folder)} == before
     assert numbers(results(run_dir, 1)) == numbers(results(run_dir, 2))  # to the last bit
@@ -227,7 +234,7 @@ def test_a_shared_folder_that_is_read_only_stays_as_it_is(
         stage.run(config, context(run_dir))
         own = list((own_site.folder / "_own/reference").glob("*/features.safetensors"))
         assert len(own) == computed
-    assert len(cached) == 2
+    assert len(cached) == 3
     assert {file: file.stat().st_mtime_ns for file in shared.rglob("*")} == before
 
 
@@ -248,7 +255,7 @@ def test_one_changed_image_in_the_shards_never_hits_the_cache(own_site: Site) ->
     write_json(folder / "manifest.json", manifest)
     stage.run(config, context(run_dir))
     made = reference_files(own_site.folder) - before
-    assert len(made) == len(before) == 2  # everything was computed from the images as they are now
+    assert len(made) == len(before) == 3  # everything was computed from the images as they are now
 
 
 def test_two_evaluations_at_a_time_share_one_computation(own_site: Site) -> None:
@@ -256,7 +263,7 @@ def test_two_evaluations_at_a_time_share_one_computation(own_site: Site) -> None
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda run_dir: run_ranks(WORKER, [str(run_dir)], 1), runs))
     assert numbers(results(runs[0])) == numbers(results(runs[1]))
-    assert len(reference_files(own_site.folder)) == 2
+    assert len(reference_files(own_site.folder)) == 3
     assert not list((own_site.folder / "_shared/reference").rglob("*.tmp"))
 
 

@@ -36,37 +36,46 @@ def test_evaluations_are_children_and_head_the_parent(runs: Path, monkeypatch: p
     (child,) = [r for r in runs_of(store, "evals") if r.info.run_id != parent.info.run_id]
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (child.info.run_name, child.info.status, child.data.tags["variant"]) == (
-        "eval_1",
+        "evals eval 1 (test, N=3000)",
         "FINISHED",
         "paper",
     )
     assert child.data.params["split"] == "test" and child.data.params["n"] == "3000"
     wanted = {
-        "fd_classifier_samples": 21.5,
-        "fd_classifier_samples_low": 21.0,
-        "fd_classifier_samples_high": 22.0,
+        "distance": 21.5,
+        "sharpness": 0.4,
+        "obedience": 0.9,
+        "eval/frechet/fd_classifier_samples": 21.5,
+        "interval/fd_classifier_samples_low": 21.0,
+        "interval/fd_classifier_samples_high": 22.0,
     }
-    wanted |= {"ceiling.attribute_accuracy": 0.95, "floor.attribute_accuracy": 0.6}
+    wanted |= {"ceiling/attribute_accuracy": 0.95, "floor/attribute_accuracy": 0.6}
     assert wanted.items() <= child.data.metrics.items()
-    assert len(store.get_metric_history(child.info.run_id, "mse")) == 1
+    assert "eval/other/attribute_accuracy_shuffled" not in child.data.metrics  # it stands beside another
+    assert len(store.get_metric_history(child.info.run_id, "eval/other/mse")) == 1
     assert {f.path for f in store.list_artifacts(child.info.run_id)} == {"metrics.json", "samples"}
-    headline = store.get_metric_history(parent.info.run_id, "test/fd_classifier_samples")
-    assert [(m.step, m.value) for m in headline] == [(90, 21.5)]
+    headline = store.get_metric_history(parent.info.run_id, "distance")
+    assert [(m.step, m.value) for m in headline] == [(0, 21.5)]  # a bar, not a curve of one point
+    note = parent.data.tags["mlflow.note.content"]
+    place = f"#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}/artifacts"
+    assert "optimal decoder variance, prior a conditional flow" in note and f"({place}/report.html)" in note
+    assert "| distance to real faces (`distance`) | 21.5 | 300 | 1.2 |" in note
     assert {f.path for f in store.list_artifacts(parent.info.run_id)} == {
         "config.yaml",
         "report.html",
         "eval_1",
     }
-    assert len(store.list_artifacts(parent.info.run_id, "eval_1")) == 2
+    assert len(store.list_artifacts(parent.info.run_id, "eval_1")) == 2  # its pictures
 
     later = add_eval(run, 3, step=90, fd=20.0) / "metrics.json"  # again, on the same checkpoint
     os.utime(later, (later.stat().st_atime, later.stat().st_mtime + 60))
     for _ in range(2):
         tracker_of(run).push()
-    assert parent_of(store, "evals").data.metrics["test/fd_classifier_samples"] == 20.0
-    assert len(store.get_metric_history(parent.info.run_id, "test/fd_classifier_samples")) == 2
-    assert len(store.get_metric_history(parent.info.run_id, "test/mse")) == 1
-    assert sorted(r.info.run_name for r in runs_of(store, "evals")) == ["eval_1", "eval_3", "evals"]
+    assert parent_of(store, "evals").data.metrics["distance"] == 20.0
+    assert len(store.get_metric_history(parent.info.run_id, "distance")) == 2
+    assert len(store.get_metric_history(parent.info.run_id, "eval/other/mse")) == 1
+    names = [f"evals eval {number} (test, N=3000)" for number in (1, 3)]
+    assert sorted(r.info.run_name for r in runs_of(store, "evals")) == ["evals", *names]
 
 
 def test_status_follows_the_files(runs: Path) -> None:
@@ -161,7 +170,7 @@ def test_a_store_that_takes_no_files_gets_every_number_and_the_state(
     (child,) = [r for r in runs_of(store, name) if r.info.run_id != parent.info.run_id]
     assert_holds_file_once(store, parent.info.run_id, run)
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
-    assert parent.data.metrics["test/mse"] == child.data.metrics["mse"]
+    assert parent.data.metrics["eval/other/mse"] == child.data.metrics["eval/other/mse"]
     tracker_of(run).push()
     assert {file.path for file in store.list_artifacts(child.info.run_id)} == {"metrics.json", "samples"}
 

@@ -70,7 +70,7 @@ def test_a_run_without_a_server_ends_up_as_one_with_it(server: str, tmp_path: Pa
             m: sorted((p.step, p.value) for p in store.get_metric_history(parent.info.run_id, m))
             for m in parent.data.metrics
         }
-        own = ("run_dir", "run_dir_id", "mlflow.user", "mlflow.source.name")
+        own = ("run_dir", "run_dir_id", "mlflow.user", "mlflow.source.name", "mlflow.note.content")
         tags = {key: value for key, value in parent.data.tags.items() if key not in own}
         found.append((series, parent.data.params, tags, parent.info.status))
     assert found[0] == found[1] and len(found[0][0]["train/loss"]) == 24

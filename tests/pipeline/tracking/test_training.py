@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import MetricsLog
+from pipeline.rundir.record import run_config
 from pipeline.tracking import mlflow_store
 from pipeline.tracking.base import TrackingError
 from pipeline.tracking.sync import sync_run, tracker_of
@@ -49,7 +51,9 @@ def test_everything_once_however_often(runs: Path) -> None:
         parent.data.params["train.batch_size"] == "64"
         and parent.data.params["model.net.channels"] == "[32, 64, 128, 256]"
     )
-    assert not [key for key in parent.data.params if key.startswith(("cluster", "tracking"))]
+    absent = ("cluster", "tracking", "refine", "tune", "model.residual", "model.prior.flow_matching")
+    assert not [key for key in parent.data.params if key.startswith(absent)]
+    assert "model.prior.flow.layers" in parent.data.params and len(parent.data.params) < 100
     wanted = {
         "variant": "paper",
         "seed": "3",
@@ -170,3 +174,53 @@ def test_samples_of_fixed_noise_become_one_image_per_step(tmp_path: Path) -> Non
         10,
         20,
     ]
+
+
+def test_an_experiment_opens_as_a_table_of_runs(runs: Path) -> None:
+    """MLflow shows traces of language models unless the experiment says what it is."""
+    store = client(runs)
+    store.create_experiment("kind_old")
+    for name in ("kind_new", "kind_old"):
+        tracker_of(make_run(runs, name, (f"tracking.experiment={name}",), steps=1)).push()
+        found = store.get_experiment_by_name(name)
+        assert found.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_curves_of_later_phases_have_names_of_their_own(runs: Path) -> None:
+    run = make_run(runs, "phases", ("tracking.experiment=phases",), steps=2)
+    (run / "refine").mkdir()
+    values = {"train/loss": 3.0, "val_ema/loss": 2.0}
+    line = {"step": 7, "time": 1.7e9, "values": values}
+    (run / "refine/metrics.jsonl").write_text(json.dumps(line) + "\n")
+    for _ in range(2):
+        tracker_of(run).push()
+    found = parent_of(client(runs), "phases")
+    assert (found.data.metrics["refine/loss"], found.data.metrics["refine_val_ema/loss"]) == (3.0, 2.0)
+    assert len(client(runs).get_metric_history(found.info.run_id, "refine/loss")) == 1
+    assert len(client(runs).get_metric_history(found.info.run_id, "train/loss")) == 2
+
+
+def test_the_shards_are_the_data_set_and_the_logs_lie_beside_the_report(runs: Path) -> None:
+    run = make_run(runs, "inputs", ("tracking.experiment=inputs",), steps=2)
+    tracker_of(run).push()  # there are no shards yet
+    config = run_config(run)
+    folder = layout.shards_dir(config)
+    folder.mkdir(parents=True)
+    manifest = {"content_digest": "ab" * 32, "size": 64, "attributes": ["Male", "Young"]}
+    manifest["splits"] = {"train": {"shards": [{"samples": 30}, {"samples": 12}]}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (run / "train/done.json").write_text('{"step": 8, "images": 1024}')
+    (run / "logs/train").mkdir(parents=True)
+    (run / "logs/train/rank0.log").write_text("step 1 http://ada:secret@host\n")
+    for _ in range(2):
+        tracker_of(run).push()
+    found = parent_of(client(runs), "inputs")
+    (data,) = found.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("toy_faces_64px", ("ab" * 32)[:36])
+    assert json.loads(data.dataset.profile)["images"] == {"train": 42}
+    assert [f.path for f in client(runs).list_artifacts(found.info.run_id, "logs/train")] == [
+        "logs/train/rank0.log"
+    ]
+    place = Path(found.info.artifact_uri.removeprefix("file://").replace("%20", " ").replace("%27", "'"))
+    text = (place / "logs/train/rank0.log").read_text()
+    assert "step 1" in text and "secret" not in text

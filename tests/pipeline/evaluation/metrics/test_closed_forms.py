@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from cvae.distributions import DiagonalGaussian
-from pipeline.evaluation.metrics.distances import KernelDistance, Memorisation, Sharpness, kernel_error
+from pipeline.evaluation.metrics.distances import (
+    KernelDistance,
+    Memorisation,
+    Sharpness,
+    kernel_error,
+    kernel_subset,
+)
 from pipeline.evaluation.metrics.groups import Groups
 from pipeline.evaluation.metrics.inference import LatentStructure, PriorMatch, Units
 from tests.pipeline.evaluation.painter import given
@@ -54,8 +60,12 @@ def test_groups_of_scaled_and_moved_features() -> None:
     samples = real.copy()
     group = real[:300]
     samples[:300] = group.mean(0) + 2 * (group - group.mean(0)) + [3.0, 4.0, 0.0]
-    parts = {"real": {"fd_classifier": real}, "samples": {"fd_classifier": samples}}
-    found = dict(Groups()(given(parts, requested)))
+    parts = {name: {"fd_classifier": real} for name in ("real", "others")}
+    parts["samples"] = {"fd_classifier": samples}
+    parts["others"] = {"fd_classifier": real + rng.standard_normal(real.shape) / 10}
+    own = given(parts, requested)
+    own.__dict__.update(labels=lambda split: requested, positions=lambda split: np.arange(600))
+    found = dict(Groups()(own))
     assert [(row["attribute"], row["n"]) for row in found["groups"]] == [("attribute 0", 300)]
     assert found["group_fd"].value == pytest.approx(25 + np.trace(np.cov(group.T)))
     assert found["group_diversity"].value == pytest.approx(2.0)
@@ -121,15 +131,18 @@ def test_labels_in_the_latents_are_read_and_labels_elsewhere_are_not() -> None:
     assert dict(LatentStructure()(affine))["flow_curvature_nats"].value == pytest.approx(0.0, abs=1e-9)
 
 
-def test_kernel_distance_has_an_interval_only_if_subsets_vary() -> None:
+def test_kernel_distance_has_an_interval_of_some_width_for_few_images_too() -> None:
     rng = np.random.default_rng(0)
     rows = {name: rng.standard_normal((60, 4)).astype(np.float32) for name in ("a", "b", "c")}
     parts = {
         "real": {"fd_x": rows["a"]},
         "samples": {"fd_x": rows["b"]},
         "reconstructions": {"fd_x": rows["c"]},
+        "others": {"fd_x": rows["c"]},
     }
-    whole = dict(KernelDistance()(given(parts)))["kid_x_samples"]  # subsets of 1000 hold all 60 images
-    assert whole.interval is None and "no interval" in whole.meaning and np.isfinite(whole.value)
+    found = dict(KernelDistance()(given(parts)))["kid_x_samples"]  # subsets of 1000 would hold all 60 images
+    assert "subsets of 30" in found.meaning
+    assert found.interval[0] < found.value < found.interval[1] and np.isfinite(found.ceiling)
+    assert [kernel_subset(1000, n) for n in (2, 60, 1000, 1001)] == [2, 30, 500, 1000]
     assert np.isnan(kernel_error(0.1, subsets=1, size=10, n=60))
     assert kernel_error(0.3, subsets=9, size=10, n=50) == pytest.approx(0.3 * (10 / 40) ** 0.5)

@@ -128,5 +128,8 @@ def test_what_is_not_finite_becomes_null_and_unknown_bounds_are_left_out() -> No
         "unit": "u",
         "n": 3,
         "headline": True,
+        "ceiling_name": "real images",
+        "floor_name": "knowing nothing",
+        "group": "",
         "over_read_attributes": False,
     }

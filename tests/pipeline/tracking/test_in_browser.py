@@ -1,0 +1,56 @@
+"""MLflow's own pages: an experiment opens as a table of runs, and comparing them shows the six numbers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from pipeline.tracking import mlflow_store
+from pipeline.tracking.sync import tracker_of
+from tests.browser import WIDTHS, OpenPage, assert_fits
+from tests.fake_run import make_run
+from tests.pipeline.tracking.in_store import runs_of
+
+
+@pytest.fixture(scope="module")
+def compared(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
+    """The experiment's id and the ids of two evaluated runs."""
+    folder = tmp_path_factory.mktemp("compared")
+    for name, fd in (("plain", 30.0), ("flow", 21.5)):
+        overrides = (f"name={name}", f"tracking.uri={server}", "tracking.experiment=compared")
+        run = make_run(folder, name, overrides, steps=12, evals=1, fd=fd)
+        (run / "train/done.json").write_text('{"step": 12, "images": 1024}')
+        tracker_of(run).push()
+    store = mlflow_store.open_client(server)
+    parents = [run for run in runs_of(store, "compared") if "mlflow.parentRunId" not in run.data.tags]
+    return parents[0].info.experiment_id, [run.info.run_id for run in parents]
+
+
+def test_an_experiment_opens_as_a_table_of_runs(
+    server: str, compared: tuple[str, list[str]], open_page: OpenPage
+) -> None:
+    experiment, _ = compared
+    page: Any = open_page(f"{server}/#/experiments/{experiment}")
+    page.wait_for_selector("text=plain")
+    assert "/runs" in page.url and "traces" not in page.url
+    assert page.get_by_text("flow", exact=True).count()
+    assert_fits(page)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_comparing_runs_shows_the_headline_numbers(
+    server: str, compared: tuple[str, list[str]], open_page: OpenPage, width: int
+) -> None:
+    experiment, runs = compared
+    chosen, within = quote(json.dumps(runs)), quote(json.dumps([experiment]))
+    address = f"{server}/#/compare-runs?runs={chosen}&experiments={within}"
+    page: Any = open_page(address, width)
+    page.wait_for_selector("text=Comparing 2 Runs")
+    page.wait_for_selector("text=distance")
+    shown = page.inner_text("body")
+    for word in ("plain", "flow", "sharpness", "eval/frechet/fd_classifier_samples"):
+        assert word in shown, word
+    assert_fits(page)
