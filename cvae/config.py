@@ -94,6 +94,7 @@ class PriorConfig:
     name: str = "flow"  # standard | gaussian | flow | flow_matching (only in the stage `refine`)
     net: str = "mlp"  # of mu_p(y) and sigma_p(y): mlp | conv1d (along attribute embeddings)
     hidden: int = 128  # hidden units of that network
+    control: bool = False  # linear scores that move codes to the request; the stage `refine` fits them
     flow: FlowConfig = field(default_factory=FlowConfig)
     flow_matching: FlowMatchingConfig = field(default_factory=FlowMatchingConfig)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cvae.attributes import CONDITIONERS
 from cvae.config import ModelConfig
+from cvae.control import AttributeControl
 from cvae.distributions import DiagonalGaussian, Distribution
 from cvae.losses import (
     Losses,
@@ -45,6 +46,7 @@ class CVAE(nn.Module):
         n_condition = self.conditioner.width
         self.encoder = ENCODERS[config.encoder.name](config, image_size, n_condition)
         self.decoder = DECODERS[config.decoder.name](config, image_size, n_condition)
+        self.control = AttributeControl(config.z_dim, n_attributes) if config.prior.control else None
         self.conditional_prior = PRIORS[config.prior.name](config, n_condition)
         self.variance = DECODER_VARIANCES[config.variance.name](config.variance)
         self.loss_terms = loss_terms(config.losses)
@@ -86,11 +88,13 @@ class CVAE(nn.Module):
     def terms(self, x: Tensor, y: Tensor, noise: Tensor) -> Terms:
         """Run the model once: q(z|x,y) and every named term of each image [B].
 
-        `noise` [B, D] is standard normal; z = mean_q + std_q * noise.
+        `noise` [B, D] is standard normal; z = mean_q + std_q * noise. D further columns shift z.
         """
         e = self.condition(y)
         q = self.encoder(x, e)
-        z = q.sample(noise)
+        z = q.sample(noise[:, : self.z_dim])
+        if noise.shape[1] > self.z_dim:
+            z = z + noise[:, self.z_dim :]
         decoded = self.decoder(z, e)
         with torch.autocast(x.device.type, enabled=False):
             kl, log_det = self.conditional_prior(e).kl_from(q, z)

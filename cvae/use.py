@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cvae.control import AttributeControl
 from cvae.distributions import Distribution
 from cvae.io import Card, nearest
 from cvae.model import CVAE
@@ -76,16 +77,18 @@ class Model:
         seed: int = 0,
         temperature: float = 1.0,
         guidance: float = 1.0,
+        margin: float = 0.0,
         start: int = 0,
     ) -> Tensor:
         """Draw images [n, S, S, 3] that show the request.
 
         Attributes that it does not name come from training images; see `labels`. The noise is
         scaled by `temperature`. With `guidance` g, the prior follows the request g times as closely.
+        With a `margin`, codes are moved until they show the request that clearly; 1 is an average image.
         Image i depends on the seed and on `start` + i, not on n. Raises RequestError.
         """
         y = self.labels(request, n, seed, start)
-        return self.draw(y, seed, temperature, guidance, start)
+        return self.draw(y, seed, temperature, guidance, start, margin)
 
     def labels(self, request: Request, n: int = 16, seed: int = 0, start: int = 0) -> Tensor:
         """Return the attributes [n, A] of the images that `sample` draws.
@@ -106,6 +109,7 @@ class Model:
         temperature: float = 1.0,
         guidance: float = 1.0,
         start: int = 0,
+        margin: float = 0.0,
     ) -> Tensor:
         """Draw one image for each row of attributes y [n, A], from 0 to 1: [n, S, S, 3].
 
@@ -121,7 +125,10 @@ class Model:
             if guidance != 1.0:
                 unconditional = self.net.prior(torch.full_like(y, UNKNOWN))
                 prior = self._guided(prior, unconditional, "guidance", guidance)
-            return self.net.decode(prior.sample(temperature * noise), y)
+            z = prior.sample(temperature * noise)
+            if margin:
+                z = self._control("margin", margin).obey(z, y, margin)
+            return self.net.decode(z, y)
 
         return _levels(self._blocks(block, y.float(), noise))
 
@@ -180,10 +187,12 @@ class Model:
     ) -> Tensor:
         """Change attributes of images and keep the rest.
 
-        The code keeps its noise: u = noise(z; y), z' = sample(u; y'). Decoding z itself with other
-        attributes would change little, because z carries everything. A named attribute that is unknown
-        counts as the opposite before the edit. Attributes that exclude a new one are unset. With
-        `strength` s, the difference between y and y' acts s times as strongly. Raises RequestError.
+        Decoding the code z with other attributes would change little, because z carries everything. A
+        model with an attribute control moves z until each changed attribute has `strength` times the
+        score of an average image. Without one, the code keeps its noise: u = noise(z; y),
+        z' = sample(u; y'), and the difference between y and y' acts `strength` times as strongly.
+        A named attribute that is unknown counts as the opposite before the edit. Attributes that exclude
+        a new one are unset. Raises RequestError.
         """
         wanted = self._wanted(request)
         x = self._images(images)
@@ -194,6 +203,9 @@ class Model:
         after = self._changed(before, wanted)
 
         def change(x: Tensor, y: Tensor, new: Tensor) -> Tensor:
+            if self.net.control is not None:
+                z = self.net.control.edit(self._code(x, y), y, new, strength)
+                return self.net.decode(z, new)
             prior, new_prior = self.net.prior(y), self.net.prior(new)
             try:
                 noise = prior.to_noise(self._code(x, y))
@@ -253,6 +265,14 @@ class Model:
                 f"{name}: got {value}, expected 1, because the prior {kind!r} cannot be guided;"
                 " a run refined with refine.prior.name=flow_matching can"
             ) from None
+
+    def _control(self, name: str, value: float) -> AttributeControl:
+        if self.net.control is None:
+            raise RequestError(
+                f"{name}: got {value}, expected 0, because the model has no attribute control;"
+                " a run refined with refine.prior.control=true has one"
+            )
+        return self.net.control
 
     def _wanted(self, request: Request) -> dict[int, int]:
         """Return {column: 0 or 1}; a misspelt name is refused with the nearest one."""

@@ -208,6 +208,11 @@ def _check(config: RunConfig) -> None:
         resources(config.cluster, stage)
     if not _RUN_NAME.fullmatch(config.name):
         raise ConfigError(f"key 'name': got {config.name!r}, expected letters, digits, '.', '_' and '-'")
+    if config.model.prior.control:
+        raise ConfigError(
+            "key 'model.prior.control': got true, but only the stage `refine` fits it;"
+            " set refine.prior.control=true"
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

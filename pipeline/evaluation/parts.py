@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cvae.importance import importance_weighted_bound
 from pipeline.data.loader import to_float
 from pipeline.evaluation.features import Features
+from pipeline.evaluation.importance import importance_weighted_bound
 from pipeline.evaluation.reference import reference_features, reference_key
 from pipeline.evaluation.subject import Rows, Subject, edges
 from pipeline.runtime.split import spread

@@ -23,6 +23,7 @@ from pipeline.data.loader import attribute_positions, to_float
 from pipeline.data.pixels import to_uint8
 from pipeline.data.shards import Shards
 from pipeline.data.sources.base import Annotations, DatasetInfo
+from pipeline.errors import ConfigError
 from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.rare import Counts, requests
@@ -149,8 +150,7 @@ class Subject:
     def draw(self, purpose: str, indices: np.ndarray, labels: np.ndarray) -> Tensor:
         """Draw samples [b, 3, S, S] for attributes [b, A], each with the noise of its index."""
         y = self.condition(labels)
-        z = self.prior(y).sample(self.noise(purpose, indices))
-        return self.model.decode(z, y)
+        return self.model.decode(self._codes(self.noise(purpose, indices), y), y)
 
     def prior(self, y: Tensor) -> Distribution:
         """Return p(z|y), with the guidance of the configuration."""
@@ -161,21 +161,48 @@ class Subject:
         return prior.guided(self.model.prior(torch.full_like(y, 0.5)), strength)
 
     def flip(self, indices: np.ndarray, asked: np.ndarray, wanted: np.ndarray) -> Tensor:
-        """Draw samples [b, 3, S, S] of the noise of `indices` for `wanted`, a change of `asked` [b, A]."""
-        return self._changed(self.noise("flips", indices), asked, wanted)
+        """Draw samples [b, 3, S, S] of the noise of `indices` for `wanted`, a change of `asked` [b, A].
+
+        With an attribute control, the sample for `asked` is drawn and its code is moved. Without one, the
+        noise is drawn for `wanted`.
+        """
+        noise, before = self.noise("flips", indices), self.condition(asked)
+        if self.model.control is None:
+            return self._carried(noise, before, self.condition(wanted))
+        return self._moved(self._codes(noise, before), before, self.condition(wanted))
 
     def edit(self, indices: np.ndarray, asked: np.ndarray, wanted: np.ndarray) -> Tensor:
-        """Carry real images [b] with attributes `asked` [b, A] to `wanted`, [b, 3, S, S].
+        """Change real images [b] with attributes `asked` [b, A] to `wanted`, [b, 3, S, S].
 
-        The code keeps its noise: u = noise(z; asked), then z' = sample(u; wanted), then decode.
+        An attribute control moves the code. Without one, the code keeps its noise:
+        u = noise(z; asked), then z' = sample(u; wanted), then decode.
         """
-        before = self.condition(asked)
-        code = self.model.encode(self.images(indices), before).mean
-        return self._changed(self.model.prior(before).to_noise(code), asked, wanted)
-
-    def _changed(self, noise: Tensor, asked: np.ndarray, wanted: np.ndarray) -> Tensor:
-        """Decode codes of `noise` for `wanted`; what differs from `asked` acts with `edit_strength`."""
         before, after = self.condition(asked), self.condition(wanted)
+        code = self.model.encode(self.images(indices), before).mean
+        if self.model.control is None:
+            return self._carried(self.model.prior(before).to_noise(code), before, after)
+        return self._moved(code, before, after)
+
+    def _codes(self, noise: Tensor, y: Tensor) -> Tensor:
+        """Draw codes [b, D] for y [b, A], with the guidance and the margin of the configuration."""
+        z = self.prior(y).sample(noise)
+        if not self.settings.margin:
+            return z
+        if self.model.control is None:
+            raise ConfigError(
+                f"key 'eval.margin': got {self.settings.margin}, but this model has no attribute control;"
+                " set eval.margin=0, or refine the run with refine.prior.control=true"
+            )
+        return self.model.control.obey(z, y, self.settings.margin)
+
+    def _moved(self, z: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """Decode codes [b, D] whose changed attributes are moved with `edit_strength`."""
+        assert self.model.control is not None
+        z = self.model.control.edit(z, before, after, self.settings.edit_strength)
+        return self.model.decode(z, after)
+
+    def _carried(self, noise: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """Decode codes of `noise` for `after`; its difference from `before` acts with `edit_strength`."""
         prior = self.model.prior(after)
         strength = self.settings.edit_strength
         if strength != 1.0:

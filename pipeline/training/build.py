@@ -11,12 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cvae.model import CVAE
 from pipeline.config.schema import RunConfig
-from pipeline.errors import ConfigError
 from pipeline.runtime.distributed import Ranks
 from pipeline.training.inputs import Inputs
+from pipeline.training.objectives import Objective
 from pipeline.training.optim import Precision
-from pipeline.training.phases import Phase
-from pipeline.training.prior_fit import PriorFit
 
 
 def build_model(config: RunConfig, inputs: Inputs, precision: Precision, device: torch.device) -> CVAE:
@@ -29,23 +27,7 @@ def build_model(config: RunConfig, inputs: Inputs, precision: Precision, device:
     return model
 
 
-def objective_of(phase: Phase, model: CVAE) -> CVAE | PriorFit:
-    """Return what a phase trains, with the weights frozen that it does not fit."""
-    if phase.fitted:
-        model.requires_grad_(False)
-    for name in phase.fitted:
-        getattr(model, name).requires_grad_(True)
-    if phase.name != "refine":
-        return model
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(
-            f"key 'refine.prior.name': the prior {phase.config.model.prior.name!r} has nothing to fit;"
-            " use gaussian, flow or flow_matching"
-        )
-    return PriorFit(model, phase.attribute_dropout)
-
-
-def distribute(module: CVAE | PriorFit, model: CVAE, precision: Precision, ranks: Ranks) -> nn.Module:
+def distribute(module: Objective, model: CVAE, precision: Precision, ranks: Ranks) -> nn.Module:
     """Wrap the objective in DDP and run one backward pass that does not count (all ranks).
 
     DDP rebuilds its buckets after its first backward pass. If that pass were a training step, a

@@ -38,6 +38,7 @@ class Inputs:
             )
         self.attributes = data.attributes or self.shards.attribute_names
         self.held_out = whole_split(val, self.attributes)
+        self.whole_training = whole_split(self.shards, self.attributes)
         self.calibration = calibration_part(self.shards, self.attributes)
 
     def batches(self, noise_width: int, stream: int) -> TrainBatches:

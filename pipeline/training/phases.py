@@ -27,6 +27,7 @@ class Phase:
     fitted: tuple[str, ...] = ()  # modules of the model that are fitted; empty: all of them
     start: str = ""  # the phase whose averaged weights it starts from; empty: random weights
     attribute_dropout: float = 0.0  # share of requests whose attributes are hidden
+    code_noise: float = 0.0  # noise on codes for the decoder, in deviations of the codes
 
 
 def phase(name: str, config: RunConfig) -> Phase:
@@ -37,7 +38,8 @@ def phase(name: str, config: RunConfig) -> Phase:
         section = config.tune
         tuned = _with_length(config, section.images, section.batch_size, section.ema_decay, section.optim)
         model = replace(config.model, losses=section.losses)
-        return Phase(name, replace(tuned, model=model), ("decoder",), start_of(name, config))
+        fitted, start = ("decoder",), start_of(name, config)
+        return Phase(name, replace(tuned, model=model), fitted, start, code_noise=section.code_noise)
     if name == "refine" and config.refine.images:
         part = config.refine
         refined = _with_length(config, part.images, part.batch_size, part.ema_decay, part.optim)

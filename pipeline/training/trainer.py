@@ -18,14 +18,14 @@ from pipeline.rundir import layout
 from pipeline.rundir.files import write_json
 from pipeline.runtime.context import Context
 from pipeline.runtime.split import ceil_div
-from pipeline.training.build import build_model, distribute, objective_of
+from pipeline.training.build import build_model, distribute
 from pipeline.training.checkpoints.store import Checkpoints
 from pipeline.training.checkpoints.weights import load_model, require_same, restore, state_tensors
 from pipeline.training.health import complaints
 from pipeline.training.inputs import Inputs
+from pipeline.training.objectives import PriorFit, code_spread, fit_control, held_out_loss, objective_of
 from pipeline.training.optim import Ema, Precision, kl_weight, learning_rate, make_optimizer
 from pipeline.training.phases import Phase, finished
-from pipeline.training.prior_fit import PriorFit, held_out_loss, standardise
 from pipeline.training.step.arithmetic import StepArithmetic
 from pipeline.training.step.flat import FlatWeights
 from pipeline.training.step.modes import choose_step, use_side_stream
@@ -62,7 +62,7 @@ class Trainer:
         self.start_validation: dict[str, float] = {}
         if phase.start:
             self._follow(phase.start)
-        self.objective = objective_of(phase, self.model)
+        self.objective = objective_of(phase, self.model, self.inputs.calibration, self.ranks)
         self._open_stream(NEWEST_STREAM)
         self.weights = FlatWeights(self.model)
         self.ema = Ema(self.model, self.weights, train.ema_decay)
@@ -116,7 +116,9 @@ class Trainer:
         self.model.load_state_dict(self.model.state_dict() | weights)
         self.start_validation = info.validation
         if self.phase.name == "refine":
-            standardise(self.model, self.inputs.calibration, self.ranks)
+            spread = code_spread(self.model, self.inputs.calibration, self.ranks)
+            self.model.conditional_prior.standardise(*spread)
+            fit_control(self.model, self.inputs.whole_training, self.ranks)
         self.log.info("starting from the weights of %s", info.file)
 
     @property
@@ -143,6 +145,8 @@ class Trainer:
         sections = {**layout.trained_sections(self.config), "shards_content": content}
         if self.start:
             sections["start"] = self.start
+        if self.phase.code_noise:
+            sections["code_noise"] = self.phase.code_noise
         return sections
 
     def resume(self) -> None:

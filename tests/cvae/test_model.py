@@ -31,7 +31,6 @@ from cvae.config import (
     PriorConfig,
     VarianceConfig,
 )
-from cvae.importance import importance_weighted_bound
 from cvae.losses import LOSS_TERMS, Frozen, LossTerm
 from cvae.model import CVAE
 from cvae.nets.decoder import DECODERS
@@ -40,6 +39,7 @@ from cvae.nets.layers import ACTIVATIONS, norm
 from cvae.nets.perceptual import PACKAGE
 from cvae.prior import PRIORS
 from cvae.variance import DECODER_VARIANCES
+from pipeline.evaluation.importance import importance_weighted_bound
 
 SIZE, A, D, B = 32, 6, 8, 5
 

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cvae.losses import Losses, pack
-from cvae.model import CVAE
 from pipeline.config.schema import OptimConfig, TrainConfig
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.split import ceil_div, share
+from pipeline.training.objectives import Objective
 from pipeline.training.optim import Ema, Precision
-from pipeline.training.prior_fit import PriorFit
 from pipeline.training.step.flat import FlatWeights
 
 Inputs = tuple[Tensor, Tensor, Tensor]  # x [b, 3, S, S], y [b, A], noise [b, F]
@@ -34,7 +33,7 @@ class StepArithmetic:
 
     def __init__(
         self,
-        objective: CVAE | PriorFit,
+        objective: Objective,
         forward: nn.Module,
         to_inputs: Callable[[list[Tensor]], Inputs],
         weights: FlatWeights,
