@@ -112,9 +112,7 @@ class TuneConfig:
     images: int = 0  # images seen; 0: the stage is left out
     batch_size: int = 32  # GLOBAL batch
     ema_decay: float = 0.99  # of the averaged weights
-    code_noise: float = (
-        0.0  # most noise on the codes, in deviations of the codes; the decoder learns to forgive
-    )
+    code_noise: float = 0.0  # most noise that the decoder learns to forgive, in deviations of the codes
     optim: OptimConfig = field(default_factory=_tune_optim)  # the optimizer
     losses: LossConfig = field(default_factory=LossConfig)  # terms beside the negative ELBO
 
@@ -154,9 +152,7 @@ class EvalConfig:
     weights: str = "ema"  # ema (averaged) | raw
     stage: str = ""  # whose weights: train | tune | refine; empty: the last one of this configuration
     guidance: float = 1.0  # how closely samples follow the request; needs refine.prior.name=flow_matching
-    margin: float = (
-        0.0  # score to which samples are moved, 1: of an average image; needs refine.prior.control
-    )
+    margin: float = 0.0  # score to which samples move, 1: of an average image; needs refine.prior.control
     edit_strength: float = 1.0  # how strongly a toggled attribute acts; needs control or flow_matching
     flip_images: int = 200  # images whose request is changed by one attribute at a time
     metrics: list[str] = field(default_factory=list)  # names of metrics; empty: all of them
