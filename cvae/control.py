@@ -5,10 +5,11 @@ of the request. A linear score reads each attribute from z, and a gain says how 
 score changes and the others stay. Both follow in closed form from the moments of codes and labels:
 
     A = (C + ridge_z diag C)^-1 cov(z, y)            least squares; rows are scaled, see `scores`
-    K = C A^T (A C A^T + ridge diag(A C A^T))^-1     the likeliest move; columns are scaled, A_k K_k = 1
+    K = C A^T (A C A^T + ridge diag(A C A^T))^-1     the likeliest move; scaled, mean of A_k K_k = 1
 
 C is the covariance of the codes. With ridge = 0, a move keeps every other score exactly. It then leaves
-the likely codes, and a classifier that was not fitted sees more side effects than with ridge = 1.
+the likely codes, and a classifier that was not fitted sees more side effects than with ridge = 1. The
+ridge also shrinks the moves of attributes that a score reads poorly.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class AttributeControl(nn.Module):
         spread = weight @ covariance @ weight.T
         spread = spread + torch.diag(RIDGE_SCORES * spread.diag() + (~seen).to(spread))
         gain = torch.linalg.solve(spread, weight @ covariance)
-        own = (weight * gain).sum(1, keepdim=True)
-        gain = torch.where(seen[:, None], gain / own.clamp_min(1e-12), 0)
+        own = (weight * gain).sum(1)[seen].mean().clamp_min(1e-12)
+        gain = torch.where(seen[:, None], gain / own, 0)
         for buffer, value in ((self.weight, weight), (self.bias, bias), (self.gain, gain)):
             buffer.copy_(value)
 

@@ -25,6 +25,7 @@ OF_THE_RUN = {
     "left_out",
     "stage",
     "guidance",
+    "margin",
     "edit_strength",
 }
 

@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.rundir import layout
 from pipeline.stages import STAGES
 from pipeline.training.checkpoints.weights import load_model
+from pipeline.training.objectives import DecoderFit
 from pipeline.training.phases import last_phase, phase
 from tests.conftest import ROOT, run_ranks, run_stage_here
 
@@ -33,8 +34,10 @@ RESIDUAL = [
     "tune.images=40",
     "tune.batch_size=8",
     "tune.losses.edges.weight=0.5",
+    "tune.code_noise=0.5",
     "refine.images=48",
     "refine.batch_size=8",
+    "refine.prior.control=true",
     "refine.prior.flow_matching.width=16",
     "refine.prior.flow_matching.blocks=1",
     "refine.prior.flow_matching.condition=8",
@@ -79,6 +82,7 @@ def test_each_phase_moves_only_what_it_fits(trained, alone):
         if part != "decoder":  # refine starts from the best of tune, which need not be the last
             assert torch.equal(tuned[name], refined[name]), name
     assert any("velocity" in name for name in refined)
+    assert refined["model.control.gain"].abs().sum() > 0
 
 
 @pytest.mark.parametrize("stage", ["tune", "refine"])
@@ -128,3 +132,21 @@ def test_a_phase_of_length_0_is_refused_by_its_key():
     assert last_phase(config) == "train"
     with pytest.raises(ConfigError, match="refine.images"):
         phase("refine", config)
+
+
+def test_the_decoder_learns_on_shifted_codes_and_the_codes_own_noise(trained):
+    model, _ = load_model(trained, "best", "ema", torch.device("cpu"), "train")
+    spread = torch.linspace(0.1, 1.0, model.z_dim, dtype=torch.float64)
+    fit = DecoderFit(model, spread)
+    x = torch.rand(2, 3, model.image_size, model.image_size, dtype=torch.float64)
+    y = torch.ones(2, model.n_attributes, dtype=torch.float64)
+    noise = torch.randn(2, fit.noise_width, dtype=torch.float64)
+    own, extra, share = noise.split((model.z_dim, model.z_dim, 1), dim=1)
+    z = model.encode(x, y).sample(own) + torch.special.ndtr(share) * spread * extra
+    expected = (x - model.decode(z, y)).square().sum()
+    torch.testing.assert_close(fit.sums(x, y, noise)["sse"], expected)
+
+
+def test_the_attribute_control_belongs_to_refine():
+    with pytest.raises(ConfigError, match="model.prior.control.*refine.prior.control=true"):
+        configuration.load([], ["model.prior.control=true"])
