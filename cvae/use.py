@@ -77,8 +77,8 @@ class Model:
         seed: int = 0,
         temperature: float = 1.0,
         guidance: float = 1.0,
-        margin: float = 0.0,
         start: int = 0,
+        margin: float = 0.0,
     ) -> Tensor:
         """Draw images [n, S, S, 3] that show the request.
 

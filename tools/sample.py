@@ -119,7 +119,7 @@ def draw(
             for start in range(0, order.n, BATCH):
                 n = min(BATCH, order.n - start)
                 y = model.labels(order.request, n, order.seed, start)
-                images = model.draw(y, order.seed, args.temperature, args.guidance, start)
+                images = model.draw(y, order.seed, args.temperature, args.guidance, start, args.margin)
                 yield order, y, images.numpy()
                 bar.update(n)
 
@@ -158,6 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     add_seed(words, "same seed, same images")
     add("--temperature", metavar="T", type=float, default=1.0, help="scale of the noise; below 1: tamer")
     add("--guidance", metavar="G", type=float, default=1.0, help="above 1: follow the request more closely")
+    add("--margin", metavar="M", type=float, default=0.0, help="1: show it as clearly as an average image")
     add_device(words)
     add_out(words, "a picture (.png, .jpg), or a folder for single images", "grid.png")
     args = words.parse_args(argv)

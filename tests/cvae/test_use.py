@@ -22,6 +22,7 @@ from cvae.config import (
     PerceptualConfig,
     PriorConfig,
 )
+from cvae.control import CodeMoments
 from cvae.io import Card, ModelFileError, pack, read
 from cvae.model import CVAE
 from cvae.use import BATCH, RequestError, parse_request
@@ -32,9 +33,10 @@ from tests.tiny_run import ATTRIBUTES, SIZE, tiny_images
 PRIORS = ("flow", "flow_matching")
 
 
-def config_of(prior: str) -> ModelConfig:
+def config_of(prior: str, control: bool = False) -> ModelConfig:
     settings = PriorConfig(
         name=prior,
+        control=control,
         hidden=8,
         flow=FlowConfig(layers=2, hidden=8),
         flow_matching=FlowMatchingConfig(width=16, blocks=1, condition=8, steps=24),
@@ -260,6 +262,29 @@ def test_strength_acts_on_a_prior_with_a_velocity_alone(photos, folders):
     assert not torch.equal(able.edit(photos, {"Male": 1}, strength=2.0), plain)
     with pytest.raises(RequestError, match="strength: got 2.0"):
         unable.edit(photos, {"Male": 1}, strength=2.0)
+
+
+def test_an_attribute_control_edits_and_makes_samples_obey(photos, folders, tmp_path):
+    config = config_of("flow", control=True)
+    net = live(config)
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.rand(400, len(ATTRIBUTES), generator=generator).round().double()
+    codes = labels @ torch.randn(len(ATTRIBUTES), 8, generator=generator).double()
+    codes = codes + torch.randn(400, 8, generator=generator).double()
+    net.control.fit(CodeMoments(codes.mean(0), labels.mean(0), codes.T @ codes / 400, codes.T @ labels / 400))
+    able = cvae.load(write(tmp_path, net, card_of(config)))
+    y = torch.zeros(3, len(ATTRIBUTES))
+    other = y.clone()
+    other[:, 1] = 1
+    with torch.no_grad():
+        moved = net.control.edit(able.encode(photos, y), y, other, 2.0)
+        expected = to_uint8(net.decode(moved, other))
+    edited = able.edit(photos, {"Eyeglasses": 1}, y, strength=2.0)
+    assert (edited.int() - expected.int()).abs().max() <= 1
+    request = dict.fromkeys(ATTRIBUTES, 1)
+    assert not torch.equal(able.sample(request, n=4, margin=2.0), able.sample(request, n=4))
+    with pytest.raises(RequestError, match="margin: got 2.0, expected 0.*refine.prior.control=true"):
+        cvae.load(folders["flow"]).sample(request, n=4, margin=2.0)
 
 
 def test_an_interpolation_goes_from_one_reconstruction_to_the_other(photos, model):

@@ -136,11 +136,11 @@ def test_a_phase_of_length_0_is_refused_by_its_key():
 
 def test_the_decoder_learns_on_shifted_codes_and_the_codes_own_noise(trained):
     model, _ = load_model(trained, "best", "ema", torch.device("cpu"), "train")
-    spread = torch.linspace(0.1, 1.0, model.z_dim, dtype=torch.float64)
+    spread = torch.linspace(0.1, 1.0, model.z_dim)
     fit = DecoderFit(model, spread)
-    x = torch.rand(2, 3, model.image_size, model.image_size, dtype=torch.float64)
-    y = torch.ones(2, model.n_attributes, dtype=torch.float64)
-    noise = torch.randn(2, fit.noise_width, dtype=torch.float64)
+    x = torch.rand(2, 3, model.image_size, model.image_size)
+    y = torch.ones(2, model.n_attributes)
+    noise = torch.randn(2, fit.noise_width)
     own, extra, share = noise.split((model.z_dim, model.z_dim, 1), dim=1)
     z = model.encode(x, y).sample(own) + torch.special.ndtr(share) * spread * extra
     expected = (x - model.decode(z, y)).square().sum()
