@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -48,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     models = open_models(args.model, args.device)
     from tools.parts.explorer.page import serve  # NiceGUI takes a second to import
 
-    serve(models, args.port)
+    with suppress(KeyboardInterrupt):  # the server has ended in good order when it arrives here
+        serve(models, args.port)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -172,6 +173,7 @@ def test_a_registered_model_has_a_signature_and_no_pickle(runs, registered, tmp_
     from mlflow.artifacts import download_artifacts
     from mlflow.models import get_model_info
     from mlflow.pyfunc import load_model
+    from pandas import DataFrame
 
     from pipeline.tracking.mlflow_store import open_client
 
@@ -191,7 +193,7 @@ def test_a_registered_model_has_a_signature_and_no_pickle(runs, registered, tmp_
     signature = get_model_info(str(local)).signature
     assert signature.inputs.input_names() == ["request"]
     assert {param.name for param in signature.params} == {"seed", "temperature", "guidance"}
-    answers = load_model(str(local)).predict({"request": [WORDS, WORDS]}, params={"seed": 3})
+    answers = load_model(str(local)).predict(DataFrame({"request": [WORDS, WORDS]}), params={"seed": 3})
     expected = cvae.load(runs.parent / "for the registry").sample({"Male": 1, "Smiling": 0}, n=2, seed=3)
     images = np.stack([decoded(answer["png"]) for answer in answers]).astype(int)
     assert np.abs(images - expected.numpy()).max() <= 1  # they are drawn one by one there
@@ -245,12 +247,12 @@ def test_mlflow_serves_png_images_that_the_classifier_reads_as_the_live_ones(run
 
 
 def _wait(address: str, process: subprocess.Popen, log: Path) -> None:
-    give_up = time.monotonic() + 240
+    give_up = time.monotonic() + 600
     while time.monotonic() < give_up:
         assert process.poll() is None, log.read_text()
         try:
             urllib.request.urlopen(address, timeout=5).close()
             return
         except OSError:
-            pass
+            threading.Event().wait(0.5)
     raise AssertionError(log.read_text())
