@@ -125,8 +125,10 @@ def read(path: FilePath) -> tuple[CVAE, Card]:
         raise
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise ModelFileError(f"{folder / CARD}: is malformed ({error}); {AGAIN}") from None
-    net = _network(card, folder / CARD)
-    _fill(net, folder / WEIGHTS, str(tree["weights_sha256"]))
+    shapes = _network(card, folder / CARD, "meta")  # without memory: a wrong size then costs nothing
+    _fill(shapes, folder / WEIGHTS, str(tree["weights_sha256"]))
+    net = _network(card, folder / CARD, "cpu")  # it also has the constants that are in no file
+    net.load_state_dict(shapes.state_dict(), assign=True)
     return net.eval(), card
 
 
@@ -217,10 +219,10 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _network(card: Card, file: Path) -> CVAE:
-    """Build the networks without memory for their weights: a wrong size then costs nothing."""
+def _network(card: Card, file: Path, device: str) -> CVAE:
+    """Build the networks of a card."""
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             return CVAE(card.model, card.size, len(card.attributes))
     except KeyError as error:
         raise ModelFileError(
