@@ -113,4 +113,5 @@ class _Version(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         """Print, and end with exit code 0."""
-        parser.exit(message=f"{versions()}\n")
+        print(versions())  # the parser itself would write to stderr
+        parser.exit()

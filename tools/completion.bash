@@ -36,7 +36,7 @@ _cvae() {
       tools/fetch_weights.py) words="-h --help --version --url" ;;
       tools/logs.py) words="-h --help --version $(_cvae_runs) shard train tune refine classifier eval finish --rank --follow -f" ;;
       tools/make_toy_celeba.py) words="-h --help --version --n --seed --processes --out" ;;
-      tools/sample.py) words="-h --help --version $(_cvae_runs) --requests --n --seed --temperature --guidance --device --out" ;;
+      tools/sample.py) words="-h --help --version $(_cvae_runs) --requests --n --seed --temperature --guidance --margin --device --out" ;;
       tools/status.py) words="-h --help --version $(_cvae_runs) --follow -f --runs-dir" ;;
       tools/sync_mlflow.py) words="-h --help --version $(_cvae_runs)" ;;
     esac ;;
