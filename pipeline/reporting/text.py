@@ -20,6 +20,13 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
+def percent(share: float | None) -> str:
+    """Format a share in [0, 1] with two significant digits; "–" for None."""
+    if share is None:
+        return "–"
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
+
+
 def with_half_width(value: float | None, interval: list[float] | None) -> str:
     """Format a value and half of the width of its 95 % interval."""
     if value is None or interval is None:

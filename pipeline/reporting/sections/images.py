@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.reporting.faces import SHOWN_SIDE, Sheet, sheets
 from pipeline.reporting.page import faces, folded, gallery, paragraph, picture, section, subheading
-from pipeline.reporting.text import number
+from pipeline.reporting.text import percent
 from pipeline.rundir import layout
 from pipeline.rundir.record import Evaluation
 from pipeline.runtime.split import spread
@@ -68,7 +68,7 @@ def _rows(sheet: Sheet, evaluation: Evaluation, first: int, last: int) -> list[s
         note = ""
         if sheet.name == "attribute_flip" and row.label in toggled:
             found = toggled[row.label]
-            note = f"takes effect in {number(found['success'])} of {found['n']} samples"
-            note += f"; share of other decisions that change: {number(found['side_effects'])}"
+            note = f"takes effect in {percent(found['success'])} of {found['n']} samples"
+            note += f" and changes {percent(found['side_effects'])} of the other decisions"
         parts.append(faces(row, sheet.title, note))
     return parts

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.reporting.text import number
+from pipeline.reporting.text import number, percent
 from pipeline.rundir.headline import HEADLINES, standing_for
 from pipeline.rundir.record import Evaluation
 
@@ -96,7 +96,7 @@ def verdicts(evaluation: Evaluation, records: list[dict[str, Any]]) -> list[Verd
 def _is_it_sharp(edges: Reading | None, distance: Reading | None) -> Iterator[Verdict]:
     if edges is None:
         return
-    text = f"Samples have {_percent(edges.value)} of the edges of real faces."
+    text = f"Samples have {percent(edges.value)} of the edges of real faces."
     if distance:
         text += f" Their distance to real faces is {number(distance.value)}"
         if distance.ceiling is not None and distance.floor is not None:
@@ -113,12 +113,12 @@ def _is_it_sharp(edges: Reading | None, distance: Reading | None) -> Iterator[Ve
 def _does_it_obey(obeyed: Reading | None, control: Reading | None) -> Iterator[Verdict]:
     if obeyed is None:
         return
-    text = f"The classifier finds {_percent(obeyed.value)} of the attributes as asked for"
+    text = f"The classifier finds {percent(obeyed.value)} of the attributes as asked for"
     if obeyed.ceiling is not None and obeyed.floor is not None:
-        text += f"; real images reach {_percent(obeyed.ceiling)}, chance {_percent(obeyed.floor)}"
+        text += f"; real images reach {percent(obeyed.ceiling)}, chance {percent(obeyed.floor)}"
     text += "."
     if control:
-        text += f" Toggling one attribute takes effect in {_percent(control.value)} of the samples."
+        text += f" Toggling one attribute takes effect in {percent(control.value)} of the samples."
     shares = [reading.reached for reading in (obeyed, control) if reading is not None]
     known = [share for share in shares if share is not None]
     worst = min(known) if known else obeyed.value
@@ -130,13 +130,13 @@ def _is_it_diverse(recall: Reading | None, evaluation: Evaluation) -> Iterator[V
     if recall is None:
         return
     best = recall.ceiling or 1.0
-    text = f"Samples reach {_percent(recall.value)} of the real faces"
+    text = f"Samples reach {percent(recall.value)} of the real faces"
     if recall.ceiling is not None:
-        text += f"; {recall.ceiling_name} reach {_percent(recall.ceiling)}"
+        text += f"; {recall.ceiling_name} reach {percent(recall.ceiling)}"
     text += "."
     spread = evaluation.metrics.get("group_diversity")
     if spread is not None:
-        text += f" Among samples of equal requests the spread is {_percent(spread)} of the real one."
+        text += f" Among samples of equal requests the spread is {percent(spread)} of the real one."
     answer, mood = _graded(recall.value / best, (0.8, "Yes."), (0.4, "In part."), "No.")
     yield Verdict("Is it diverse?", answer, text, mood)
 
@@ -146,8 +146,8 @@ def _has_it_memorised(copies: Reading | None) -> Iterator[Verdict]:
         return
     share, usual = copies.value, copies.ceiling or 0.01
     low = copies.interval[0] if copies.interval else share
-    text = f"{_percent(share)} of the samples are as close to a training image as a copy would be"
-    text += f"; of real held-out images it is {_percent(usual)}."
+    text = f"{percent(share)} of the samples are as close to a training image as a copy would be"
+    text += f"; of real held-out images it is {percent(usual)}."
     if low <= usual:
         yield Verdict("Has it memorised?", "No.", text, "good")
     elif share < 5 * usual:
@@ -212,7 +212,3 @@ def _graded(value: float, good: tuple[float, str], fair: tuple[float, str], poor
     if value >= good[0]:
         return good[1], "good"
     return (fair[1], "fair") if value >= fair[0] else (poor, "poor")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"

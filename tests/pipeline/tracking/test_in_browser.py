@@ -33,10 +33,10 @@ def test_an_experiment_opens_as_a_table_of_runs(
     server: str, compared: tuple[str, list[str]], open_page: OpenPage
 ) -> None:
     experiment, _ = compared
-    page: Any = open_page(f"{server}/#/experiments/{experiment}")
-    page.wait_for_selector("text=plain")
-    assert "/runs" in page.url and "traces" not in page.url
-    assert page.get_by_text("flow", exact=True).count()
+    page: Any = open_page(f"{server}/#/experiments/{experiment}?workflowType=machine_learning")
+    for name in ("plain", "flow"):
+        page.get_by_text(name, exact=True).first.wait_for()
+    assert f"/experiments/{experiment}/runs" in page.url
     assert_fits(page)
 
 
@@ -48,8 +48,8 @@ def test_comparing_runs_shows_the_headline_numbers(
     chosen, within = quote(json.dumps(runs)), quote(json.dumps([experiment]))
     address = f"{server}/#/compare-runs?runs={chosen}&experiments={within}"
     page: Any = open_page(address, width)
-    page.wait_for_selector("text=Comparing 2 Runs")
-    page.wait_for_selector("text=distance")
+    for text in ("Comparing 2 Runs from 1 Experiment", "distance"):
+        page.get_by_text(text, exact=True).first.wait_for()
     shown = page.inner_text("body")
     for word in ("plain", "flow", "sharpness", "eval/frechet/fd_classifier_samples"):
         assert word in shown, word
