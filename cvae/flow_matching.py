@@ -98,7 +98,7 @@ class GridBlock(nn.Module):
 
 
 class GridVelocity(nn.Module):
-    """Velocity of a code that is a grid: a small U-net, with an MLP over the whole face at its bottom."""
+    """Velocity of a code that is a grid: a small U-net, with an MLP over the whole image at its bottom."""
 
     def __init__(self, z_dim: int, n_condition: int, config: FlowMatchingConfig) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class GridVelocity(nn.Module):
                 " cells with an even side; set it to the side of the encoder's grid"
             )
         narrow, wide = config.channels, 2 * config.channels
-        # Faces are aligned, so a learned position tells a cell where in the face it lies.
+        # Where images are aligned, a learned position tells a cell what usually lies there.
         self.position = nn.Parameter(0.02 * torch.randn(1, narrow, config.side, config.side))
         self.first = nn.Conv2d(channels, narrow, 3, padding=1)
         self.enter = GridBlock(narrow, n_condition)

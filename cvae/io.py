@@ -47,7 +47,7 @@ class Card:
 
     model: ModelConfig
     size: int  # side of the images, pixels
-    crop: int  # side of the centred square that was cut from each training image, pixels
+    crop: int  # side of the centred square cut from each training image, pixels; 0: the largest one
     native_size: tuple[int, int] | None  # (height, width) of the training images; None: sizes differ
     attributes: list[str]  # names that the model reads, in order
     exclusive: list[list[str]]  # groups of which an image has at most one attribute

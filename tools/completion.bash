@@ -24,6 +24,7 @@ _cvae() {
     "tools/export.py --weights") words="ema raw" ;;
     "tools/export.py --stage") words="train tune refine" ;;
     "tools/export.py --formats") words="onnx pt2" ;;
+    "tools/inspect_data.py --kind") words=" celeba celeba_hq parquet webdataset images+csv" ;;
     "tools/sample.py --device") words="cpu cuda" ;;
     *) case "$script" in
       launch.py) words="-h --help --version $(_cvae_keys) --cluster --config --overlay --sweep --stages --run-dir --dry-run --wait --no-preflight" ;;
@@ -34,8 +35,8 @@ _cvae() {
       tools/explore.py) words="-h --help --version $(_cvae_runs) --port --device" ;;
       tools/export.py) words="-h --help --version $(_cvae_runs) --checkpoint --weights --stage --formats --register" ;;
       tools/fetch_weights.py) words="-h --help --version --url" ;;
+      tools/inspect_data.py) words="-h --help --version --kind --check --allow-pipe --out" ;;
       tools/logs.py) words="-h --help --version $(_cvae_runs) shard train tune refine classifier eval finish --rank --follow -f" ;;
-      tools/make_toy_celeba.py) words="-h --help --version --n --seed --processes --out" ;;
       tools/sample.py) words="-h --help --version $(_cvae_runs) --requests --n --seed --temperature --guidance --margin --device --out" ;;
       tools/status.py) words="-h --help --version $(_cvae_runs) --follow -f --runs-dir" ;;
       tools/sync_mlflow.py) words="-h --help --version $(_cvae_runs)" ;;

@@ -204,6 +204,8 @@ def _check(config: RunConfig) -> None:
     for key in AT_LEAST_ONE:
         if values[key] < 1:
             raise ConfigError(f"key '{key}': got {values[key]}, expected at least 1")
+    if config.shard.crop < 0:
+        raise ConfigError(f"key 'shard.crop': got {config.shard.crop}, expected at least 0")
     for stage in config.cluster.stages:
         resources(config.cluster, stage)
     if not _RUN_NAME.fullmatch(config.name):

@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError
 WEIGHTS_VARIABLE = "CVAE_INCEPTION_WEIGHTS"  # gives eval.inception_weights if that key is empty
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 _SHELL_ONLY = re.compile(r"\$[({$]|`")  # ${A:-b}, $(command): no shell reads a configuration
+_REMOTE = re.compile(r"pipe:|[a-z0-9+]+://")
 _SECRET = re.compile(r"token|secret|passw|credential|key", re.IGNORECASE)
 
 
@@ -30,9 +31,12 @@ def absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def absolute_path(key: str, path: str) -> str:
-    """Return the value `path` of `key` with `~` and `$VARIABLES` expanded, absolute; raises ConfigError."""
-    if not path:
-        return ""
+    """Return the value `path` of `key` with `~` and `$VARIABLES` expanded, absolute; URLs stay as they are.
+
+    Raises ConfigError.
+    """
+    if not path or is_remote(path):
+        return path
     if os.path.isabs(path) and os.path.exists(path):
         return path  # a folder may have a $ in its name
     if _SHELL_ONLY.search(_VARIABLE.sub("", path)):
@@ -42,6 +46,11 @@ def absolute_path(key: str, path: str) -> str:
         return str(Path(expanded).expanduser().absolute())
     except RuntimeError:
         raise ConfigError(f"key '{key}': {path!r} names the home of an unknown user; write it out") from None
+
+
+def is_remote(place: str) -> bool:
+    """Return whether a place is a URL, or `pipe:` and a program, and not a path."""
+    return _REMOTE.match(place) is not None
 
 
 def _variable(key: str, path: str, name: str) -> str:

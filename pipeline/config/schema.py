@@ -28,8 +28,10 @@ class ToyConfig:
 class ShardConfig:
     """From a data set to shards (WebDataset tars)."""
 
-    source: str = ""  # folder that holds a data set, e.g. CelebA; empty: toy faces
-    crop: int = 148  # side of the centred square that is cut from each image, pixels
+    source: str = ""  # folder that holds a data set, or URLs of tars; empty: toy faces
+    source_kind: str = ""  # kind of data set: a name from docs/data.md; empty: found by looking
+    allow_pipe: bool = False  # let a source `pipe:PROGRAM ...` start that program (never through a shell)
+    crop: int = 0  # side of the centred square that is cut out, pixels; 0: as usual for the data set
     size: int = 64  # side of the stored image, pixels
     samples_per_shard: int = 2048  # images in one tar
     seed: int = 0  # of the permutation that assigns images to shards
@@ -229,6 +231,7 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)  # jobs
 
 
+SOURCE_NAMES = ("celeba", "celeba_hq", "parquet", "webdataset", "images+csv")
 OPTIMIZER_NAMES = ("adam",)
 SCHEDULE_NAMES = ("cosine", "linear")
 
@@ -246,6 +249,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.variance.name": cvae_config.VARIANCE_NAMES,
     "model.net.norm": cvae_config.NORM_NAMES,
     "model.net.activation": cvae_config.ACTIVATION_NAMES,
+    "shard.source_kind": ("", *SOURCE_NAMES),
     "data.verify": ("once", "always"),
     "data.damaged": ("stop", "exclude"),
     "optim.name": OPTIMIZER_NAMES,
@@ -268,7 +272,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # Keys whose value must be at least 1.
 AT_LEAST_ONE = (
     "toy.n",
-    "shard.crop",
     "shard.size",
     "shard.samples_per_shard",
     "data.shards_at_once",

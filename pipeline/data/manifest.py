@@ -126,6 +126,7 @@ def dataset_info(manifest: dict[str, Any]) -> DatasetInfo:
         showcase=groups["showcase"],
         swept=_names(stored["swept"]),
         contrast=_names(stored["contrast"]),
+        crop=int(stored.get("crop", CELEBA_CROP)),  # once the default for every data set
     )
 
 
@@ -136,7 +137,7 @@ def _names(stored: Any) -> tuple[str, ...]:
 
 
 def crop_of(manifest: dict[str, Any]) -> int:
-    """Return the side of the square that was cut from each image, pixels."""
+    """Return the side of the square that was cut from each image, pixels; 0: the largest square."""
     return int(manifest.get("crop", CELEBA_CROP))
 
 

@@ -7,20 +7,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.config.schema import ShardConfig
 from pipeline.data.sources.base import ImageError
 
 
 def crop_centre(image: np.ndarray, crop: int) -> np.ndarray:
     """Return the centred square [crop, crop, 3] of an image [H, W, 3] as a view; offsets round down.
 
-    Raises ImageError if the image is smaller than the square.
+    A crop of 0 is the largest square. Raises ImageError if the image is smaller than the square.
     """
     height, width = image.shape[:2]
+    crop = crop or min(height, width)
     if min(height, width) < crop:
         raise ImageError(f"is {width}x{height} pixels, smaller than shard.crop={crop}")
     top = (height - crop) // 2
     left = (width - crop) // 2
     return image[top : top + crop, left : left + crop]
+
+
+def cut(image: np.ndarray, config: ShardConfig) -> np.ndarray:
+    """Return the square of an image [H, W, 3] that shards are made of.
+
+    With a crop it has that side. Without, the largest square is resized to `size` here, since sides differ.
+    Raises ImageError if the image is too small.
+    """
+    square = crop_centre(image, config.crop)
+    if config.crop:
+        return square
+    if len(square) < config.size and not config.allow_upsampling:
+        height, width = image.shape[:2]
+        raise ImageError(
+            f"is {width}x{height} pixels, smaller than shard.size={config.size}; "
+            "lower the size, or set shard.allow_upsampling=true"
+        )
+    return resize(np.ascontiguousarray(square)[None], config.size)[0]
 
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.config.schema import ShardConfig
 from pipeline.data.journal import ShardReport
-from pipeline.data.pixels import crop_centre, resize
+from pipeline.data.pixels import cut, resize
 from pipeline.data.records import TAIL, RecordFormat
 from pipeline.data.sources.base import SPLITS, ImageError, ImageReader, Source
 from pipeline.errors import DataError
@@ -141,13 +141,13 @@ def _load_images(task: ShardTask, rows: range, skipped: list[list[str]]) -> tupl
 
     The others are added to `skipped` as [name, reason].
     """
-    crop = task.config.crop
+    side = task.config.crop or task.config.size
     kept: list[int] = []
-    crops = np.empty((len(rows), crop, crop, 3), np.uint8)
+    crops = np.empty((len(rows), side, side, 3), np.uint8)
     for row in rows:
         name = task.names[row]
         try:
-            crops[len(kept)] = crop_centre(task.images.read(name), crop)
+            crops[len(kept)] = cut(task.images.read(name), task.config)
         except ImageError as error:
             if not task.config.skip_damaged:
                 raise DataError(

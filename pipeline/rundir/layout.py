@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.load import digest, to_dict
+from pipeline.config.paths import is_remote
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 
@@ -16,6 +17,7 @@ SHARD_FORMAT = 1  # raise it when the bytes of shards change for the same config
 MANIFEST = "manifest.json"  # of shards; written last
 PICTURES = "pictures.json"  # of an evaluation: what its pictures show
 REFERENCE = "features.safetensors"  # of real images
+ONCE_USUAL_CROP = 148  # stands for shard.crop=0 in digests: it was the default for every data set
 CLASSIFIER_FORMAT = 1  # raise it when the classifier's architecture or training changes
 
 # Keys that may change when a run continues: they decide nothing about the weights.
@@ -95,14 +97,25 @@ def source_path(config: RunConfig) -> Path:
     return toy_dir(config)
 
 
+def source_place(config: RunConfig) -> str:
+    """Return the absolute path, or the URLs, of the data set that is sharded."""
+    if is_remote(config.shard.source):
+        return config.shard.source
+    return str(source_path(config))
+
+
 def shards_digest(config: RunConfig) -> str:
     """Return the digest of the sections that the shard stage reads, or of the shards in `data.shards`."""
     if config.data.shards:
         return _given_shards_digest(config.data.shards)
     section = to_dict(config.shard)
-    del section["allow_upsampling"]  # it permits a size, but changes no byte
+    for permission in ("allow_upsampling", "allow_pipe"):
+        del section[permission]  # it changes no byte
+    if not section["source_kind"]:
+        del section["source_kind"]  # there was no such key once; digests stay as they were
+    section["crop"] = section["crop"] or ONCE_USUAL_CROP
     if config.shard.source:
-        section["source"] = {"path": str(source_path(config))}
+        section["source"] = {"path": source_place(config)}
     else:
         section["source"] = [TOY_FORMAT, to_dict(config.toy)]
     return digest(["shard", SHARD_FORMAT, section])

@@ -14,16 +14,17 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import RunConfig, ShardConfig
 from pipeline.data.annotations import write_annotations
 from pipeline.data.journal import Journal, ShardReport, clear_folder
-from pipeline.data.manifest import build_manifest
-from pipeline.data.sources.base import Source, require_sizes_fit
+from pipeline.data.manifest import build_manifest, crop_of, dataset_info, read_manifest
+from pipeline.data.sources.base import Source, require_sizes_fit, with_usual_crop
 from pipeline.data.sources.registry import open_source
 from pipeline.data.sources.toy.dataset import make_toy_celeba
 from pipeline.data.sources.toy.source import ToyFaces
 from pipeline.data.workers import write_shards
 from pipeline.data.writer import ShardTask, check_space, plan_shards
+from pipeline.errors import ConfigError
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_json
 from pipeline.rundir.layout import MANIFEST
@@ -56,11 +57,11 @@ def run(config: RunConfig, context: Context) -> None:
 def make_shards(config: RunConfig, context: Context) -> None:
     """Make all shards (rank 0). If another run is making the same ones, wait for it."""
     folder = layout.shards_dir(config)
-    if is_complete(folder, context):  # no lock: this user may not be able to write beside them
+    if is_complete(config, context):  # no lock: this user may not be able to write beside them
         return
     processes = len(os.sched_getaffinity(0))
     with held(folder.with_suffix(".lock"), context.stop):
-        if is_complete(folder, context):
+        if is_complete(config, context):
             return
         source, tasks = planned(config, context, processes)
         start = time.monotonic()
@@ -69,7 +70,8 @@ def make_shards(config: RunConfig, context: Context) -> None:
         clear_folder(folder, keep=set(done))
         reports = write_all(tasks, done, journal, context, processes)
         annotations = write_annotations(folder, source.annotated)
-        manifest = build_manifest(source, config.shard, reports, annotations)
+        cut = with_usual_crop(config.shard, source.info)
+        manifest = build_manifest(source, cut, reports, annotations)
         write_json(folder / MANIFEST, manifest)
     written = sum(report.samples for report in reports)
     rate = written / (time.monotonic() - start)
@@ -83,7 +85,7 @@ def make_part(config: RunConfig, context: Context) -> None:
     assert context.part is not None
     k, n = context.part
     folder = layout.shards_dir(config)
-    if is_complete(folder, context):
+    if is_complete(config, context):
         return
     processes = len(os.sched_getaffinity(0))
     # Parts work side by side, but never beside the whole stage, which deletes what it does not know.
@@ -91,7 +93,7 @@ def make_part(config: RunConfig, context: Context) -> None:
         held(folder.with_suffix(".lock"), context.stop, shared=True),
         held(folder.with_suffix(f".{k}-of-{n}.lock"), context.stop),
     ):
-        if is_complete(folder, context):
+        if is_complete(config, context):
             return
         source, tasks = planned(config, context, processes)
         mine = tasks[k::n]
@@ -102,12 +104,26 @@ def make_part(config: RunConfig, context: Context) -> None:
     context.log.info("part %d of %d: %d images in %d shards", k, n, written, len(reports))
 
 
-def is_complete(folder: Path, context: Context) -> bool:
-    """Return whether the shards are there already, and say so."""
+def is_complete(config: RunConfig, context: Context) -> bool:
+    """Return whether the shards are there already, and say so. Raises ConfigError if their crop differs."""
+    folder = layout.shards_dir(config)
     if not (folder / MANIFEST).exists():
         return False
+    if not config.data.shards:
+        require_same_crop(folder, config.shard)
     context.log.info("%s is there already", folder)
     return True
+
+
+def require_same_crop(folder: Path, config: ShardConfig) -> None:
+    """Raise ConfigError if finished shards have another crop. See `layout.shards_digest`."""
+    manifest = read_manifest(folder, "ignore")
+    wanted = with_usual_crop(config, dataset_info(manifest)).crop
+    if crop_of(manifest) != wanted:
+        raise ConfigError(
+            f"key 'shard.crop': got {config.crop}, but the shards in {folder} were cut with "
+            f"{crop_of(manifest)}; delete that folder, or keep its crop"
+        )
 
 
 def planned(config: RunConfig, context: Context, processes: int) -> tuple[Source, list[ShardTask]]:
@@ -115,23 +131,22 @@ def planned(config: RunConfig, context: Context, processes: int) -> tuple[Source
 
     Raises ConfigError if crop and size do not fit the images, DataError if the source is not sound.
     """
-    require_sizes_fit(config.shard)
-    path = layout.source_path(config)
     source: Source
     if config.shard.source:
-        source = open_source(path, config.shard.allow_subset)
+        source = open_source(layout.source_place(config), config.shard)
     else:
+        path = layout.source_path(config)
         # The folder appears by one rename. A complete one may lie where this user cannot make a lock.
         lock = nullcontext() if path.exists() else held(path.with_suffix(".lock"), context.stop)
         with lock:
             make_toy_celeba(path, config.toy.n, config.toy.seed, processes, context.log)
         source = ToyFaces.open(path)
-    require_sizes_fit(config.shard, source.info.native_size)
+    require_sizes_fit(config.shard, source.info)
     annotated = len(source.annotated.splits)
     context.log.info("%s: %d images of %d annotated", source.location, len(source.keys), annotated)
     folder = layout.shards_dir(config)
     folder.mkdir(parents=True, exist_ok=True)
-    return source, plan_shards(source, config.shard, folder)
+    return source, plan_shards(source, with_usual_crop(config.shard, source.info), folder)
 
 
 def write_all(

@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 from pipeline.command_line import version_of
 from pipeline.config.load import flatten
+from pipeline.config.paths import is_remote
 from pipeline.config.schema import RunConfig
 from pipeline.data.records import RecordFormat
-from pipeline.data.sources.base import require_sizes_fit
-from pipeline.data.sources.celeba_names import CELEBA_ATTRIBUTES
+from pipeline.data.sources.base import DatasetInfo, require_sizes_fit
+from pipeline.data.sources.celeba_names import CELEBA_ATTRIBUTES, CELEBA_INFO
 from pipeline.data.sources.registry import recognise
 from pipeline.errors import ConfigError, DataError
-from pipeline.rundir.layout import source_path
+from pipeline.rundir.layout import source_path, source_place
 from pipeline.runtime.split import ceil_div
 from pipeline.stages import STAGES
 from pipeline.tracking.sync import make_tracker
@@ -46,15 +47,19 @@ def source_is_there(run: Run) -> Iterator[Finding]:
     """The source's folder holds a known data set, and the images are not to be enlarged."""
     if STAGES["shard"].complete(run.config, run.run_dir):
         return  # the shards are there, so nothing reads the source any more
-    try:
-        require_sizes_fit(run.config.shard)
-    except ConfigError as error:
-        yield Finding(str(error), True)
+    info: object = CELEBA_INFO
     if run.config.shard.source:
         try:
-            recognise(source_path(run.config))
+            kind = recognise(source_place(run.config), run.config.shard.source_kind)
         except DataError as error:
             yield Finding(f"key 'shard.source': {error}", True)
+            return
+        info = kind.info
+    try:
+        if isinstance(info, DatasetInfo):  # other kinds know the images' size when they are open
+            require_sizes_fit(run.config.shard, info)
+    except ConfigError as error:
+        yield Finding(str(error), True)
 
 
 def folders_can_be_written(run: Run) -> Iterator[Finding]:
@@ -70,7 +75,7 @@ def folders_can_be_written(run: Run) -> Iterator[Finding]:
 def folders_are_shared(run: Run) -> Iterator[Finding]:
     """Judged by the type of their file systems, nodes can see the runs directory and the data."""
     folder = _existing(Path(run.config.runs_dir))
-    data = ("shard.source", source_path(run.config))
+    data = ("shard.source", folder if is_remote(run.config.shard.source) else source_path(run.config))
     if run.config.data.shards:
         data = ("data.shards", Path(run.config.data.shards))
     for key, path in (("runs_dir", folder), data):
@@ -104,9 +109,9 @@ def _samples_to_write(run: Run) -> tuple[int, int]:
         return 0, 1
     if not config.shard.source:
         return config.toy.n, len(CELEBA_ATTRIBUTES)
-    source = source_path(config)
+    source = source_place(config)
     try:
-        return recognise(source).estimate(source)
+        return recognise(source, config.shard.source_kind).estimate(Path(source))
     except DataError:
         return 0, 1  # `source_is_there` reports it
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -31,6 +31,7 @@ class DatasetInfo:
     showcase: tuple[tuple[str, ...], ...] = ()  # combinations that reports show, however rare
     swept: tuple[str, ...] = ()  # attributes that pictures vary one at a time; empty: the first ones
     contrast: tuple[str, ...] = ()  # two attributes that colour drawings of latents; empty: the first two
+    crop: int = 0  # side of the usual centred square, pixels; 0: the largest square of each image
 
 
 class Annotations(NamedTuple):
@@ -114,17 +115,23 @@ class Source(Protocol):
         """Digests of everything that decides the shards' content, wherever the folder lies."""
 
 
-def require_sizes_fit(config: ShardConfig, native_size: tuple[int, int] | None = None) -> None:
+def with_usual_crop(config: ShardConfig, info: DatasetInfo) -> ShardConfig:
+    """Return the settings with the data set's usual crop if they name none; 0 is the largest square."""
+    return replace(config, crop=config.crop or info.crop)
+
+
+def require_sizes_fit(config: ShardConfig, info: DatasetInfo) -> None:
     """Raise ConfigError if the crop does not fit into the images, or if images would be enlarged."""
-    if native_size is not None and config.crop > min(native_size):
-        height, width = native_size
+    crop = with_usual_crop(config, info).crop
+    if info.native_size is not None and crop > min(info.native_size):
+        height, width = info.native_size
         raise ConfigError(
-            f"key 'shard.crop': got {config.crop}, expected at most {min(native_size)}: "
+            f"key 'shard.crop': got {crop}, expected at most {min(info.native_size)}: "
             f"the images have {width}x{height} pixels"
         )
-    if config.size > config.crop and not config.allow_upsampling:
+    if 0 < crop < config.size and not config.allow_upsampling:
         raise ConfigError(
-            f"key 'shard.size': got {config.size}, expected at most key 'shard.crop' = {config.crop}: "
+            f"key 'shard.size': got {config.size}, expected at most key 'shard.crop' = {crop}: "
             "a larger size only enlarges the images; lower shard.size, raise shard.crop, "
             "or set shard.allow_upsampling=true"
         )

@@ -31,6 +31,7 @@ CELEBA_INFO = DatasetInfo(
         "Smiling", "Male", "Eyeglasses", "Blond_Hair", "Young", "Heavy_Makeup", "Bald", "Pale_Skin",
     ),
     contrast=("Male", "Smiling"),
+    crop=CELEBA_CROP,
 )  # fmt: skip
 
 ATTRIBUTES_FILES = ("list_attr_celeba.txt", "list_attr_celeba.csv")

@@ -6,18 +6,26 @@ import io
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.data.sources.base import ImageError
 
 MAX_PIXELS = 1 << 26  # a few bytes can announce an image that fills the memory
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
+_RIFF = b"RIFF"
+_WEBP = b"WEBP"
+_EXIF_WITHIN = 1 << 16  # bytes; the Exif block is one of a JPEG's first segments
+_ORIENTATION = 0x0112  # Exif tag; 1: upright
+_WHITE = (255, 255, 255, 255)
 
 
 def decode(content: bytes, expected: tuple[int, int] | None = None) -> np.ndarray:
-    """Return the pixels of a JPEG or PNG file, uint8 [H, W, 3]; grey becomes RGB. Raises ImageError.
+    """Return the pixels of a JPEG, PNG or WebP file, uint8 [H, W, 3]. Raises ImageError.
 
+    Grey, palette and CMYK become RGB. Transparent pixels are laid over white. An image that a camera
+    stored on its side is turned upright. Of an animation, the first picture counts.
     The size is checked against `expected` (height, width) and MAX_PIXELS before anything is decoded.
     Decoding is strict: libjpeg would fill the rest of a truncated image with grey.
     """
@@ -26,14 +34,18 @@ def decode(content: bytes, expected: tuple[int, int] | None = None) -> np.ndarra
     if content.startswith(_JPEG):
         return _decode_jpeg(content, expected)
     if content.startswith(_PNG):
-        return _decode_png(content, expected)
-    raise ImageError("is not a JPEG or PNG file")
+        return _decode_with_pil(content, "PNG", expected)
+    if content.startswith(_RIFF) and content[8:12] == _WEBP:
+        return _decode_with_pil(content, "WEBP", expected)
+    raise ImageError("is not a JPEG, PNG or WebP file")
 
 
 def _decode_jpeg(content: bytes, expected: tuple[int, int] | None) -> np.ndarray:
     try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(content)
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
         _require_size(height, width, expected)
+        if colours in ("CMYK", "YCCK") or _is_turned(content):  # more than libjpeg alone can do
+            return _decode_with_pil(content, "JPEG", expected)
         return simplejpeg.decode_jpeg(content, "RGB")
     except ImageError:
         raise
@@ -41,16 +53,38 @@ def _decode_jpeg(content: bytes, expected: tuple[int, int] | None) -> np.ndarray
         raise ImageError(f"is a damaged or truncated JPEG ({error})") from None
 
 
-def _decode_png(content: bytes, expected: tuple[int, int] | None) -> np.ndarray:
+def _is_turned(content: bytes) -> bool:
+    """Return whether the Exif block of a JPEG says that it is not upright. A broken block says nothing."""
+    if b"Exif\0\0" not in content[:_EXIF_WITHIN]:
+        return False
     try:
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+            return image.getexif().get(_ORIENTATION, 1) != 1
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def _decode_with_pil(content: bytes, form: str, expected: tuple[int, int] | None) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(content), formats=[form]) as image:
             width, height = image.size
             _require_size(height, width, expected)
-            return np.array(image.convert("RGB"))
+            image.load()
+            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except ImageError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"is a damaged or truncated PNG ({error})") from None
+        raise ImageError(f"is a damaged or truncated {form.replace('WEBP', 'WebP')} ({error})") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of grey; PIL would cut off the bright ones
+        grey = np.asarray(image).astype(np.float64) / 257
+        return Image.fromarray(np.rint(grey).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", seen.size, _WHITE), seen).convert("RGB")
+    return image.convert("RGB")
 
 
 def _require_size(height: int, width: int, expected: tuple[int, int] | None) -> None:

@@ -99,7 +99,7 @@ def evaluation(bench: Bench) -> dict[str, Result]:
                 splits,
                 ranks,
                 reference.joinpath,
-                config.shard.crop,
+                shards["train"].crop,
             )
             metrics = {name: METRICS[name] for name in DISTANCES}
             with torch.no_grad():

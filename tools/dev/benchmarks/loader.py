@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import Prefetcher, TrainBatches
 from pipeline.data.shards import Shards
-from pipeline.data.sources.base import SPLITS
+from pipeline.data.sources.base import SPLITS, with_usual_crop
 from pipeline.data.sources.celeba import Celeba
 from pipeline.evaluation import vision
 from pipeline.rundir import layout
@@ -48,7 +48,7 @@ class JpegFolder(Dataset):
         rows = np.random.default_rng(0).permutation(train_rows)
         self.files = [celeba.images.place / celeba.names[row] for row in rows]
         self.labels = torch.from_numpy(celeba.labels[rows]).float()
-        self.crop = config.shard.crop
+        self.crop = with_usual_crop(config.shard, celeba.info).crop
         self.size = config.shard.size
         self.length = len(self.files)  # of one pass; a longer pass starts again at the first file
 

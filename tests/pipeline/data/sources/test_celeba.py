@@ -283,7 +283,7 @@ def test_other_content_is_refused() -> None:
     for content, message in (
         (b"", "is empty"),
         (b"<html>", "is not a JPEG"),
-        (b"GIF89a", "is not a JPEG or PNG"),
+        (b"GIF89a", "is not a JPEG, PNG or WebP file"),
         (png.getvalue()[:-30], "is a damaged or truncated PNG"),
     ):
         with pytest.raises(ImageError, match=message):

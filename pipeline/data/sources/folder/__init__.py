@@ -1,0 +1,1 @@
+"""Folders of images beside a file of labels."""

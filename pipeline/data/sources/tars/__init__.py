@@ -1,0 +1,1 @@
+"""WebDataset tars that others made, on disk or behind URLs."""
