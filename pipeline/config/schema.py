@@ -29,7 +29,7 @@ class ShardConfig:
     """From a data set to shards (WebDataset tars)."""
 
     source: str = ""  # folder that holds a data set, or URLs of tars; empty: toy faces
-    source_kind: str = ""  # kind of data set: a name from docs/data.md; empty: found by looking
+    source_kind: str = ""  # celeba | celeba_hq | parquet | webdataset | images+csv; empty: found by looking
     allow_pipe: bool = False  # let a source `pipe:PROGRAM ...` start that program (never through a shell)
     crop: int = 0  # side of the centred square that is cut out, pixels; 0: as usual for the data set
     size: int = 64  # side of the stored image, pixels

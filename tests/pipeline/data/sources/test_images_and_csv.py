@@ -20,7 +20,7 @@ from pipeline.data.sources.folder.source import ImagesWithTable
 from pipeline.data.sources.folder.table import read_table
 from pipeline.errors import DataError
 from tests.conftest import ROOT
-from tests.other_sources import make_manifest, refusal
+from tests.pipeline.data.sources.layouts import make_manifest, refusal
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)).resize((70, 50))
 

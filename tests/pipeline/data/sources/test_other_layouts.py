@@ -18,7 +18,7 @@ from pipeline.data.sources.celeba_names import CELEBA_ATTRIBUTES
 from pipeline.data.sources.registry import recognise
 from pipeline.errors import DataError, UserError
 from tests.celeba_source import jpeg, make_source
-from tests.other_sources import (
+from tests.pipeline.data.sources.layouts import (
     make_manifest,
     refusal,
     write_celeba_hq,

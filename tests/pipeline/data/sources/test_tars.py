@@ -23,7 +23,7 @@ from pipeline.data.sources.tars.places import find_tars
 from pipeline.data.sources.tars.source import Tars
 from pipeline.errors import DataError
 from tests.celeba_source import jpeg, make_source
-from tests.other_sources import add, make_manifest, refusal, write_tars
+from tests.pipeline.data.sources.layouts import add, make_manifest, refusal, write_tars
 
 
 @pytest.fixture(autouse=True)
