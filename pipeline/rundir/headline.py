@@ -20,7 +20,7 @@ class Headline:
 HEADLINES = (
     Headline(
         "distance",
-        "distance to real faces",
+        "distance to real images",
         ("fid_inception_samples", "fd_efficientnet_lite2_samples", "fd_classifier_samples"),
     ),
     Headline("sharpness", "sharpness", ("sharpness_samples",)),

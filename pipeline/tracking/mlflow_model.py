@@ -113,7 +113,7 @@ def _log(client: MlflowClient, run: Run, folder: Path, name: str, config: RunCon
     step = int(card["provenance"]["step"])
     client.log_outputs(run.info.run_id, models=[LoggedModelOutput(logged.model_id, step)])
     try:
-        client.create_registered_model(name, description="Draws faces with attributes; see its run.")
+        client.create_registered_model(name, description="Draws images with attributes; see its run.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -41,9 +41,9 @@ def test_one_protocol_one_table_with_the_best_marked(tmp_path: Path) -> None:
     assert head == ["metric", "gaussian", "flow", "bad", "reference", "good", "reference"]
     assert re.search(r"images seen +64,000 +10,240", first)
     assert re.search(r"training +– +1 h 23 min", first)
-    assert re.search(r"distance to real faces ↓ +30 ±0.5 +21.5 ±0.5\* +300 +1.2", first)
+    assert re.search(r"distance to real images ↓ +30 ±0.5 +21.5 ±0.5\* +300 +1.2", first)
     assert first.count("*") == 1  # equal values: none is the best
-    said = "distance to real faces: flow (21.5 ±0.5) is better than gaussian (30 ±0.5)."
+    said = "distance to real images: flow (21.5 ±0.5) is better than gaussian (30 ±0.5)."
     assert said in text and "No difference beyond luck: attributes as asked." in text
     assert "Each variant was trained once" in text
     assert max(map(len, text.splitlines())) <= 120
@@ -53,7 +53,7 @@ def test_a_difference_within_the_noise_gets_no_star(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, "a", evals=1, fd=21.5), make_run(tmp_path, "b", evals=1, fd=22.1)]
     text = compare(runs)  # intervals of half width 0.5: a difference needs 0.707
     assert "21.5 ±0.5 " in text and "*" not in text.split("\n\n")[1]
-    assert "No difference beyond luck: distance to real faces" in text
+    assert "No difference beyond luck: distance to real images" in text
 
 
 def test_a_difference_without_an_interval_is_not_judged(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_variants_over_seeds_are_one_column_each_and_the_paired_test_gives_the_s
             add_eval(run, 1, fd=20 + luck + shift + (noise if name == "flow" else 0.0))
             runs.append(run)
     text = compare(runs)
-    (row,) = [line for line in text.splitlines() if line.startswith("distance to real faces ↓")]
+    (row,) = [line for line in text.splitlines() if line.startswith("distance to real images ↓")]
     assert re.search(r"20.01 ±10\* +23 ±10 ", row)
     assert "flow (20.01 ±10) is better than plain (23 ±10)" in text and "paired differences" in text
 
@@ -115,7 +115,7 @@ def test_an_evaluation_can_be_named_by_its_folder(tmp_path: Path) -> None:
     add_eval(run, 2, fd=22.5)
     table = compare([run / "eval/1", run / "eval/2"]).split("\n\n")[1]
     assert re.search(r"^metric +flow/eval/1 +flow/eval/2 ", table)
-    assert re.search(r"distance to real faces ↓ +20.25 ±0.5\* +22.5 ±0.5 ", table)
+    assert re.search(r"distance to real images ↓ +20.25 ±0.5\* +22.5 ±0.5 ", table)
     with pytest.raises(DataError, match="eval/7: no finished evaluation; there are: 1, 2"):
         compare([run / "eval/7"])
 

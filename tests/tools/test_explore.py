@@ -160,7 +160,7 @@ def test_a_file_that_is_no_photo_is_refused_in_words(explorer, open_page, tmp_pa
     page = open_page(explorer.address)
     page.get_by_role("tab", name="Edit a photo").click()
     page.locator("input[type=file]").set_input_files(tmp_path / "note.png")
-    page.get_by_text("note.png is not a JPEG or PNG file").wait_for()
+    page.get_by_text("note.png is not a JPEG, PNG or WebP file").wait_for()
 
 
 def test_the_server_answers_only_to_its_own_names(explorer):

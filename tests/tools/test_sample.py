@@ -208,7 +208,7 @@ def test_a_photo_is_aligned_by_its_eyes(run_dir, tmp_path):
 
 def test_mistakes_with_a_photo(run_dir, tmp_path):
     (tmp_path / "note.jpg").write_text("no photo")
-    for photo, message in (("absent.jpg", "cannot be read"), ("note.jpg", "is not a JPEG or PNG file")):
+    for photo, message in (("absent.jpg", "cannot be read"), ("note.jpg", "is not a JPEG, PNG or WebP file")):
         with pytest.raises(UserError, match=message):
             edit.main([str(run_dir), str(tmp_path / photo), "Male=1"])
 

@@ -96,9 +96,9 @@ def verdicts(evaluation: Evaluation, records: list[dict[str, Any]]) -> list[Verd
 def _is_it_sharp(edges: Reading | None, distance: Reading | None) -> Iterator[Verdict]:
     if edges is None:
         return
-    text = f"Samples have {percent(edges.value)} of the edges of real faces."
+    text = f"Samples have {percent(edges.value)} of the edges of real images."
     if distance:
-        text += f" Their distance to real faces is {number(distance.value)}"
+        text += f" Their distance to real images is {number(distance.value)}"
         if distance.ceiling is not None and distance.floor is not None:
             text += f", between {number(distance.ceiling)} ({distance.ceiling_name})"
             text += f" and {number(distance.floor)} ({distance.floor_name})"
@@ -130,7 +130,7 @@ def _is_it_diverse(recall: Reading | None, evaluation: Evaluation) -> Iterator[V
     if recall is None:
         return
     best = recall.ceiling or 1.0
-    text = f"Samples reach {percent(recall.value)} of the real faces"
+    text = f"Samples reach {percent(recall.value)} of the real images"
     if recall.ceiling is not None:
         text += f"; {recall.ceiling_name} reach {percent(recall.ceiling)}"
     text += "."

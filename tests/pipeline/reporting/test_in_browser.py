@@ -44,7 +44,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     [
         (
             "report",
-            ["Verdict", "Is it sharp?", "21.5 ±0.5", "distance to real faces", "Curves", "All numbers"],
+            ["Verdict", "Is it sharp?", "21.5 ±0.5", "distance to real images", "Curves", "All numbers"],
         ),
         ("comparison", ["Which is better?", "30 ±0.5", "model.prior.name", "The same noise", "variant_4"]),
     ],

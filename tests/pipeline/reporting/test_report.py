@@ -71,7 +71,7 @@ def test_the_six_numbers_stand_between_their_references(tmp_path: Path) -> None:
     page = write_report(make_run(tmp_path, steps=20, evals=1)).read_text()
     top = page[: page.index("Pictures</h2>")]
     titles = re.findall(r'<div class="card"><h3>(.*?)</h3>', top)
-    assert titles == ["distance to real faces ↓", "sharpness", "attributes as asked ↑"]
+    assert titles == ["distance to real images ↓", "sharpness", "attributes as asked ↑"]
     # Roots of squared distances: from 300 (nothing) to 1.2 (other images), 21.5 is at 0.78.
     shares = [float(share) for share in re.findall(r'class="fill" style="width:(.*?)%"', top)]
     assert shares == pytest.approx([78.2, 40.0, 85.7], abs=0.1)

@@ -160,7 +160,7 @@ def test_crop_larger_than_the_image(source: Path) -> None:
 
 DAMAGE = {
     "truncated": (jpeg(1)[:-300], "damaged or truncated JPEG"),
-    "page": (b"<html>gone</html>", "is not a JPEG or PNG"),
+    "page": (b"<html>gone</html>", "is not a JPEG, PNG or WebP file"),
     "empty": (b"", "is empty"),
     "size": (jpeg(1, 178, 200), "is 178x200 pixels, expected 178x218"),
 }

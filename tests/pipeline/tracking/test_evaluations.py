@@ -59,7 +59,7 @@ def test_evaluations_are_children_and_head_the_parent(runs: Path, monkeypatch: p
     note = parent.data.tags["mlflow.note.content"]
     place = f"#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}/artifacts"
     assert "optimal decoder variance, prior a conditional flow" in note and f"({place}/report.html)" in note
-    assert "| distance to real faces (`distance`) | 21.5 | 300 | 1.2 |" in note
+    assert "| distance to real images (`distance`) | 21.5 | 300 | 1.2 |" in note
     assert {f.path for f in store.list_artifacts(parent.info.run_id)} == {
         "config.yaml",
         "report.html",
