@@ -63,6 +63,7 @@ def with_arrow(name: str, direction: str) -> str:
 def protocol_line(protocol: dict[str, Any]) -> str:
     """Describe how numbers were measured, in one line."""
     known = {key: protocol.get(key, "?") for key in ("split", "n", "size", "crop", "weights")}
+    known["crop"] = known["crop"] or "of the largest square"
     return "{split} split, N = {n}, {size} px (crop {crop}), {weights} weights".format_map(known)
 
 

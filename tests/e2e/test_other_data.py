@@ -53,6 +53,7 @@ def test_the_report_speaks_of_the_data_set_not_of_faces(run: Path) -> None:
     words = re.sub(r'(src|href)="data:[^"]*"|<style.*?</style>|<script.*?</script>', "", report, flags=re.S)
     words = re.sub(r"<[^>]+>", " ", words)
     assert not FACES.search(words), FACES.search(words)
+    assert "N = 16, 16 px (crop of the largest square)" in words
     for name in ATTRIBUTES:
         assert name in words
     names = [file.name for file in (run / "eval" / "1").rglob("*")]
