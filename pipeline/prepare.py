@@ -83,7 +83,7 @@ def evaluates_only(run_dir: Path, config: RunConfig, stages: list[str]) -> bool:
         return False
     others = {}
     for key, pair in changes(old, config).items():
-        if not key.startswith(EVALUATION_KEYS):
+        if key != "runs_dir" and not key.startswith(EVALUATION_KEYS):  # a moved run is the same run
             others[key] = pair
     if others and stages == ["eval"]:
         raise ConfigError(

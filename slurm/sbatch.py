@@ -37,7 +37,7 @@ trap restart_after_crash EXIT"""
 MARK_ATTEMPT = f'echo "{ATTEMPT_MARK} ${{SLURM_RESTART_COUNT:-0}} of job $SLURM_JOB_ID" >&2'
 
 PACKAGES = ("cvae", "pipeline", "slurm", "tools", "configs")
-KINDS = (".py", ".yaml", ".txt")
+KINDS = (".py", ".yaml", ".txt", ".css")
 
 
 # ---- the batch script

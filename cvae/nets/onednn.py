@@ -17,9 +17,9 @@ SMALL = 4_000_000  # multiplications; measured on one thread with 64 to 256 rows
 
 def serves(x: Tensor) -> bool:
     """Whether `linear` takes `x`: rows in float32 on a CPU, outside of autocast and torch.compile."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() != 2 or not len(x):
-        return False
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False  # first, since a question about the number of rows would fix it in an exported program
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() != 2 or not len(x):
         return False
     return torch.backends.mkldnn.is_available()
 

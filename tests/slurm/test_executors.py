@@ -196,7 +196,7 @@ def test_settings_that_the_executor_cannot_fulfil(run):
     with pytest.raises(ConfigError, match="cluster.cpus_per_task.*got 0"):
         stage_resources(replace(run.config, cluster=replace(cluster, cpus_per_task=0)), "train")
     notes = plan(
-        [replace(run, config=replace(run.config, cluster=replace(cluster, partition="gpu")))], ["train"], True
+        [replace(run, config=replace(run.config, cluster=replace(cluster, partition="gpu")))], ["train"]
     ).notes
     assert notes == ["trial: executor 'local' does not use cluster.partition"]
 
@@ -339,7 +339,7 @@ def test_ranks_and_gpus_of_a_node_fit_each_other(slurm_run, run, monkeypatch):
     with pytest.raises(ConfigError, match="cluster.tasks_per_node.*4 ranks for 2 GPUs"):
         executor_named("slurm").resources(with_cluster(slurm_run, gpus_per_node="a100:2").config, "train")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    (said,) = executor_named("local").check([run], one_step(with_cluster(run, gpus_per_node=3)), True)
+    (said,) = executor_named("local").check([run], one_step(with_cluster(run, gpus_per_node=3)), False)
     assert "2 ranks leave 1 of 3 GPUs" in said and "cluster.tasks_per_node=3" in said
 
 

@@ -24,6 +24,7 @@ class Painter:
     """A model that paints what it is asked for (or always the same), in the cells of `tiny_images`."""
 
     z_dim, pixels = 4, 3 * SIZE * SIZE
+    control = None
 
     def __init__(self, listens: bool) -> None:
         self.listens = listens
