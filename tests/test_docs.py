@@ -286,12 +286,12 @@ def test_the_annotated_tree_is_the_tree():
 
 
 def test_quoted_messages_are_printed_by_the_code():
-    """The longest fixed part of each message in docs/troubleshooting.md is in a source file."""
+    """The longest fixed part of each message in docs/operations/troubleshooting.md is in a source file."""
     sources = [ROOT / "launch.py"]
     for top in ("cvae", "pipeline", "slurm", "tools"):
         sources += (ROOT / top).rglob("*.py")
     code = " ".join(re.sub(r'"\s*\n\s*f?"', "", file.read_text()) for file in sources)
-    rows = re.findall(r"^\| `([^`]+)`", (ROOT / "docs/troubleshooting.md").read_text(), re.M)
+    rows = re.findall(r"^\| `([^`]+)`", (ROOT / "docs/operations/troubleshooting.md").read_text(), re.M)
     assert len(rows) > 20
     for message in rows:
         parts = re.split(r"\.\.\.|\w+ \d+|'[^']*'|manifest\.json", message)
