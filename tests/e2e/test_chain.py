@@ -54,7 +54,7 @@ def test_it_ends_with_a_table_and_where_to_look(chain):
     for said in (
         "data: 240 faces drawn by this project (shard.source is empty)",
         "[6/6] sigma_cvae_nf eval: done in ",
-        "knowing nothing",
+        "attributes as asked",
         f"report: {runs}/sigma_cvae/report.html",
         f"comparison: {page}",
         "mlflow ui --backend-store-uri",
