@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from pipeline.evaluation.parts import PARTS
 from pipeline.evaluation.rare import Combination
 from pipeline.evaluation.subject import Rows, Subject
+
+# Compute capabilities at which float64 has half the speed of float32: P100, V100, A100, H100 and H200, B200.
+FAST_DOUBLES = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
 
 
 class MissingPart(LookupError):
@@ -41,6 +47,16 @@ class Evidence(Subject):
                 " name it in the `needs` of the metric, so that all ranks compute it"
             )
         return self.parts[part]
+
+    def rows(self, part: str, name: str) -> Tensor:
+        """Return rows of a part for distances in float64.
+
+        They lie on the rank's GPU if it is fast at float64, otherwise on the CPU.
+        """
+        device = self.ranks.device
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) not in FAST_DOUBLES:
+            device = torch.device("cpu")
+        return torch.from_numpy(self[part][name]).to(device)
 
     def __contains__(self, part: str) -> bool:
         """Whether a part was computed."""

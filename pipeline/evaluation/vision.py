@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -66,13 +65,20 @@ def resnet18(norm_layer: Callable[[int], nn.Module]) -> Any:
 
 
 def inception(weights: Any) -> Any:
-    """Make torch-fidelity's Inception network: uint8 [B, 3, H, W] -> ([B, 2048],)."""
-    _torchvision()
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    """Make torch-fidelity's Inception network: uint8 [B, 3, H, W] -> ([B, 2048],).
 
-    return FeatureExtractorInceptionV3(
-        "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights
-    )
+    Each normalisation is folded into its convolution, and the weights are in channels-last order. The
+    features differ from torch-fidelity's in rounding only.
+    """
+    _torchvision()
+    from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
+
+    net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights)
+    blocks = [module for module in net.modules() if isinstance(module, BasicConv2d)]
+    for block in blocks:
+        block.conv = torch.nn.utils.fuse_conv_bn_eval(block.conv, block.bn)
+        block.bn = nn.Identity()
+    return net.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def network(name: str, weights: bytes) -> nn.Module:
@@ -110,13 +116,3 @@ def imagenet_input(images: torch.Tensor, size: int) -> torch.Tensor:
     mean = x.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     deviation = x.new_tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     return (x - mean) / deviation
-
-
-def kernel_distance(a: np.ndarray, b: np.ndarray, subsets: int, subset_size: int) -> tuple[float, float]:
-    """Return torch-fidelity's KID of float32 features: mean and deviation over subsets."""
-    _torchvision()
-    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
-
-    given = {"kid_subsets": subsets, "kid_subset_size": min(subset_size, len(a), len(b)), "verbose": False}
-    found = kid_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), **given)
-    return found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD]

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation import vision
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.metrics.base import Direction, Metric, Value, around, normal_interval
-from pipeline.evaluation.metrics.neighbours import manifold, nearest
-from pipeline.evaluation.metrics.statistics import (
+from pipeline.evaluation.metrics.frechet import (
     frechet_distance,
     frechet_extrapolated,
     frechet_jackknife,
     moments,
-    wilson,
 )
+from pipeline.evaluation.metrics.kernel import kernel_distance
+from pipeline.evaluation.metrics.neighbours import manifold, nearest
+from pipeline.evaluation.metrics.statistics import wilson
 
 SHOWN_NEIGHBOURS = 8
 K_DENSITY = 5  # neighbours
@@ -42,17 +42,19 @@ class FrechetDistance(Metric):
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
         """Yield <features>_recon, _samples, _samples_infinite and _train."""
-        for name, real in evidence["real"].items():
+        for name in evidence["real"]:
+            real = evidence.rows("real", name)
             there, n = moments(real), len(real)
-            others = evidence["others"].get(name)
-            best = None if others is None else frechet_distance(moments(others), there)
-            floor = frechet_distance(moments(evidence["mean_image"][name]), there)
+            best = None
+            if name in evidence["others"]:
+                best = frechet_distance(moments(evidence.rows("others", name)), there)
+            floor = frechet_distance(moments(evidence.rows("mean_image", name)), there)
 
             for what, part, ceiling, ceiling_name in (
                 ("recon", "reconstructions", 0.0, "the images themselves"),
                 ("samples", "samples", best, OTHERS),
             ):
-                value, error = frechet_jackknife(evidence[part][name], real)
+                value, error = frechet_jackknife(evidence.rows(part, name), real)
                 yield (
                     f"{name}_{what}",
                     Value(
@@ -70,7 +72,7 @@ class FrechetDistance(Metric):
             yield (
                 f"{name}_samples_infinite",
                 Value(
-                    value=frechet_extrapolated(evidence["samples"][name], real),
+                    value=frechet_extrapolated(evidence.rows("samples", name), real),
                     direction="lower",
                     meaning="Fréchet distance of samples to real images, extrapolated to infinite N",
                     n=n,
@@ -83,7 +85,7 @@ class FrechetDistance(Metric):
             yield (
                 f"{name}_train",
                 Value(
-                    value=frechet_distance(moments(evidence["train"][name]), there),
+                    value=frechet_distance(moments(evidence.rows("train", name)), there),
                     direction="none",
                     meaning="Fréchet distance of training images to real images, a reference",
                     n=n,
@@ -94,7 +96,7 @@ class FrechetDistance(Metric):
 
 
 class KernelDistance(Metric):
-    """torch-fidelity's KID (arXiv 1801.01401) of samples and reconstructions.
+    """The KID (arXiv 1801.01401) of samples and reconstructions.
 
     It is unbiased, so it may be negative.
 
@@ -108,20 +110,21 @@ class KernelDistance(Metric):
         """Yield kid_<features>_samples and _recon; nothing for fewer than two images."""
         settings = evidence.settings
         few = max(1, settings.kid_subsets // 5)
-        for metric, real in evidence["real"].items():
+        for metric in evidence["real"]:
+            real = evidence.rows("real", metric)
             n = len(real)
             if n < 2:
                 continue
             size = kernel_subset(settings.kid_subset_size, n)
-            others, best = evidence["others"].get(metric), None
-            if others is not None and len(others) >= size:
-                best, _ = vision.kernel_distance(others, real, few, size)
+            best = None
+            if len(evidence["others"].get(metric, ())) >= size:
+                best, _ = kernel_distance(evidence.rows("others", metric), real, few, size)
 
             for what, part, subsets, ceiling in (
                 ("samples", "samples", settings.kid_subsets, best),
                 ("recon", "reconstructions", few, None),
             ):
-                mean, deviation = vision.kernel_distance(evidence[part][metric], real, subsets, size)
+                mean, deviation = kernel_distance(evidence.rows(part, metric), real, subsets, size)
                 error = kernel_error(deviation, subsets, size, n)
                 meaning = (
                     f"squared kernel distance (KID) of {part} to real images, mean over subsets of {size}"
@@ -174,13 +177,14 @@ class PrecisionRecall(Metric):
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
         """Yield precision_, recall_, density_ and coverage_<features>; nothing for few images."""
-        for metric, real in evidence["real"].items():
+        for metric in evidence["real"]:
+            real = evidence.rows("real", metric)
             if len(real) // 2 <= K_DENSITY:
                 continue
-            found = manifold(evidence["samples"][metric], real, k_density=K_DENSITY)
-            others, best = evidence["others"].get(metric), None
-            if others is not None:
-                best = manifold(others, real, k_density=K_DENSITY)._asdict()
+            found = manifold(evidence.rows("samples", metric), real, k_density=K_DENSITY)
+            best = None
+            if metric in evidence["others"]:
+                best = manifold(evidence.rows("others", metric), real, k_density=K_DENSITY)._asdict()
             for what, value in found._asdict().items():
                 interval = None
                 if what != "density":  # not a share
@@ -213,10 +217,11 @@ class Memorisation(Metric):
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Any]]:
         """Yield memorised, neighbour_distance_ratio and the table neighbours."""
-        ((metric, memory),) = evidence["memory"].items()
-        distances, indices = nearest(evidence["samples"][metric], memory, 1)
+        (metric,) = evidence["memory"]
+        memory = evidence.rows("memory", metric)
+        distances, indices = nearest(evidence.rows("samples", metric), memory, 1)
         distance, image = distances[:, 0], indices[:, 0]
-        real = nearest(evidence["real"][metric], memory, 1)[0][:, 0]
+        real = nearest(evidence.rows("real", metric), memory, 1)[0][:, 0]
 
         close = distance < np.quantile(real, MEMORISED_QUANTILE)
         yield (

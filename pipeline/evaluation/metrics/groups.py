@@ -10,7 +10,8 @@ import numpy as np
 
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.metrics.base import Metric, Value
-from pipeline.evaluation.metrics.statistics import feature_sums, frechet_distance, moments, wilson
+from pipeline.evaluation.metrics.frechet import feature_sums, frechet_distance, moments
+from pipeline.evaluation.metrics.statistics import wilson
 from pipeline.evaluation.rare import MIN_HELD_OUT, MIN_TRAIN, Combination
 
 MIN_GROUP = 200  # images in a group, and outside of it
@@ -86,7 +87,7 @@ def _compare_group(sampled: np.ndarray, real: np.ndarray, others: np.ndarray | N
 
 def _mean_distance(features: np.ndarray) -> float:
     """Root mean squared distance between two rows of features [N, F]."""
-    return float(np.sqrt(2 * np.trace(feature_sums(features).moments.covariance)))
+    return math.sqrt(2 * float(feature_sums(features).moments.covariance.trace()))
 
 
 class RareCombinations(Metric):

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.evaluation.metrics.frechet import Rows
+
 CHUNK = 2048  # rows of a distance matrix at a time
 
 
@@ -20,33 +22,30 @@ class Manifold(NamedTuple):
     coverage: float
 
 
-def nearest(a: np.ndarray, b: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest(a: Rows, b: Rows, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Find the k nearest rows of `b` [M, F] for each row of `a` [N, F].
 
     Returns their distances, ascending, and their indices, both [N, k].
     """
-    targets = torch.from_numpy(b)
-    found = [torch.cdist(part, targets).topk(k, largest=False) for part in torch.from_numpy(a).split(CHUNK)]
-    distances = torch.cat([part.values for part in found])
-    indices = torch.cat([part.indices for part in found])
-    return distances.numpy(), indices.numpy()
+    distances, indices = _nearest(torch.as_tensor(a).double(), torch.as_tensor(b).double(), k)
+    return distances.cpu().numpy(), indices.cpu().numpy()
 
 
-def manifold(samples: np.ndarray, real: np.ndarray, k_precision: int = 3, k_density: int = 5) -> Manifold:
-    """Compare samples [N, F] with real images [M, F], float32, with the published k.
+def manifold(samples: Rows, real: Rows, k_precision: int = 3, k_density: int = 5) -> Manifold:
+    """Compare samples [N, F] with real images [M, F] in float64, with the published k.
 
-    Precision and recall equal torch-fidelity's. All four numbers come from the same three distance
+    Precision and recall are torch-fidelity's. All four numbers come from the same three distance
     matrices.
     """
+    samples, real = torch.as_tensor(samples).double(), torch.as_tensor(real).double()
     (sample_radius,) = _radii(samples, (k_precision,))
     real_radius, wide_radius = _radii(real, (k_precision, k_density))
-    targets = torch.from_numpy(samples)
-    inside = torch.zeros(len(samples), dtype=torch.bool)
-    neighbourhoods = torch.zeros(len(samples), dtype=torch.int64)
+    inside = torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
+    neighbourhoods = torch.zeros(len(samples), dtype=torch.int64, device=samples.device)
     recalled, covered = [], []
     for start in range(0, len(real), CHUNK):
         rows = slice(start, start + CHUNK)
-        distance = torch.cdist(torch.from_numpy(real[rows]), targets)  # [m, N]
+        distance = torch.cdist(real[rows], samples)  # [m, N]
         within = distance <= wide_radius[rows, None]
         inside |= (distance <= real_radius[rows, None]).any(0)
         neighbourhoods += within.sum(0)
@@ -86,12 +85,17 @@ def mmd(a: np.ndarray, b: np.ndarray, seed: int, permutations: int = 200) -> tup
     return float(values[0]), _mean(values >= values[0])
 
 
-def _radii(rows: np.ndarray, ks: tuple[int, ...]) -> list[Tensor]:
+def _nearest(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    found = [torch.cdist(part, b).topk(k, largest=False) for part in a.split(CHUNK)]
+    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+
+
+def _radii(rows: Tensor, ks: tuple[int, ...]) -> list[Tensor]:
     """Distance of each row to its k-th nearest other row, for several k.
 
     A row is its own nearest.
     """
-    distances = torch.from_numpy(nearest(rows, rows, max(ks) + 1)[0])
+    distances, _ = _nearest(rows, rows, max(ks) + 1)
     return [distances[:, k] for k in ks]
 
 

@@ -8,16 +8,16 @@ import torch
 
 from pipeline.evaluation import vision
 from pipeline.evaluation.metrics.distances import kernel_error
-from pipeline.evaluation.metrics.neighbours import manifold, mmd, nearest
-from pipeline.evaluation.metrics.statistics import (
-    average_precision,
+from pipeline.evaluation.metrics.frechet import (
     feature_sums,
     frechet_distance,
     frechet_extrapolated,
     frechet_jackknife,
     moments,
-    weighted_average_precision,
 )
+from pipeline.evaluation.metrics.kernel import kernel_distance
+from pipeline.evaluation.metrics.neighbours import manifold, mmd, nearest
+from pipeline.evaluation.metrics.statistics import average_precision, weighted_average_precision
 
 
 def normal(seed: int, n: int, width: int = 8, shift: float = 0.0) -> np.ndarray:
@@ -58,12 +58,12 @@ def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def test_kernel_distance_is_the_unbiased_estimate_with_the_cubic_kernel():
     n, a, b = 300, normal(0, 300), normal(1, 300, shift=0.3)
-    mean, deviation = vision.kernel_distance(a, b, subsets=20, subset_size=n)
+    mean, deviation = kernel_distance(a, b, subsets=20, subset_size=n)
     within = sum((kernel(x, x).sum() - np.trace(kernel(x, x))) / (n * (n - 1)) for x in (a, b))
     assert (
         mean == pytest.approx(within - 2 * kernel(a, b).mean(), rel=1e-4) and deviation < 1e-4 * mean
     )  # subsets of all are all
-    same = [vision.kernel_distance(normal(2 * i, 300), normal(2 * i + 1, 300), 1, 300)[0] for i in range(40)]
+    same = [kernel_distance(normal(2 * i, 300), normal(2 * i + 1, 300), 1, 300)[0] for i in range(40)]
     assert abs(np.mean(same)) < 3 * np.std(same) / 40**0.5 < mean
 
 
@@ -72,14 +72,44 @@ def test_the_error_of_the_kernel_distance_is_its_spread_over_repetitions():
     values, errors = [], []
     for i in range(25):
         a, b = normal(2 * i, n), normal(2 * i + 1, n, shift=0.5)
-        mean, deviation = vision.kernel_distance(a, b, subsets, size)
+        mean, deviation = kernel_distance(a, b, subsets, size)
         values.append(mean)
         errors.append(kernel_error(deviation, subsets, size, n))
     assert 0.6 < np.median(errors) / np.std(values) < 1.7
 
 
+def test_kernel_distance_is_torch_fidelitys():
+    vision.transforms()  # makes torchvision importable
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    a, b = normal(0, 300).astype(np.float64), normal(1, 200, shift=0.3).astype(np.float64)
+    theirs = kid_features_to_metric(
+        torch.from_numpy(a), torch.from_numpy(b), kid_subsets=7, kid_subset_size=50, verbose=False
+    )
+    assert kernel_distance(a, b, 7, 50) == pytest.approx(tuple(theirs.values()), rel=1e-9)
+
+
+def distances(samples: torch.Tensor, real: torch.Tensor) -> list[float]:
+    frechet = [*frechet_jackknife(samples, real), frechet_extrapolated(samples, real)]
+    return [*frechet, *kernel_distance(samples, real, 3, 100), *manifold(samples, real)]
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_the_hosts_distances():
+    a, b = (torch.from_numpy(normal(seed, 400, 64, shift=seed / 2)) for seed in (0, 1))
+    assert distances(a.cuda(), b.cuda()) == pytest.approx(distances(a, b), rel=1e-9)
+
+
+def test_distances_stay_on_the_device_of_the_features(monkeypatch):
+    """What a CPU can check: no distance moves its features to another device."""
+    a, b = (torch.from_numpy(normal(seed, 60)) for seed in (0, 1))
+    for name in ("cpu", "cuda"):
+        monkeypatch.setattr(torch.Tensor, name, None)
+    assert all(np.isfinite(distances(a, b)))
+
+
 def test_precision_and_recall_are_torch_fidelitys():
-    vision.kernel_distance(normal(0, 8), normal(1, 8), 1, 8)  # makes torchvision importable
+    vision.transforms()  # makes torchvision importable
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     a, b = normal(0, 400), normal(1, 500, shift=0.7)
