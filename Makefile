@@ -1,10 +1,13 @@
 # On a fresh machine two commands suffice: `make demo` and `make test`. `make help` lists all.
 PYTHON ?= python3
 VENV ?= .venv
+PEERS = .venv-peers
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.installed
+PEERS_READY = $(PEERS)/.installed
+PEER_LIST = tools/dev/benchmarks/peers/requirements.txt
 
-.PHONY: help demo test test-slow lint audit chaos bench clean
+.PHONY: help demo test test-slow lint audit chaos bench bench-peers performance clean
 .NOTPARALLEL:
 
 $(READY): setup.cfg pyproject.toml constraints.txt
@@ -37,8 +40,20 @@ audit: $(READY)  ## known vulnerabilities of the pinned packages; needs pypi.org
 chaos: $(READY)  ## 200 seeded faults: docs/operations/reliability.md
 	$(RUN) tools/dev/chaos.py --trials 200 --json runs/chaos.json
 
-bench: $(READY)  ## speed of loader, stages and evaluation; docs/performance.md keeps the figures
+bench: $(READY)  ## speed of loader, stages and evaluation, into runs/bench.md
 	$(RUN) tools/dev/bench.py --json runs/bench.json --markdown runs/bench.md
 
-clean:  ## remove the environment; runs/ stays
-	rm -rf $(VENV)
+$(PEERS_READY): $(PEER_LIST)
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install -q --disable-pip-version-check -r $(PEER_LIST)
+	touch $@
+
+bench-peers: $(PEERS_READY)  ## the same work done by other libraries, into runs/peers.md
+	$(PEERS)/bin/python tools/dev/bench.py --peers --json runs/peers.json --markdown runs/peers.md
+
+performance: $(READY) $(PEERS_READY)  ## both, briefly, into docs/performance.md; under 8 minutes on two cores
+	$(RUN) tools/dev/bench.py --seconds 0.3 --repeats 3 --json runs/bench.json --page docs/performance.md
+	$(PEERS)/bin/python tools/dev/bench.py --peers --seconds 1 --json runs/peers.json --page docs/performance.md
+
+clean:  ## remove the environments; runs/ stays
+	rm -rf $(VENV) $(PEERS)

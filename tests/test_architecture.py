@@ -28,7 +28,7 @@ DOORS = {  # a library: the only files that may import it
     "submitit": "slurm/",
     "mlflow": "pipeline/tracking/mlflow_",
     "torchvision": "pipeline/evaluation/vision.py",
-    "torch_fidelity": "pipeline/evaluation/vision.py",
+    "torch_fidelity": ("pipeline/evaluation/vision.py", "tools/dev/benchmarks/peers/"),
     "fcntl": "pipeline/rundir/lock.py",
     "difflib": ("pipeline/config/suggest.py", "cvae/io.py"),
 }
@@ -162,6 +162,8 @@ def test_nothing_is_loaded_that_can_execute(file):
 
 def test_no_module_mixes_the_images_of_a_batch():
     for file in OWN:
+        if relative(file).startswith("tools/dev/benchmarks/peers/"):
+            continue  # other people's networks are measured as they are
         for node in ast.walk(TREES[file]):
             if isinstance(node, ast.Attribute):
                 assert not node.attr.startswith(("BatchNorm", "SyncBatchNorm")), relative(file)

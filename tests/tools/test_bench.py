@@ -12,6 +12,7 @@ import pytest
 from pipeline.config import load as configuration
 from pipeline.errors import ConfigError
 from tools.dev import bench
+from tools.dev.benchmarks import page as page_of
 from tools.dev.benchmarks.harness import measure
 from tools.dev.benchmarks.loader import drop_from_page_cache, resident_pages
 
@@ -80,12 +81,15 @@ def test_every_benchmark_reports_sane_numbers(written: tuple[dict, str, Path]) -
         "train_pauses",
         "train_outage",
         "train_memory",
+        "host",
+        "operations",
+        "order",
         "shard",
         "evaluation",
         "startup",
     ]
     for result in report["benchmarks"].values():
-        assert result["unit"] in ("images/s", "s", "MiB") and result["protocol"]
+        assert result["unit"] in ("images/s", "s", "ms", "MiB", "operations") and result["protocol"]
         for figures in result["contenders"].values():
             assert len(figures["values"]) == result["repeats"] and figures["median"] == median(
                 figures["values"]
@@ -99,7 +103,13 @@ def test_every_benchmark_reports_sane_numbers(written: tuple[dict, str, Path]) -
         for name, result in report["benchmarks"].items()
         if result["ratios"]
     }
-    assert ratios == {"loader": [50, 25], "loader_cold": [50, 25], "train": [0.9], "train_outage": [0.99]}
+    assert ratios == {
+        "loader": [50, 25],
+        "loader_cold": [50, 25],
+        "train": [0.9],
+        "train_outage": [0.99],
+        "order": [0.8, 0.8, 0.8],
+    }
     assert {
         "cpu",
         "cores",
@@ -118,13 +128,13 @@ def test_every_benchmark_reports_sane_numbers(written: tuple[dict, str, Path]) -
 
 def test_page_is_made_from_the_json(written: tuple[dict, str, Path]) -> None:
     report, page, _ = written
-    assert page == bench.markdown(report)
+    assert page == page_of.markdown(report)
     for result in report["benchmarks"].values():
         assert f"## {result['title']}" in page and result["protocol"] in page
         for name, figures in result["contenders"].items():
-            assert f"| {name} | {bench.number(figures['median'])} |" in page
+            assert f"| {name} | {page_of.number(figures['median'])} |" in page
     report["benchmarks"]["startup"]["contenders"]["launch.py --help"]["median"] = 123456.0
-    assert "| launch.py --help | 123,456 |" in bench.markdown(report)
+    assert "| launch.py --help | 123,456 |" in page_of.markdown(report)
 
 
 def test_nothing_is_left_behind(written: tuple[dict, str, Path]) -> None:
@@ -133,10 +143,35 @@ def test_nothing_is_left_behind(written: tuple[dict, str, Path]) -> None:
     assert Path(os.environ["XDG_CACHE_HOME"]).name.startswith("cache")
 
 
+def test_a_page_gets_the_tables_of_its_suite_and_machine(
+    written: tuple[dict, str, Path], tmp_path: Path
+) -> None:
+    report = written[0] | {"machine": written[0]["machine"] | {"gpu": None}}
+    page = tmp_path / "performance.md"
+    kept = "<!-- begin: peers, CPU -->\n<!-- end: peers, CPU -->\n"
+    page.write_text(f"Text.\n<!-- begin: own, CPU -->\nstale tables\n<!-- end: own, CPU -->\nMore.\n{kept}")
+    page_of.replace_section(page, report)
+    page_of.replace_section(page, report)  # a second run replaces the first
+    text = page.read_text()
+    assert text.startswith("Text.\n") and text.endswith(f"More.\n{kept}") and "stale tables" not in text
+    assert text.count("### Start-up (CPU)") == 1 and report["machine"]["commit"] in text
+    with pytest.raises(ConfigError, match="begin: own, GPU"):
+        page_of.replace_section(page, report | {"machine": {"gpu": "a GPU"}})
+
+
+def test_a_missing_peer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def needs_a_peer(_: object) -> dict:
+        raise ModuleNotFoundError("No module named 'nflows'", name="nflows")
+
+    with pytest.raises(ConfigError, match="nflows is not installed.*make bench-peers"):
+        bench.run_one(needs_a_peer, None)
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--only", "loader,trian"], "trian.*loader,train,shard,evaluation,startup"),
+        (["--only", "loader,trian"], "trian.*loader,train,host,shard,evaluation,startup"),
+        (["--peers", "--only", "flow"], "flow.*loading,sharding,training,flows,distances"),
         (["--repeats", "0"], "--repeats 0"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,27 @@ def measure(
         )
     figures = {name: summary([values[name] for values in rounds]) for name in contenders}
     return {"repeats": repeats, "contenders": figures, "ratios": compared}
+
+
+def endless_rate(action: Callable[[], object], seconds: float, items: int) -> float:
+    """Return items per second of an action on `items` items, repeated for about `seconds`.
+
+    On a GPU the clock stops when the device is done.
+    """
+    synchronize()
+    start = time.perf_counter()
+    calls = 0
+    while time.perf_counter() - start < seconds:
+        action()
+        synchronize()
+        calls += 1
+    return calls * items / (time.perf_counter() - start)
+
+
+def synchronize() -> None:
+    """Wait until the GPU, if there is one, has finished its work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 @contextmanager

@@ -1,0 +1,160 @@
+"""Predict a training step on many GPUs, and check the same model with 1, 2 and 4 processes here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from pipeline.config import load as configuration
+from pipeline.errors import exit_code
+from pipeline.prepare import ROOT, commit
+from pipeline.rundir.files import write_bytes, write_json, write_text
+from pipeline.runtime.ports import free_port
+from tools.dev.benchmarks.harness import Bench
+from tools.dev.benchmarks.page import table, wrapped
+from tools.dev.benchmarks.workspace import load_config, workspace
+from tools.dev.scaling_parts.model import Costs, Network, busy, step
+from tools.dev.scaling_parts.plots import parts_plot, ranks_plot
+
+WORLDS = (1, 2, 4)  # processes of the check
+GPUS = (8, 64, 512)
+CASES = ((64, 16), (64, 128), (64, 1024), (128, 128))  # pixels, and images of a GPU
+# One H200: 20.0 ms a step at a batch of 128 in eager mode, nearly all of it launches; 232,000 images/s from
+# the loader's thread; pauses of 5.6 ms and 0.58 s by default every 150 and 300 steps.
+EAGER = Costs(19.6e-3, 3.4e-6, 1 / 232_000, 15.7e6, 5.6e-3, 150, 0.58, 300)
+# The aim of one captured graph: a fifth of the launches' time.
+GRAPH = Costs(3.6e-3, 3.4e-6, 1 / 232_000, 15.7e6, 5.6e-3, 150, 0.58, 300)
+MODES = {"eager": EAGER, "graph": GRAPH}
+BEGIN, END = "<!-- begin: check -->", "<!-- end: check -->"
+
+
+def measure(bench: Bench, world: int, batch: int, calls: int) -> dict[str, float]:
+    """Run `world` processes on this machine and return rank 0's seconds."""
+    folder = bench.folder / f"ranks{world}_{batch}"
+    folder.mkdir()
+    overrides = [f"train.batch_size={batch}", "tracking.enabled=false"]
+    (folder / "given.yaml").write_text(configuration.dump(bench.config))
+    config = configuration.load([folder / "given.yaml"], overrides)
+    (folder / "config.yaml").write_text(configuration.dump(config))
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
+    command = [sys.executable, "-m", "tools.dev.scaling_parts.worker", str(folder), str(calls)]
+    ranks = []
+    for rank in range(world):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        ranks.append(subprocess.Popen(command, cwd=ROOT, env={**os.environ, **shared, **own}))
+    codes = [rank.wait() for rank in ranks]
+    if any(codes):
+        raise RuntimeError(f"ranks of {world} ended with {codes}")
+    return json.loads((folder / "seconds.json").read_text())
+
+
+def check(bench: Bench, share: int, calls: int) -> dict[str, Any]:
+    """Measure steps of 1, 2 and 4 processes and predict them from their parts.
+
+    One process with two batches gives the fixed costs and those of an image. The all-reduces are
+    measured alone. Four processes on two cores have half a core each.
+    """
+    cores = len(os.sched_getaffinity(0))
+    one, two = (measure(bench, 1, n, calls)["step"] for n in (share, 2 * share))
+    image = (two - one) / share
+    fixed = one - share * image
+    rows = []
+    for world in WORLDS:
+        found = measure(bench, world, world * share + 1, calls)
+        crowded = max(1.0, world / cores)
+        predicted = crowded * (fixed + share * image) + found["gradients"] + found["sums"]
+        rows.append({"ranks": world, "predicted": predicted, **found})
+    return {
+        "share": share,
+        "size": bench.config.shard.size,
+        "cores": cores,
+        "fixed": fixed,
+        "image": image,
+        "commit": commit(),
+        "load": round(os.getloadavg()[0], 1),
+        "rows": rows,
+    }
+
+
+def check_text(found: dict[str, Any]) -> str:
+    """Return the check as text and table."""
+    head = ["processes", "step, measured", "step, predicted", "ratio", "gradients", "sums", "loading"]
+    rows = []
+    for row in found["rows"]:
+        milliseconds = [f"{1e3 * row[name]:.3g} ms" for name in ("step", "predicted")]
+        parts = [f"{1e3 * row[name]:.3g} ms" for name in ("gradients", "sums", "load")]
+        ratio = f"{row['predicted'] / row['step']:.2f}"
+        rows.append([str(row["ranks"]), *milliseconds, ratio, *parts])
+    text = (
+        f"{found['share']} images of {found['size']} pixels a process, one thread each, gloo, "
+        f"{found['cores']} cores, load {found['load']} at the end, commit {found['commit']}. A step costs "
+        f"{1e3 * found['fixed']:.3g} ms and {1e3 * found['image']:.3g} ms for each image."
+    )
+    return f"{wrapped(text)}\n\n{table(head, rows)}"
+
+
+def prediction() -> str:
+    """Return the table of predicted steps on GPUs."""
+    head = ["mode", "pixels", "images a GPU", "GPUs", "compute", "gradients", "sums", "step", "computing"]
+    head += ["images/s"]
+    rows = []
+    for mode, costs in MODES.items():
+        for size, share in CASES:
+            for ranks in (1, *GPUS):
+                made = step(costs, Network(), ranks, share, size)
+                parts = [made.compute, made.gradients, made.sums, made.total]
+                cells = [f"{1e3 * seconds:.3g} ms" for seconds in parts]
+                computing = f"{busy(costs, Network(), ranks, share, size):.0%}"
+                rate = f"{ranks * share / made.total:,.0f}"
+                rows.append([mode, str(size), str(share), str(ranks), *cells, computing, rate])
+    return table(head, rows)
+
+
+def replace_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Replace what stands between two marks of a page."""
+    before, _, rest = page.read_text().partition(begin)
+    write_text(page, f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="tools/dev/scaling.py", description=__doc__)
+    parser.add_argument(
+        "--page",
+        metavar="FILE",
+        type=Path,
+        default=ROOT / "docs/operations/scaling.md",
+        help="page (default: %(default)s)",
+    )
+    parser.add_argument("--check", action="store_true", help="run 1, 2 and 4 processes and write the check")
+    parser.add_argument("--share", metavar="N", type=int, default=16, help="images a process (default: 16)")
+    parser.add_argument("--calls", metavar="N", type=int, default=7, help="steps timed (default: 7)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line. Raises ConfigError, DataError."""
+    args = arguments(argv)
+    pictures = ROOT / "docs/pictures"
+    write_bytes(pictures / "scaling_ranks.svg", ranks_plot(GRAPH, Network(), GPUS))
+    write_bytes(pictures / "scaling_parts.svg", parts_plot(MODES, Network(), GPUS))
+    replace_between(args.page, "<!-- begin: prediction -->", "<!-- end: prediction -->", prediction())
+    if args.check:
+        config = load_config(None, ["toy.n=400", "shard.samples_per_shard=128"])
+        with workspace(config, 1, 1.0, ("fp32",)) as bench:
+            found = check(bench, args.share, args.calls)
+        write_json(ROOT / "runs/scaling.json", found)
+        replace_between(args.page, BEGIN, END, check_text(found))
+    print(json.dumps({mode: asdict(costs) for mode, costs in MODES.items()}, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
