@@ -61,7 +61,7 @@ def test_it_ends_with_a_table_and_where_to_look(chain):
         "next:",
     ):
         assert said in done.stdout
-    assert len(done.stdout.splitlines()) < 60 and max(map(len, done.stdout.splitlines())) < 200
+    assert len(done.stdout.splitlines()) < 90 and max(map(len, done.stdout.splitlines())) < 200
     assert page.read_text().count("<img") > 0
 
 

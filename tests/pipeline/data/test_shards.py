@@ -30,7 +30,7 @@ from pipeline.rundir.files import seal, sha256, write_json
 from pipeline.runtime.preempt import StopFlag
 from tests.celeba_source import make_source
 
-CONFIG = ShardConfig(samples_per_shard=5, size=32)
+CONFIG = ShardConfig(crop=148, samples_per_shard=5, size=32)
 TRAIN = 13  # -> shards of 4, 4 and 5
 
 

@@ -55,6 +55,8 @@ def describe(pid: int) -> str:
     """Return process number and command line, for an error message."""
     try:
         words = (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
+        if not any(words):  # it is about to run another program, or has ended
+            words = [(PROC / str(pid) / "comm").read_bytes()]
     except OSError:
         words = []
     return f"{pid} ({b' '.join(words).decode(errors='replace').strip()[:200]})"
