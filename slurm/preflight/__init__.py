@@ -8,7 +8,7 @@ from functools import partial
 
 from pipeline.errors import ConfigError
 from slurm.chain import Chain, Run, batches
-from slurm.preflight.checks import ON_A_CLUSTER, ON_THIS_MACHINE, Finding, inputs_are_made
+from slurm.preflight.checks import EVERYWHERE, ON_A_CLUSTER, Finding, inputs_are_made, torch_sees_gpus
 from slurm.preflight.request import slurm_accepts
 from slurm.queue import ask
 
@@ -20,8 +20,9 @@ def check_this_machine(runs: list[Run], chain: Chain) -> list[str]:
 
     Raises ConfigError with every problem, one a line.
     """
-    checks = _of_runs(runs, ON_THIS_MACHINE)
-    return _warnings([*checks, partial(inputs_are_made, chain)], "nothing was started")
+    checks = _of_runs(runs, EVERYWHERE)
+    checks += [partial(inputs_are_made, chain), partial(torch_sees_gpus, chain)]
+    return _warnings(checks, "nothing was started")
 
 
 def check_cluster(runs: list[Run], chain: Chain) -> list[str]:

@@ -131,16 +131,25 @@ def weights_are_there(run: Run) -> Iterator[Finding]:
             yield Finding(f"key 'eval.{key}': {weights}: no such file{hint}", True)
 
 
-def torch_sees_gpus(run: Run) -> Iterator[Finding]:
-    """PyTorch is not a build for the CPU, if the training is to use GPUs."""
-    wanted = executor_named(run.config.cluster.executor).resources(run.config, "train")
+def torch_sees_gpus(chain: Chain) -> Iterator[Finding]:
+    """PyTorch is not a build for the CPU, if a stage that starts here is to use GPUs.
+
+    A stage with a Python of its own (`cluster.python`) may have another PyTorch. Its ranks look themselves.
+    """
     version = version_of("torch")
-    if version.endswith("+cpu") and gpu_request(wanted, "train").count:
-        yield Finding(
-            f"key 'cluster.gpus_per_node': got {wanted.gpus_per_node}, but PyTorch {version} is a build for "
-            "the CPU; install one for CUDA, or set cluster.gpus_per_node=0",
-            True,
-        )
+    if not version.endswith("+cpu"):
+        return
+    for step in chain.steps:
+        config = step.run.config
+        wanted = executor_named(config.cluster.executor).resources(config, step.stage)
+        if gpu_request(wanted, step.stage).count and not wanted.python:
+            yield Finding(
+                f"key 'cluster.gpus_per_node' for stage {step.stage}: got {wanted.gpus_per_node}, but "
+                f"PyTorch {version} is a build for the CPU; install one for CUDA, "
+                "or set cluster.gpus_per_node=0",
+                True,
+            )
+            return  # it is the same for the other stages
 
 
 def tracker_answers(run: Run) -> Iterator[Finding]:
@@ -209,7 +218,6 @@ def batch_warnings(config: RunConfig, ranks: int, on_gpus: bool, stage: str = "t
 
 
 EVERYWHERE = (source_is_there, folders_can_be_written, space_suffices, weights_are_there, tracker_answers)
-ON_THIS_MACHINE = (*EVERYWHERE, torch_sees_gpus)
 ON_A_CLUSTER = (*EVERYWHERE, folders_are_shared, walltime_is_sound, batch_fits)
 
 

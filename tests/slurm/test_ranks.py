@@ -21,8 +21,9 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.rundir.record import run_config
 from pipeline.runtime.preempt import StopFlag, Stopped
 from slurm import ledger, rank
-from slurm.chain import Chain, Run, Step
+from slurm.chain import Chain, Run, Step, parse_stages, plan
 from slurm.executors import executor_named
+from slurm.preflight.checks import torch_sees_gpus
 from slurm.status import refresh, unfinished
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +104,23 @@ def test_gpus_that_cannot_be_had_are_an_error_that_names_the_key(run, monkeypatc
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
     with pytest.raises(ConfigError, match=said):
         executor_named("local").resources(on(run, **cluster).config, "train")
+
+
+@pytest.mark.parametrize(
+    ("python", "stages", "refused"),
+    [("", "train,eval", True), ("other/bin", "train", False), ("", "shard", False)],
+)
+def test_the_build_of_this_pytorch_counts_only_for_ranks_that_use_it(
+    run, monkeypatch, python, stages, refused
+):
+    """Another Python may have another PyTorch, and its ranks look themselves. Sharding needs no GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    monkeypatch.setattr("slurm.preflight.checks.version_of", lambda package: "2.13.0+cpu")
+    chain = plan([on(run, gpus_per_node=2, python=python)], parse_stages(stages))
+    found = list(torch_sees_gpus(chain))
+    assert [finding.fatal for finding in found] == [True] * refused
+    for finding in found:
+        assert "cluster.gpus_per_node' for stage train: got 2, but PyTorch 2.13.0+cpu" in finding.text
 
 
 def test_a_rank_never_falls_back_to_the_cpu(run, monkeypatch):
