@@ -206,6 +206,11 @@ def progress_pictures(run_dir: Path) -> list[tuple[int, Path]]:
     return [(int(file.stem.removeprefix("step_")), file) for file in files]
 
 
+def nodes_dir(run_dir: Path) -> Path:
+    """Return the folder of HOST.jsonl: how busy each node was while it trained."""
+    return run_dir / "nodes"
+
+
 def model_dir(run_dir: Path) -> Path:
     """Return the folder of the exported model, which `cvae.load` finds in a run directory."""
     return run_dir / "model"

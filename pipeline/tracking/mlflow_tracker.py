@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.schema import RunConfig
 from pipeline.config.used import used
 from pipeline.errors import UserError
-from pipeline.rundir import layout, record
+from pipeline.rundir import record
 from pipeline.rundir.files import write_json
-from pipeline.rundir.metrics_log import read_metrics
 from pipeline.rundir.record import Evaluation, read_json
 from pipeline.rundir.redact import redact
 from pipeline.tracking import mlflow_store
 from pipeline.tracking.base import Tracker, TrackingError
+from pipeline.tracking.mlflow_curves import curve_points
 from pipeline.tracking.mlflow_describe import dataset_input, run_note
 from pipeline.tracking.mlflow_evaluations import NOTE as DESCRIPTION
 from pipeline.tracking.mlflow_evaluations import send_evaluation, send_headline
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
 CHANGED = "changed."
 KIND, KIND_OF_MODELS = "mlflow.experimentKind", "custom_model_development"  # opens the table of runs
-PHASES = ("train", "tune", "refine")
 
 
 class MlflowTracker(Tracker):
@@ -182,7 +181,7 @@ class MlflowTracker(Tracker):
 
     def metrics(self) -> None:
         """Send training, each evaluation as a child run, and the headline evaluation's numbers on the run."""
-        self._send_training()
+        self._send_curves()
         evaluations = record.evaluations(self.run_dir)
         self._children = []
         for evaluation in evaluations:
@@ -195,27 +194,19 @@ class MlflowTracker(Tracker):
         place = f"#/experiments/{info.experiment_id}/runs/{info.run_id}/artifacts"
         set_tags(self._client, self._run, {DESCRIPTION: run_note(self.config, self.run_dir, place, newest)})
 
-    def _send_training(self) -> None:
-        """Send every (name, step) of each phase's metrics.jsonl that the store lacks."""
+    def _send_curves(self) -> None:
+        """Send every (name, step) of the run's records that the store lacks."""
         from mlflow.entities import Metric
 
         new = []
-        for phase, line in self._records():
-            step = line["step"]
-            for written, value in line["values"].items():
-                name = curve_name(phase, written)
-                if name not in self._known:
-                    self._known[name] = {m.step for m in held_metric(self._client, self._run, name)}
-                if math.isfinite(value) and step not in self._known[name]:
-                    new.append(Metric(name, value, int(line["time"] * 1000), step))
+        for step, time_s, name, value in curve_points(self.run_dir):
+            if name not in self._known:
+                self._known[name] = {m.step for m in held_metric(self._client, self._run, name)}
+            if math.isfinite(value) and step not in self._known[name]:
+                new.append(Metric(name, value, int(time_s * 1000), step))
         mlflow_store.log_metrics(self._client, self._run.info.run_id, new)
         for metric in new:
             self._known[metric.key].add(metric.step)
-
-    def _records(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for phase in PHASES:
-            for line in read_metrics(layout.train_dir(self.run_dir, phase) / "metrics.jsonl"):
-                yield phase, line
 
     def end(self, status: str) -> None:
         """Set the state: a killed process leaves RUNNING for ever, and a resumed run must be open again."""
@@ -246,17 +237,6 @@ class MlflowTracker(Tracker):
             for file in files:
                 client.log_artifact(run.info.run_id, str(file))
             client.set_terminated(run.info.run_id, "FINISHED")
-
-
-def curve_name(phase: str, written: str) -> str:
-    """Return a curve's name in MLflow: `train/loss` of the phase tune is `tune/loss`.
-
-    `val_ema/loss` is `tune_val_ema/loss`. Those of the main training keep their names.
-    """
-    if phase == "train":
-        return written
-    source, _, name = written.partition("/")
-    return f"{phase}/{name}" if source == "train" else f"{phase}_{written}"
 
 
 def _job_tags(jobs: list[dict[str, Any]]) -> dict[str, str]:

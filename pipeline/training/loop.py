@@ -9,6 +9,7 @@ from pipeline.data.loader import Prefetcher
 from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import MetricsLog
 from pipeline.runtime.context import Context
+from pipeline.runtime.node import node_monitor
 from pipeline.runtime.owner import Ownership, owned
 from pipeline.runtime.preempt import Stopped
 from pipeline.runtime.watchdog import Watchdog
@@ -32,6 +33,7 @@ def run(phase: Phase, context: Context) -> None:
     with (
         owned(folder, context.ranks, context.job) as owner,
         Watchdog(context.ranks, phase.config.train.stall_s, folder, context.log) as watchdog,
+        node_monitor(context),
     ):
         trainer = Trainer(phase, context)
         trainer.resume()

@@ -65,6 +65,21 @@ def test_everything_once_however_often(runs: Path) -> None:
     assert [f.path for f in store.list_artifacts(parent.info.run_id)] == ["config.yaml"]
 
 
+def test_nodes_stand_under_system_metrics(runs: Path) -> None:
+    run = make_run(runs, "nodes", ("tracking.experiment=nodes",), steps=2)
+    for host in ("n1", "n2"):
+        log = MetricsLog(layout.nodes_dir(run) / f"{host}.jsonl", None)
+        log.append(1, {f"system/{host}/cpu_utilization_percentage": 50.0})
+        log.close()
+    for _ in range(2):
+        tracker_of(run).push()
+    store = client(runs)
+    found = parent_of(store, "nodes")
+    named = sorted(name for name in found.data.metrics if name.startswith("system/"))
+    assert named == [f"system/{host}/cpu_utilization_percentage" for host in ("n1", "n2")]
+    assert len(store.get_metric_history(found.info.run_id, named[0])) == 1
+
+
 def test_a_pass_that_dies_half_way_is_completed(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(runs, "half", ("tracking.experiment=half",), steps=30)
     monkeypatch.setattr(mlflow_store, "METRICS_PER_BATCH", 50)
