@@ -208,6 +208,15 @@ def test_paths_are_expanded_and_absolute(monkeypatch, tmp_path):
             assert absolute_paths(load([tmp_path / "x.yaml"])) == config
 
 
+def test_every_tar_of_a_list_becomes_absolute(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = absolute_paths(load([], ["shard.source='a/x-{0..1}.tar::b/y.tar'"]))
+    assert config.shard.source == f"{tmp_path}/a/x-{{0..1}}.tar::{tmp_path}/b/y.tar"
+    for place in ("a::b/c", "s3://a/x.tar::s3://a/y.tar"):  # a folder, and URLs
+        config = absolute_paths(load([], [f"shard.source='{place}'"]))
+        assert config.shard.source == (str(tmp_path / place) if place.startswith("a") else place)
+
+
 @pytest.mark.parametrize("key", schema.PATH_KEYS)
 @pytest.mark.parametrize(
     "written,said",

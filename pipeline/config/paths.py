@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from pipeline.config.load import flatten, with_values
 from pipeline.config.schema import PATH_KEYS, RunConfig
 from pipeline.errors import ConfigError
 
+SQLITE = "sqlite:///"
 WEIGHTS_VARIABLE = "CVAE_INCEPTION_WEIGHTS"  # gives eval.inception_weights if that key is empty
 _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 _SHELL_ONLY = re.compile(r"\$[({$]|`")  # ${A:-b}, $(command): no shell reads a configuration
 _REMOTE = re.compile(r"pipe:|[a-z0-9+]+://")
+_AFTER_A_TAR = re.compile(r"(?<=\.tar)::")
 _SECRET = re.compile(r"token|secret|passw|credential|key", re.IGNORECASE)
 
 
@@ -27,6 +30,8 @@ def absolute_paths(config: RunConfig) -> RunConfig:
     paths = {key: values[key] for key in PATH_KEYS}
     paths["eval.inception_weights"] = paths["eval.inception_weights"] or os.environ.get(WEIGHTS_VARIABLE, "")
     absolute = {key: absolute_path(key, path) for key, path in paths.items()}
+    tars = [absolute_path("shard.source", tar) for tar in tar_patterns(paths["shard.source"])]
+    absolute["shard.source"] = "::".join(tars)
     return with_values(config, absolute)
 
 
@@ -48,9 +53,35 @@ def absolute_path(key: str, path: str) -> str:
         raise ConfigError(f"key '{key}': {path!r} names the home of an unknown user; write it out") from None
 
 
+def tar_patterns(place: str) -> list[str]:
+    """Return the patterns of tars in a source; `::` joins several, as webdataset has it.
+
+    A folder may have `::` in its name.
+    """
+    return place.split("::") if is_remote(place) else _AFTER_A_TAR.split(place)
+
+
 def is_remote(place: str) -> bool:
     """Return whether a place is a URL, or `pipe:` and a program, and not a path."""
     return _REMOTE.match(place) is not None
+
+
+def database_file(uri: str) -> Path | None:
+    """Return the file of a SQLite store; None for another store."""
+    if not uri.startswith(SQLITE):
+        return None
+    return Path(unquote(uri.removeprefix(SQLITE).split("?")[0]))
+
+
+def sqlite_uri(file: Path) -> str:
+    """Return the address of a SQLite file; SQLAlchemy decodes per cent signs and ends a path at `?`."""
+    return SQLITE + str(file).replace("%", "%25").replace("?", "%3F")
+
+
+def with_database(uri: str, file: Path) -> str:
+    """Return the address of a SQLite store with another file and the same options behind `?`."""
+    _, mark, options = uri.partition("?")
+    return sqlite_uri(file) + mark + options
 
 
 def _variable(key: str, path: str, name: str) -> str:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -14,7 +11,7 @@ import torch
 
 from pipeline.data.journal import ShardReport
 from pipeline.data.writer import ShardTask, write_shard
-from pipeline.runtime.preempt import StopFlag, Stopped
+from pipeline.runtime.preempt import StopFlag, Stopped, serve_parent
 
 
 def write_shards(tasks: list[ShardTask], processes: int, stop: StopFlag) -> Iterator[ShardReport]:
@@ -53,15 +50,5 @@ def _honour(stop: StopFlag) -> None:
 
 
 def _start_worker() -> None:
-    """Use one thread, leave stop signals to the parent, and do not outlive it."""
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    serve_parent()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.load import flatten, load, with_values
+from pipeline.config.paths import database_file, with_database
 from pipeline.config.schema import PATH_KEYS, RunConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.rundir import layout
@@ -121,9 +122,10 @@ def _where_it_lies_now(config: RunConfig, run_dir: Path) -> RunConfig:
         path = str(values[key])
         if path == str(before) or path.startswith(f"{before}/"):
             moved[key] = str(now) + path.removeprefix(str(before))
-    store = f"sqlite:///{before}/"
-    if config.tracking.uri.startswith(store):
-        moved["tracking.uri"] = f"sqlite:///{now}/" + config.tracking.uri.removeprefix(store)
+    uri = config.tracking.uri
+    database = database_file(uri)
+    if database and database.is_relative_to(before):
+        moved["tracking.uri"] = with_database(uri, now / database.relative_to(before))
     return with_values(config, moved)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
@@ -50,3 +53,20 @@ class StopFlag:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.requested = True
         self.received.add(signum)
+
+
+def serve_parent() -> None:
+    """Make this worker process leave stop signals to its parent, and not outlive it.
+
+    A scheduler, or a terminal that goes away, sends its signal to every process of a job.
+    """
+    for number in (signal.SIGINT, *STOP_SIGNALS):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

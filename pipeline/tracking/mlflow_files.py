@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from pipeline.config.paths import database_file
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_json
 from pipeline.rundir.record import Evaluation, read_json
 from pipeline.rundir.redact import redact
 from pipeline.tracking.base import TrackingError
-from pipeline.tracking.mlflow_store import database_file, first_line
+from pipeline.tracking.mlflow_store import first_line
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

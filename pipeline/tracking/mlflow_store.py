@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-from pipeline.config.paths import absolute_path
+from pipeline.config.paths import SQLITE, absolute_path, database_file, sqlite_uri, with_database
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.rundir.files import give_usual_mode
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100  # MLflow's own limits
 LOCK_TIMEOUT_S = 120.0
 CONNECT_TIMEOUT_S = 10.0
-SQLITE = "sqlite:///"
 _SQLITE = re.compile(r"sqlite(\+pysqlite)?:(///)?", re.IGNORECASE)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://|databricks\b", re.IGNORECASE)
 QUIET = {
@@ -55,8 +54,7 @@ def with_store(config: RunConfig) -> RunConfig:
     uri = _SQLITE.sub(lambda found: SQLITE if found[2] else found[0], uri, count=1)
     file = database_file(uri)
     if file is not None:
-        _, mark, query = uri.partition("?")
-        uri = sqlite_uri(Path(absolute_path("tracking.uri", str(file)))) + mark + query
+        uri = with_database(uri, Path(absolute_path("tracking.uri", str(file))))
     experiment = tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "")
     return replace(config, tracking=replace(tracking, uri=uri, experiment=experiment))
 
@@ -89,28 +87,16 @@ def runs_dir(config: RunConfig) -> Path:
 
 def is_server(uri: str) -> bool:
     """Return whether the store is a server."""
-    return uri.startswith(("http://", "https://"))
-
-
-def database_file(uri: str) -> Path | None:
-    """Return the file of a SQLite store; None for another store."""
-    if not uri.startswith(SQLITE):
-        return None
-    return Path(unquote(uri.removeprefix(SQLITE).split("?")[0]))
-
-
-def sqlite_uri(file: Path) -> str:
-    """Return the address of a SQLite file; SQLAlchemy decodes per cent signs and ends a path at `?`."""
-    return SQLITE + str(file).replace("%", "%25").replace("?", "%3F")
+    return uri.lower().startswith(("http://", "https://"))
 
 
 def store_errors() -> tuple[type[Exception], ...]:
-    """Return what MLflow raises if a store is unreachable, locked, or refuses."""
+    """Return what MLflow raises if a store is unreachable, locked, refuses, or lacks its library."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return MlflowException, RequestException, SQLAlchemyError, OSError
+    return MlflowException, RequestException, SQLAlchemyError, OSError, ImportError
 
 
 def first_line(error: Exception) -> str:
@@ -191,6 +177,23 @@ def server_problem(uri: str) -> str:
     if answer >= 500:
         return f"{where} answers {answer}; is the server well?"
     return ""  # other codes only say that this server has no /health
+
+
+def database_problem(uri: str) -> str:
+    """Return which library the driver of a database lacks here, in words, or ""."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except ImportError as error:
+        return (
+            f"key 'tracking.uri': {redact(uri)}: its driver is not installed ({error}); install it here and "
+            "on the nodes, or name a server, http://HOST:PORT"
+        )
+    except SQLAlchemyError:
+        pass  # no database: `databricks`, or the address of a plug-in of MLflow
+    return ""
 
 
 def _answer(uri: str) -> int:

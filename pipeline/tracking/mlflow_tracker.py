@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config.paths import database_file
 from pipeline.config.schema import RunConfig
 from pipeline.config.used import used
 from pipeline.errors import UserError
@@ -27,7 +28,6 @@ from pipeline.tracking.mlflow_evaluations import send_evaluation, send_headline
 from pipeline.tracking.mlflow_files import NOTE, FileSender
 from pipeline.tracking.mlflow_store import (
     as_text,
-    database_file,
     database_lock,
     experiment_name,
     first_line,
@@ -80,12 +80,12 @@ class MlflowTracker(Tracker):
             mlflow_store.require_listening(self.uri)
 
     def problem(self) -> str:
-        """Return what is wrong with the server, or with the file of a SQLite store; else ""."""
+        """Return what is wrong with the server, with the database, or with the file of SQLite; else ""."""
         if self.live:
             return mlflow_store.server_problem(self.uri)
         file = database_file(self.uri)
         if file is None:
-            return ""
+            return mlflow_store.database_problem(self.uri)
         there = next(path for path in (file, *file.parents) if path.exists())
         return "" if os.access(there, os.W_OK) else f"key 'tracking.uri': {there}: cannot be written"
 

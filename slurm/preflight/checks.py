@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ NETWORK_FILE_SYSTEMS = (
     "orangefs", "cifs", "smb3", "afs", "glusterfs", "fuse.glusterfs", "fuse.juicefs", "fuse.cephfs",
     "virtiofs", "9p", "daos", "quobyte", "gfs2", "ocfs2",
 )  # fmt: skip
+MOUNTS = Path("/proc/self/mounts")
+OCTAL = re.compile(r"\\(\d{3})")  # how the kernel writes a blank, tab, newline or backslash of a folder
 CHECKPOINT_BYTES = 200e6  # more than the networks configured here need
 BATCHES = ("train", "tune", "refine", "classifier")  # stages with a global batch
 SMALL_SHARE = 32  # with fewer images in a step a GPU mostly waits for kernel launches and communication
@@ -248,12 +251,12 @@ def _existing(path: Path) -> Path:
 
 def file_system(path: Path) -> str:
     """Return the type of the file system that `path` is on."""
-    longest = ""
+    deepest = Path()
     found = "unknown"
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, mount, kind, *_ = line.split()
-        mount = mount.replace("\\040", " ")
-        if str(path).startswith(mount) and len(mount) >= len(longest):
-            longest = mount
+    for line in MOUNTS.read_text().splitlines():
+        _, written, kind, *_ = line.split()
+        mount = Path(OCTAL.sub(lambda code: chr(int(code[1], 8)), written))
+        if path.is_relative_to(mount) and len(mount.parts) >= len(deepest.parts):
+            deepest = mount
             found = kind
     return found

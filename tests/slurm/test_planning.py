@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.rundir import layout
 from slurm import ledger
 from slurm.chain import Run, batches, dependencies, parse_stages, plan
+from slurm.preflight import checks
 from slurm.queue import time_limit_min
 from slurm.restart import wanted
 from slurm.sbatch import code, snapshot, snapshot_folder
@@ -220,3 +221,13 @@ def test_the_log_of_a_job_that_crashed_before_rank_0_was_there(crashing):
     ledger.note_failure(crashing, "train", 1, ZeroDivisionError("the bug"))
     ledger.crashed(crashing, "train", "5", 0, 1)
     assert log_of(crashing, None, None) == crashing / "logs/train/submitit/1/5_1_log.err"
+
+
+def test_the_file_system_of_a_folder_is_that_of_the_deepest_mount_above_it(tmp_path, monkeypatch):
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        "disk / ext4 rw 0 0\nserver:/a /data nfs4 rw 0 0\nserver:/b /my\\040runs\\134x lustre rw 0 0\n"
+    )
+    monkeypatch.setattr(checks, "MOUNTS", mounts)
+    found = [checks.file_system(Path(place)) for place in ("/data/x", "/data2/x", "/my runs\\x/y")]
+    assert found == ["nfs4", "ext4", "lustre"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.load import dump
+from pipeline.config.paths import database_file, sqlite_uri
 from pipeline.prepare import prepare, recorded, resolved
 from pipeline.rundir import layout, record
 from slurm import ledger
@@ -46,6 +47,17 @@ def test_the_whole_folder(old: Path, tmp_path: Path, left: str) -> None:
         assert config.runs_dir == str(new) and config.tracking.uri == f"sqlite:///{new}/team.db"
     prepare(new / "a", resolved(config), ["train"])
     assert left != "nothing" or not old.exists()
+
+
+def test_a_store_whose_address_is_encoded_moves_too(tmp_path: Path) -> None:
+    """The address of a file says %25 for a per cent sign, and may have options behind a `?`."""
+    old, new = tmp_path / "100% old?", tmp_path / "new 50%"
+    config = resolved(tiny_config(old, f"tracking.uri='{sqlite_uri(old / 'team.db')}?timeout=9'"))
+    (old / "a").mkdir(parents=True)
+    (old / "a" / "config.yaml").write_text(dump(config))
+    old.rename(new)
+    uri = record.run_config(new / "a").tracking.uri
+    assert database_file(uri) == new / "team.db" and uri.endswith("team.db?timeout=9")
 
 
 def test_one_run_alone_whose_old_folder_is_gone(old: Path, tmp_path: Path) -> None:

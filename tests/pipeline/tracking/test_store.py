@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from pipeline.config.load import load
+from pipeline.config.load import dump, load
+from pipeline.config.paths import database_file
 from pipeline.errors import ConfigError
-from pipeline.tracking.mlflow_store import database_file, experiment_name, open_client, store_uri, with_store
+from pipeline.tracking.base import TrackingError
+from pipeline.tracking.mlflow_store import experiment_name, open_client, store_uri, with_store
 from pipeline.tracking.sync import make_tracker
 
 
@@ -89,6 +91,22 @@ def test_nothing_is_sent_where_tracking_is_off(tmp_path):
     tracker.push()
     assert not tracker.live and tracker.viewer == "" and tracker.problem() == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_without_its_driver_is_a_problem_and_no_traceback(tmp_path):
+    uri = "postgresql+asyncpg://ada:secret@host/db"
+    config = with_store(load([], [f"tracking.uri={uri}", f"runs_dir={tmp_path}"]))
+    (tmp_path / "config.yaml").write_text(dump(config))
+    tracker = make_tracker(tmp_path, config)
+    found = tracker.problem()
+    assert "key 'tracking.uri'" in found and "its driver is not installed (No module named" in found
+    with pytest.raises(TrackingError, match="was not updated: No module named") as error:
+        tracker.push()
+    assert "secret" not in found + str(error.value)
+
+
+def test_a_server_is_one_in_capital_letters_too(tmp_path):
+    assert make_tracker(tmp_path, with_store(load([], ["tracking.uri=HTTP://host:5000"]))).live
 
 
 BASIC = "Basic YWRhOng="  # ada:x

@@ -10,11 +10,12 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.config.paths import is_remote
+from pipeline.config.paths import is_remote, tar_patterns
 from pipeline.data.sources.optional import needed
 from pipeline.errors import DataError
 
@@ -46,7 +47,7 @@ class Tar:
 
 def is_pattern(place: str) -> bool:
     """Return whether a source names tars themselves, and not a folder."""
-    return is_remote(place) or place.endswith(".tar")
+    return is_remote(place) or (place.endswith(".tar") and not Path(place).is_dir())
 
 
 def find_tars(place: str, allow_pipe: bool) -> list[Tar]:
@@ -65,13 +66,23 @@ def find_tars(place: str, allow_pipe: bool) -> list[Tar]:
 
 
 def _expand(pattern: str) -> list[str]:
-    """Return the URLs of a pattern; several patterns are joined by `::`, as webdataset has it."""
-    import braceexpand
-
+    """Return the tars of a pattern. Raises DataError."""
     try:
-        return [url for part in pattern.split("::") for url in braceexpand.braceexpand(part)]
+        return [url for part in tar_patterns(pattern) for url in _expand_one(part)]
     except ValueError as error:
         raise DataError(f"{pattern}: its braces are not balanced ({error})") from None
+
+
+def _expand_one(pattern: str) -> Iterable[str]:
+    """Expand the braces; those in the names of files and folders that are there stay."""
+    import braceexpand
+
+    place = Path(pattern)
+    if is_remote(pattern) or not place.parent.is_dir():
+        return braceexpand.braceexpand(pattern)
+    if place.is_file():
+        return [pattern]
+    return [str(place.parent / name) for name in braceexpand.braceexpand(place.name)]
 
 
 def _on_disk(tar: Tar) -> Tar:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import uuid
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pipeline.data.sources.toy.style import sample_style
 from pipeline.errors import ConfigError, DataError
 from pipeline.rundir.files import naming
 from pipeline.runtime.logs import progress
+from pipeline.runtime.preempt import serve_parent
 
 ANNOTATIONS, PARTITION, IMAGES = "list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba"
 CHUNK = 50  # faces that a process draws at a time
@@ -85,9 +87,14 @@ def _draw_all(folder: Path, n: int, seed: int, processes: int, logger: logging.L
             pass
         return
     spawn = multiprocessing.get_context("spawn")  # fork is not safe beside torch's threads
-    with spawn.Pool(processes) as pool:
-        for _ in progress(pool.imap_unordered(draw, chunks), len(chunks), what, logger):
-            pass
+    # Not a multiprocessing.Pool, which waits for ever if one of its workers is killed.
+    pool = ProcessPoolExecutor(min(processes, len(chunks)), spawn, serve_parent)
+    try:
+        drawn = as_completed([pool.submit(draw, start) for start in chunks])
+        for future in progress(drawn, len(chunks), what, logger):
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _draw_chunk(folder: Path, n: int, seed: int, start: int) -> None:

@@ -164,6 +164,25 @@ def npy(array: np.ndarray) -> bytes:
     return content.getvalue()
 
 
+@pytest.mark.parametrize("name", ["a {b} c", "a{b,c}", "a}b", "a::b", "a.tar"])
+def test_any_name_of_a_folder(name: str, tmp_path: Path) -> None:
+    """Braces and `::` mean something in the name of a tar only, and a folder's name may end in .tar."""
+    folder = tmp_path / name
+    folder.mkdir()
+    tars = [folder / f"{split}-0.tar" for split in ("test", "train")]
+    for tar in tars:
+        tar.touch()
+    for place in (folder, folder / "{test,train}-0.tar", f"{tars[0]}::{tars[1]}"):
+        found = find_tars(str(place), allow_pipe=False)
+        assert [found_tar.local for found_tar in found] == [str(tar) for tar in tars]
+
+
+def test_a_tar_whose_own_name_has_braces(tmp_path: Path) -> None:
+    tar = tmp_path / "a{b,c}.tar"
+    tar.touch()
+    assert [found.local for found in find_tars(str(tar), allow_pipe=False)] == [str(tar)]
+
+
 def test_vectors_and_classes(celeba: Celeba, tmp_path: Path) -> None:
     write_tars(celeba, tmp_path / "npy", npy, "attrs.npy")
     vectors = Tars.open(tmp_path / "npy")

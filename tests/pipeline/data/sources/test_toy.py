@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +156,36 @@ def test_nothing_is_left_behind_when_drawing_fails(tmp_path: Path, monkeypatch: 
     with pytest.raises(RuntimeError, match="no ink"):
         make_toy_celeba(tmp_path / "toy", n=2, seed=0)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
+def test_a_signal_to_every_process_neither_hangs_nor_loses_faces(number: int, tmp_path: Path) -> None:
+    """A hang-up reaches workers too, which leave it to their parent. A killed worker is an error."""
+    out = tmp_path / "toy"
+    script = (
+        "import logging, pathlib, sys\n"
+        "from pipeline.data.sources.toy.dataset import make_toy_celeba\n"
+        "if __name__ == '__main__':\n"
+        "    make_toy_celeba(pathlib.Path(sys.argv[1]), 600, 0, processes=2)\n"
+    )
+    file = tmp_path / "draw.py"
+    file.write_text(script)
+    drawing = subprocess.Popen([sys.executable, str(file), str(out)], stderr=subprocess.PIPE)
+    while len(list(tmp_path.glob(".toy.*/img_align_celeba/*.jpg"))) < 60:  # both workers draw
+        assert drawing.poll() is None
+        time.sleep(0.01)
+    for pid in workers_of(drawing.pid):
+        os.kill(pid, number)
+    _, said = drawing.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert drawing.returncode == 1 and b"BrokenProcessPool" in said
+        assert [path.name for path in tmp_path.iterdir()] == ["draw.py"]
+    else:
+        assert drawing.returncode == 0
+        assert len(list((out / "img_align_celeba").iterdir())) == 600
+
+
+def workers_of(pid: int) -> list[int]:
+    """Return the worker processes of a process."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
