@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from pipeline.config.schema import RunConfig
-from pipeline.errors import UserError
+from pipeline.errors import UserError, as_user_error
 from pipeline.reporting.text import duration, text_table
 from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import read_metrics
@@ -28,8 +28,8 @@ def overview(run_dirs: list[Path], runs_dir: Path) -> str:
     for run_dir in run_dirs:
         try:
             rows.append(_row(run_dir, runs_dir))
-        except UserError as error:
-            problems.append(f"{run_dir}: {error}")
+        except (UserError, OSError) as error:  # a colleague's run may be closed to others
+            problems.append(f"{run_dir}: {as_user_error(error)}")
     table = text_table(HEAD, rows) or f"no runs in {runs_dir}; `python launch.py` makes the first"
     return "\n".join([table, *problems])
 

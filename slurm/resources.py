@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config.load import resources
 from pipeline.config.schema import ClusterConfig, RunConfig
@@ -19,6 +20,7 @@ AT_LEAST_ONE = ("nodes", "tasks_per_node", "cpus_per_task", "timeout_min", "jobs
 # A stage without a GPU does not inherit these: they describe the GPU jobs.
 GPU_KEYS = ("constraint", "mem_gb")
 GPU_OPTIONS = re.compile(r"(gres|tres|gpus?|mem|constraint|cpus-per-gpu|ntasks-per-gpu)(-.*)?")
+GPU_RESOURCE = re.compile(r"(gres[:/])?(gpu|mps|shard)\b|mem=")  # an item of --gres or --tres-per-task
 ASKS_FOR_GPUS = re.compile(r"gpus(-per-(node|task|socket))?|(gres|tres-per-\w+)=.*gpu.*")
 GPU_REQUEST = re.compile(r"(?P<gres>gpu:)?((?P<type>[\w.-]+):)?(?P<count>\d+)")
 ONE_GPU = re.compile(r"gpu(:[A-Za-z][\w.-]*)?")  # Slurm reads a GRES without a number as one
@@ -40,6 +42,7 @@ def stage_resources(config: RunConfig, stage: str) -> ClusterConfig:
         if name != FINISH:
             require_stage(name, "key 'cluster.stages'")
     wanted = resources(config.cluster, stage)
+    wanted = dataclasses.replace(wanted, extra_sbatch=_hyphenated(wanted.extra_sbatch))
     if stage in SINGLE_TASK:
         wanted = _without_gpus(wanted, config.cluster.stages.get(stage) or {})
     for key in AT_LEAST_ONE:
@@ -60,20 +63,34 @@ def stage_resources(config: RunConfig, stage: str) -> ClusterConfig:
     return wanted
 
 
+def _hyphenated(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of sbatch under the names that sbatch has: mem_per_gpu is mem-per-gpu."""
+    return {key.lstrip("-").replace("_", "-"): value for key, value in options.items()}
+
+
 def _without_gpus(wanted: ClusterConfig, own: dict[str, object]) -> ClusterConfig:
     """One task, and only those GPU-related settings that the stage states for itself."""
     fresh = ClusterConfig()
     dropped = {key: getattr(fresh, key) for key in GPU_KEYS if key not in own}
     own_options = own.get("extra_sbatch") or {}
     assert isinstance(own_options, dict)
-    options = {
-        key: value
-        for key, value in wanted.extra_sbatch.items()
-        if key in own_options or not GPU_OPTIONS.fullmatch(key.replace("_", "-"))
-    }
+    stated = _hyphenated(own_options)
+    options = {}
+    for key, value in wanted.extra_sbatch.items():
+        if key in stated or value is None or not GPU_OPTIONS.fullmatch(key):
+            options[key] = value
+        elif rest := _besides_gpus(key, value):
+            options[key] = rest
     return dataclasses.replace(
         wanted, nodes=1, tasks_per_node=1, gpus_per_node=0, extra_sbatch=options, **dropped
     )
+
+
+def _besides_gpus(key: str, value: str) -> str:
+    """Return what a GPU option of sbatch asks for besides GPUs and their memory, or ""."""
+    if not key.startswith(("gres", "tres")) or "bind" in key:
+        return ""
+    return ",".join(item for item in value.split(",") if not GPU_RESOURCE.match(item))
 
 
 @dataclass(frozen=True)
@@ -105,7 +122,7 @@ def gpu_request(wanted: ClusterConfig, stage: str) -> GpuRequest:
 
 def asks_for_gpus(wanted: ClusterConfig, stage: str) -> bool:
     """Whether a stage asks for GPUs, by `gpus_per_node` or by an option of sbatch."""
-    options = [f"{key.replace('_', '-')}={value}" for key, value in wanted.extra_sbatch.items() if value]
+    options = [f"{key}={value}" for key, value in wanted.extra_sbatch.items() if value]
     by_option = [text for text in options if ASKS_FOR_GPUS.match(text)]
     return bool(by_option) or gpu_request(wanted, stage).count > 0
 

@@ -296,6 +296,29 @@ def test_stages_without_a_gpu_inherit_nothing_of_the_gpu_jobs(slurm_run):
     assert "--mem=7GB" in text and "--constraint=cpu" in text and "--mem-per-gpu=1G" in text
 
 
+def test_stages_without_a_gpu_keep_the_other_resources_of_a_gres(slurm_run):
+    options = {
+        "gres": "gpu:a100:4,tmpfs:100G",
+        "tres-per-task": "gres/gpu:1",
+        "tres-bind": "gres/gpu:closest",
+    }
+    lines = script_lines(with_cluster(slurm_run, extra_sbatch=options), "shard")
+    assert [line for line in lines if "gres" in line or "tres" in line] == ["#SBATCH --gres=tmpfs:100G"]
+    own = {"shard": {"extra_sbatch": {"gres": None, "requeue": None}}}
+    text = "\n".join(script_lines(with_cluster(slurm_run, extra_sbatch=options, stages=own), "shard"))
+    assert "gres" not in text and "#SBATCH --requeue" not in text
+
+
+def test_an_option_of_sbatch_is_the_same_in_every_spelling(slurm_run):
+    run = with_cluster(slurm_run, extra_sbatch={"mem_per_gpu": "8G", "--gpus_per_node": "a100:2"})
+    lines = script_lines(run, "train")
+    assert [line for line in lines if "per-gpu" in line] == ["#SBATCH --mem-per-gpu=8G"]
+    assert [line for line in lines if "gpus-per-node" in line] == ["#SBATCH --gpus-per-node=a100:2"]
+    own = {"eval": {"extra_sbatch": {"mem-per-gpu": None, "gpus-per-node": None}}}
+    text = "\n".join(script_lines(with_cluster(run, stages=own), "eval"))
+    assert "per-gpu" not in text and "gpus-per-node" not in text
+
+
 def test_every_key_can_be_set_per_stage_and_null_resets_it(slurm_run):
     own = {
         "setup": ["module load other"], "python": None, "signal_delay_s": 30, "qos": None,

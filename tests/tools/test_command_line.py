@@ -1,5 +1,6 @@
 """The command lines of launch.py and all tools: the same words, help that helps, completion in bash."""
 
+import errno
 import subprocess
 import sys
 
@@ -124,3 +125,21 @@ def test_status_without_words_lists_all_runs(tmp_path, monkeypatch, capsys):
     assert lines[2].split()[0] == "demo/plain" and "not started" in lines[2]
     assert lines[3].split()[0] == "flow" and " 1, 2 " in lines[3]
     assert lines[4].startswith("runs/broken: ") and "unknown key" in lines[4]
+
+
+def test_a_run_that_others_may_not_read_hides_no_other_run(tmp_path, monkeypatch):
+    from pipeline.rundir import record
+    from slurm import overview
+    from tests.fake_run import make_run
+
+    def run_config(run_dir):
+        if run_dir.name == "closed":  # as under umask 077; root may read all
+            raise PermissionError(errno.EACCES, "Permission denied", str(run_dir / "config.yaml"))
+        return record.run_config(run_dir)
+
+    make_run(tmp_path, "closed")
+    make_run(tmp_path, "open")
+    monkeypatch.setattr(overview, "run_config", run_config)
+    lines = overview.overview(overview.all_runs(tmp_path), tmp_path).splitlines()
+    assert lines[2].split()[0] == "open"
+    assert lines[3].startswith(f"{tmp_path}/closed: ") and "config.yaml could not be read" in lines[3]
