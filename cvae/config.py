@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 ENCODER_NAMES = ("conv", "residual")
 DECODER_NAMES = ("conv", "residual")
-CONDITIONER_NAMES = ("multi_hot", "embedding")
+CONDITIONER_NAMES = ("multi_hot", "embedding", "tokens", "attention")
+TOKEN_CONDITIONER_NAMES = ("tokens", "attention")  # e(y) lists one vector per attribute that tells its name
 TRAINED_PRIOR_NAMES = ("standard", "gaussian", "flow")  # may be trained with the encoder
 PRIOR_NAMES = (*TRAINED_PRIOR_NAMES, "flow_matching")
 VELOCITY_NAMES = ("vector", "grid")
@@ -24,8 +25,9 @@ ACTIVATION_NAMES = ("silu", "relu")
 class ConditionerConfig:
     """How the 0/1 attributes become a vector e(y)."""
 
-    name: str = "multi_hot"  # multi_hot | embedding (one nn.Embedding(2, width) for all)
-    width: int = 64  # multi_hot: size of e(y); embedding: size per attribute
+    name: str = "multi_hot"  # multi_hot | embedding (one nn.Embedding(2, width) for all) | tokens | attention
+    width: int = 64  # multi_hot: size of e(y); otherwise the size of each attribute's vector
+    layers: int = 2  # attention: layers in which the attributes' tokens look at each other
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ class ResidualConfig:
     encoder_blocks: list[int] = field(default_factory=lambda: [0, 0, 1])  # residual blocks of each level
     decoder_blocks: list[int] = field(default_factory=lambda: [0, 1, 1])  # residual blocks of each level
     grid: bool = False  # z is a grid of cells of the smallest level; false: z is one vector
+    modulated: bool = True  # e(y) scales and shifts every block; false: only cross_attention sees e(y)
+    cross_attention: list[int] = field(default_factory=list)  # sides of levels that see e(y), pixels
+    self_attention: list[int] = field(default_factory=list)  # sides of levels that see themselves, pixels
 
 
 @dataclass(frozen=True)

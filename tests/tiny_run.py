@@ -41,6 +41,17 @@ SMALL = (
     "eval.rare_samples=10",
     "tracking.enabled=false",
 )
+# Residual nets with attention of every kind, for images of 16 or 32 pixels.
+ATTENTION = [
+    "model.encoder.name=residual",
+    "model.decoder.name=residual",
+    "model.residual.channels=[8,16]",
+    "model.residual.encoder_blocks=[0,1]",
+    "model.residual.decoder_blocks=[0,1]",
+    "model.residual.cross_attention=[8]",
+    "model.residual.self_attention=[8]",
+    "model.conditioner.name=attention",
+]
 
 
 def tiny_config(runs_dir: Path, *overrides: str) -> RunConfig:

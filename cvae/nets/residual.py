@@ -4,6 +4,7 @@ Each block is x + conv(silu(norm(conv(silu(norm(x)))))), where e(y) scales and s
 decoder enlarges by nearest-neighbour copies and a convolution, which leaves no checkerboards. The
 code z is a vector, or a grid of cells that keep their place in the image (`grid` in the
 configuration). Both travel as flat vectors [B, D], so priors, metrics and checkpoints need not know.
+Levels may also attend to the attributes or to themselves (`cross_attention`, `self_attention`).
 """
 
 from __future__ import annotations
@@ -12,21 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cvae.config import ModelConfig, ResidualConfig
+from cvae.config import TOKEN_CONDITIONER_NAMES, ModelConfig, ResidualConfig
 from cvae.distributions import DiagonalGaussian
+from cvae.nets.attention import PositionAttention
 from cvae.nets.layers import full_precision, norm, soft_floor, zeroed
 
 
 class ModulatedNorm(nn.Module):
-    """GroupNorm whose scale and shift depend on e(y). It starts as a plain GroupNorm."""
+    """GroupNorm whose scale and shift depend on e(y). It starts as a plain one, and stays so for E = 0."""
 
     def __init__(self, channels: int, n_condition: int) -> None:
         super().__init__()
         self.norm = norm("group", channels)
-        self.modulation = zeroed(nn.Linear(n_condition, 2 * channels))
+        self.modulation = zeroed(nn.Linear(n_condition, 2 * channels)) if n_condition else None
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         """x [B, C, H, W], e [B, E] -> [B, C, H, W]."""
+        if self.modulation is None:
+            return self.norm(x)
         scale, shift = self.modulation(e).to(x.dtype)[:, :, None, None].chunk(2, dim=1)
         return torch.addcmul(shift, self.norm(x), 1 + scale)
 
@@ -52,11 +56,18 @@ class ResidualBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one image size."""
+    """The residual blocks of one image size, then its attention."""
 
-    def __init__(self, channels: int, blocks: int, n_condition: int) -> None:
+    def __init__(self, config: ModelConfig, side: int, channels: int, blocks: int, n_condition: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(ResidualBlock(channels, n_condition) for _ in range(blocks))
+        net = config.residual
+        n_modulating = n_condition if net.modulated else 0
+        parts: list[nn.Module] = [ResidualBlock(channels, n_modulating) for _ in range(blocks)]
+        if side in net.self_attention:
+            parts.append(PositionAttention(channels, side))
+        if side in net.cross_attention:
+            parts.append(PositionAttention(channels, side, config.conditioner.width))
+        self.blocks = nn.ModuleList(parts)
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         """x [B, C, H, W], e [B, E] -> [B, C, H, W]."""
@@ -65,18 +76,41 @@ class Level(nn.Module):
         return x
 
 
-def smallest_side(net: ResidualConfig, image_size: int) -> int:
-    """Return the side of the smallest feature map, pixels.
+def level_sides(config: ModelConfig, image_size: int) -> list[int]:
+    """Return the side of each level's feature map, large to small, pixels.
 
-    Raises ValueError if the image cannot be halved that often.
+    Raises ValueError if the image cannot be halved that often, or if attention does not fit the levels.
     """
-    side, rest = divmod(image_size, 2 ** len(net.channels))
-    if rest or side < 1:
+    net = config.residual
+    last, rest = divmod(image_size, 2 ** len(net.channels))
+    if rest or last < 1:
         raise ValueError(
             f"model.residual.channels: {len(net.channels)} halvings need an image size that is a multiple of"
             f" {2 ** len(net.channels)}, got {image_size}; use fewer entries or another shard.size"
         )
-    return side
+    sides = [image_size // 2 ** (i + 1) for i in range(len(net.channels))]
+    _check_attention(config, sides)
+    return sides
+
+
+def _check_attention(config: ModelConfig, sides: list[int]) -> None:
+    net, conditioner = config.residual, config.conditioner.name
+    for key, wanted in (("cross_attention", net.cross_attention), ("self_attention", net.self_attention)):
+        unknown = sorted(set(wanted) - set(sides))
+        if unknown:
+            raise ValueError(
+                f"model.residual.{key}: no level has the side {unknown[0]}, expected some of {sides}"
+            )
+    if net.cross_attention and conditioner not in TOKEN_CONDITIONER_NAMES:
+        raise ValueError(
+            "model.residual.cross_attention needs one vector per attribute, but"
+            f" model.conditioner.name={conditioner}; set it to {' or '.join(TOKEN_CONDITIONER_NAMES)}"
+        )
+    if not net.modulated and not net.cross_attention:
+        raise ValueError(
+            "model.residual.modulated=false: nothing would tell the nets the attributes;"
+            " name levels in model.residual.cross_attention"
+        )
 
 
 def cell_channels(net: ResidualConfig, z_dim: int, side: int) -> int:
@@ -95,18 +129,18 @@ class ResidualEncoder(nn.Module):
     def __init__(self, config: ModelConfig, image_size: int, n_condition: int) -> None:
         super().__init__()
         net = config.residual
-        side = smallest_side(net, image_size)
+        sides = level_sides(config, image_size)
         widths = [3, *net.channels]
         self.log_sigma_min = config.log_sigma_min
         self.downs = nn.ModuleList(
             nn.Conv2d(before, after, 4, 2, 1) for before, after in zip(widths, widths[1:], strict=False)
         )
         self.levels = nn.ModuleList(
-            Level(width, blocks, n_condition)
-            for width, blocks in zip(net.channels, net.encoder_blocks, strict=True)
+            Level(config, side, width, blocks, n_condition)
+            for side, width, blocks in zip(sides, net.channels, net.encoder_blocks, strict=True)
         )
-        last = net.channels[-1]
-        self.norm = ModulatedNorm(last, n_condition)
+        last, side = net.channels[-1], sides[-1]
+        self.norm = ModulatedNorm(last, n_condition if net.modulated else 0)
         self.out: nn.Module
         if net.grid:
             self.out = nn.Conv2d(last, 2 * cell_channels(net, config.z_dim, side), 1)
@@ -128,7 +162,8 @@ class ResidualDecoder(nn.Module):
     def __init__(self, config: ModelConfig, image_size: int, n_condition: int) -> None:
         super().__init__()
         net = config.residual
-        self.side = smallest_side(net, image_size)
+        sides = level_sides(config, image_size)[::-1]
+        self.side = sides[0]
         widths = net.channels[::-1]
         self.grid = net.grid
         self.first: nn.Module
@@ -137,13 +172,13 @@ class ResidualDecoder(nn.Module):
         else:
             self.first = nn.Linear(config.z_dim, widths[0] * self.side**2)
         self.levels = nn.ModuleList(
-            Level(width, blocks, n_condition)
-            for width, blocks in zip(widths, net.decoder_blocks[::-1], strict=True)
+            Level(config, side, width, blocks, n_condition)
+            for side, width, blocks in zip(sides, widths, net.decoder_blocks[::-1], strict=True)
         )
         self.ups = nn.ModuleList(
             nn.Conv2d(before, after, 3, padding=1) for before, after in zip(widths, widths[1:], strict=False)
         )
-        self.norm = ModulatedNorm(widths[-1], n_condition)
+        self.norm = ModulatedNorm(widths[-1], n_condition if net.modulated else 0)
         # Four times three channels at half size, then depth to space: a quarter of the cost at full size.
         self.last = nn.Conv2d(widths[-1], 12, 3, padding=1)
 

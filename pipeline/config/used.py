@@ -30,6 +30,8 @@ def _unused(config: RunConfig, values: dict[str, Any]) -> list[str]:
     prefixes = list(ABOUT_THE_PLACE)
     networks = {config.model.encoder.name, config.model.decoder.name}
     prefixes += [section for section, network in MADE_OF_LAYERS.items() if network not in networks]
+    if config.model.conditioner.name != "attention":
+        prefixes.append("model.conditioner.layers")
     for phase in ("tune", "refine"):
         if not values[f"{phase}.images"]:
             prefixes.append(f"{phase}.")

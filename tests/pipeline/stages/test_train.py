@@ -29,6 +29,7 @@ from pipeline.training.phases import phase
 from pipeline.training.steps import TrainingDiverged
 from pipeline.training.trainer import Trainer
 from tests.conftest import ROOT, run_ranks, run_stage_here
+from tests.tiny_run import ATTENTION
 
 WORKER = ROOT / "tests" / "workers" / "train_until.py"
 SHORT = [
@@ -59,7 +60,7 @@ def final_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "world,extra",
     [
-        (1, ["train.precision=bf16"]),
+        (1, ["train.precision=bf16", *ATTENTION]),
         (3, ["train.micro_batch=2"]),
         pytest.param(2, ["train.step=compiled"], marks=pytest.mark.slow),
     ],

@@ -26,7 +26,7 @@ from pipeline.training.phases import phase
 from pipeline.training.step import modes
 from pipeline.training.trainer import Trainer
 from tests.conftest import ROOT, run_ranks, run_stage_here
-from tests.tiny_run import make_checkpoint, make_classifier, make_shards, tiny_config
+from tests.tiny_run import ATTENTION, make_checkpoint, make_classifier, make_shards, tiny_config
 
 pytestmark = [
     pytest.mark.gpu,
@@ -84,7 +84,9 @@ def numbers_of(overrides: list[str], folder: Path, steps: int) -> torch.Tensor:
     return torch.stack([trainer.train_step(trainer.prepare(s)).numbers.cpu() for s in range(steps)])
 
 
-@pytest.mark.parametrize("changes", [[], ["train.micro_batch=2"], ["data.rotation_degrees=10"]], ids=str)
+@pytest.mark.parametrize(
+    "changes", [[], ["train.micro_batch=2"], ["data.rotation_degrees=10"], ATTENTION], ids=str
+)
 def test_a_hundred_steps_of_the_graph_are_those_of_eager_mode(tiny_overrides, tmp_path, changes):
     base = [*tiny_overrides, "train.precision=fp32", "train.deterministic=true", *changes]
     eager = numbers_of([*base, "train.step=eager"], tmp_path / "eager", 100)

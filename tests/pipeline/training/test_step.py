@@ -22,7 +22,7 @@ from pipeline.training.step import modes
 from pipeline.training.step.flat import FlatWeights
 from pipeline.training.trainer import Trainer
 from tests.conftest import ROOT
-from tests.tiny_run import SIZE, make_shards, tiny_config
+from tests.tiny_run import ATTENTION, SIZE, make_shards, tiny_config
 from tools.dev.benchmarks.host import operations
 
 MOST_OPERATIONS = 1_800  # of an eager step of configs/sigma_cvae_nf.yaml
@@ -79,6 +79,7 @@ class OnlyOnTheDevice(TorchDispatchMode):
         ["data.rotation_degrees=10", "model.losses.edges.weight=0.1"],
         ["train.micro_batch=2", "model.variance.name=learned"],
         ["model.prior.name=gaussian", "model.conditioner.name=embedding", "model.encoder.name=residual"],
+        ATTENTION,
     ],
 )
 def test_the_arithmetic_never_asks_the_host(tiny, overrides):

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 from pipeline.config import load as configuration
 from tests.conftest import ROOT, run_ranks
+from tests.tiny_run import ATTENTION
 
 WORKER = ROOT / "tests" / "workers" / "trajectory.py"
 WORLDS = (1, 2, 3, 4)
@@ -22,6 +23,7 @@ CASES = {
         "model.conditioner.name=embedding",
         "model.prior.net=conv1d",
     ],
+    "attention": [*FP64, *ATTENTION],
     "fp32": ["train.precision=fp32"],
 }
 
