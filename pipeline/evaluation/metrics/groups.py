@@ -1,4 +1,4 @@
-"""Metrics of attributes that are asked for alone or in rare combinations."""
+"""Metrics of attributes that are asked for alone, in pairs or in rare combinations."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation.evidence import Evidence
-from pipeline.evaluation.metrics.base import Metric, Value
+from pipeline.evaluation.metrics.base import Metric, Value, around
 from pipeline.evaluation.metrics.frechet import feature_sums, frechet_distance, moments
-from pipeline.evaluation.metrics.statistics import wilson
+from pipeline.evaluation.metrics.statistics import resample, wilson
 from pipeline.evaluation.rare import MIN_HELD_OUT, MIN_TRAIN, Combination
 
 MIN_GROUP = 200  # images in a group, and outside of it
+SHOWN_PAIRS = 10  # in the table of pairs
 
 
 class Groups(Metric):
@@ -88,6 +89,48 @@ def _compare_group(sampled: np.ndarray, real: np.ndarray, others: np.ndarray | N
 def _mean_distance(features: np.ndarray) -> float:
     """Root mean squared distance between two rows of features [N, F]."""
     return math.sqrt(2 * float(feature_sums(features).moments.covariance.trace()))
+
+
+class AttributePairs(Metric):
+    """Mean absolute difference between the pair frequencies of samples and of real images.
+
+    The frequency of a pair is the share of images in which the classifier finds both attributes. The
+    mean goes over all pairs. The ceiling is the distance of as many other held-out images. The floor
+    is that of attributes that are as frequent as in real images but know nothing of each other. The
+    interval is normal, with the deviation over resampled images.
+    """
+
+    needs = ("real", "others", "samples")
+
+    def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Any]]:
+        """Yield attribute_pairs and the table attribute_pairs_off."""
+        names, decide = evidence.classifier.attributes, evidence.classifier.decide
+        if len(names) < 2:
+            return
+        decided_real = decide(evidence["real"]["fd_classifier"])
+        real, samples = both(decided_real), both(decide(evidence["samples"]["fd_classifier"]))
+        there, found = real.mean(0), samples.mean(0)
+
+        others = evidence["others"].get("fd_classifier")
+        ceiling = None if others is None else frequency_distance(both(decide(others)).mean(0), there)
+        single = decided_real.mean(0)
+        independent = np.outer(single, single)[np.triu_indices(len(single), 1)]
+        value = frequency_distance(found, there)
+        yield (
+            "attribute_pairs",
+            Value(
+                value=value,
+                direction="lower",
+                meaning="mean absolute difference between the pair frequencies of samples and real images",
+                n=len(samples),
+                interval=around(value, _pairs_error(samples - real, evidence.settings.seed)),
+                ceiling=ceiling,
+                floor=frequency_distance(independent, there),
+                ceiling_name="other real images",
+                floor_name="attributes drawn independently",
+            ),
+        )
+        yield "attribute_pairs_off", _most_off(names, found, there)
 
 
 class RareCombinations(Metric):
@@ -177,3 +220,34 @@ def _dataset_count(evidence: Evidence, attributes: tuple[str, ...]) -> int | Non
     names = evidence.splits["train"].attribute_names
     columns = [names.index(name) for name in attributes]
     return int(evidence.annotations.labels[:, columns].all(1).sum())
+
+
+def both(decided: np.ndarray) -> np.ndarray:
+    """Decisions bool [N, A] -> whether both attributes of each pair i < j are there, float64 [N, pairs]."""
+    first, second = np.triu_indices(decided.shape[1], 1)
+    return (decided[:, first] & decided[:, second]).astype(np.float64)
+
+
+def frequency_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean absolute difference of two lists of frequencies."""
+    return float(np.abs(a - b).mean())
+
+
+def _pairs_error(difference: np.ndarray, seed: int) -> float:
+    """Standard error of the distance, from differences [N, pairs] of each sample and its real image."""
+    n = len(difference)
+    if n < 2:
+        return float("nan")
+    drawn = resample(lambda weights: np.abs(weights @ difference / n).mean(1), n, seed)
+    return float(drawn.std(ddof=1))
+
+
+def _most_off(names: list[str], found: np.ndarray, there: np.ndarray) -> list[dict[str, Any]]:
+    """Return the pairs whose frequencies differ most, the largest difference first."""
+    first, second = np.triu_indices(len(names), 1)
+    largest = np.argsort(-np.abs(found - there), kind="stable")[:SHOWN_PAIRS]
+    rows = []
+    for k in largest:
+        pair = [names[first[k]], names[second[k]]]
+        rows.append({"attributes": pair, "samples": float(found[k]), "real": float(there[k])})
+    return rows

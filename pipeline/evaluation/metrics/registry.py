@@ -12,7 +12,7 @@ from pipeline.evaluation.metrics.distances import (
     PrecisionRecall,
     Sharpness,
 )
-from pipeline.evaluation.metrics.groups import Groups, RareCombinations
+from pipeline.evaluation.metrics.groups import AttributePairs, Groups, RareCombinations
 from pipeline.evaluation.metrics.inference import (
     LatentStructure,
     Likelihood,
@@ -28,6 +28,7 @@ METRICS: dict[str, type[Metric]] = {
     "memorisation": Memorisation,
     "sharpness": Sharpness,
     "attributes": AttributeAgreement,
+    "attribute_pairs": AttributePairs,
     "groups": Groups,
     "rare": RareCombinations,
     "attribute_flip": AttributeFlip,

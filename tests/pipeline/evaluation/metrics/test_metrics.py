@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -11,12 +12,12 @@ import torch
 
 from pipeline.evaluation.metrics.alignment import AttributeAgreement
 from pipeline.evaluation.metrics.base import Value, collect
-from pipeline.evaluation.metrics.groups import RareCombinations
+from pipeline.evaluation.metrics.groups import AttributePairs, RareCombinations
 from pipeline.evaluation.metrics.inference import Likelihood, Reconstruction
 from pipeline.evaluation.metrics.registry import METRICS
 from pipeline.evaluation.metrics.statistics import wilson
-from tests.pipeline.evaluation.painter import Painter, evidence, measure
-from tests.tiny_run import SIZE, make_shards, tiny_config
+from tests.pipeline.evaluation.painter import READ, Painter, evidence, measure
+from tests.tiny_run import ATTRIBUTES, SIZE, make_shards, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,24 @@ def test_rare_combinations_of_a_model_that_listens_and_of_one_that_does_not(runs
         assert (row["low"], row["high"]) == wilson(10, 10) and not row["showcase"]
     deaf = measure(RareCombinations, evidence(runs, listens=False))
     assert deaf["rare_success"].value == 0.0
+
+
+def test_pairs_that_the_model_does_not_read_are_missing_in_its_samples(runs: Path) -> None:
+    own = evidence(runs)
+    pairs = measure(AttributePairs, own)
+    found, labels = pairs["attribute_pairs"], own.annotated.astype(float)
+    both = labels.T @ labels / len(labels)
+    there = {(i, j): both[i, j] for i, j in itertools.combinations(range(len(ATTRIBUTES)), 2)}
+    missing = [share for pair, share in there.items() if not set(pair) <= set(READ)]
+    assert found.value == pytest.approx(sum(missing) / len(there))
+    single = labels.mean(0)
+    apart = [abs(share - single[i] * single[j]) for (i, j), share in there.items()]
+    assert found.floor == pytest.approx(np.mean(apart))
+    assert 0 < found.ceiling < found.value
+    low, high = found.interval
+    assert low < found.value < high
+    worst = pairs["attribute_pairs_off"][0]
+    assert worst["samples"] == 0 and worst["real"] == pytest.approx(max(missing))
 
 
 def test_reconstruction_error_is_on_the_unit_scale(runs: Path) -> None:
