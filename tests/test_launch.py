@@ -216,6 +216,7 @@ def test_a_real_stage_here(tmp_path, monkeypatch, capsys):
     launch.main(argv)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "data: 12 faces drawn by this project (shard.source is empty), seed 0, 64 pixels"
+    assert lines[1].startswith("training on ") and lines[1].endswith(" on this machine")
     assert lines[2].startswith("tracking: nowhere")
     assert lines[-1].startswith("[1/1] sigma_cvae shard: done in ") and len(lines) < 9
     run = resolve(*argv)[0]

@@ -185,7 +185,7 @@ def _verified(file: Path, expected: str, verify: str) -> bool:
     With `verify` "once", a note of an earlier success on this node is trusted while the file is unchanged.
     """
     note = _note(file, expected)
-    if verify == "once" and note and note.exists():
+    if verify == "once" and note and _is_there(note):
         return True
     if sha256(file) != expected:
         return False
@@ -195,6 +195,14 @@ def _verified(file: Path, expected: str, verify: str) -> bool:
         except OSError:
             pass  # without the note the file is only hashed again
     return True
+
+
+def _is_there(note: Path) -> bool:
+    """Return whether a note can be found; the folder of another user's cache may be closed."""
+    try:
+        return note.exists()
+    except OSError:
+        return False
 
 
 def _note(file: Path, expected: str) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -235,8 +236,13 @@ def signals_as_in_a_terminal() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def signals_as_under_nohup() -> None:
+    signals_as_in_a_terminal()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 @pytest.fixture
-def launched(run):
+def launched(run, request):
     """A launcher in a process of its own, with a job whose two ranks work until they are asked to stop."""
     quiet = replace(run.config, tracking=replace(run.config.tracking, enabled=False))
     (run.run_dir / "config.yaml").write_text(dump(quiet))
@@ -246,7 +252,7 @@ def launched(run):
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=signals_as_in_a_terminal,
+        preexec_fn=getattr(request, "param", signals_as_in_a_terminal),
     )
     try:
         wait_for(lambda: all((run.run_dir / f"rank{r}.0.json").exists() for r in (0, 1)), 60)
@@ -271,6 +277,19 @@ def test_hang_up_termination_and_ctrl_c_stop_the_ranks_and_then_the_launcher(lau
     assert launcher.returncode == 130
     assert state_of_train(run_dir) == "CANCELLED"
     assert (run_dir / "step.0").read_text() == (run_dir / "step.1").read_text() == "39"
+
+
+@pytest.mark.parametrize("launched", [signals_as_under_nohup], indirect=True)
+def test_under_nohup_a_hang_up_reaches_nobody(launched):
+    run_dir, launcher = launched
+    controller = json.loads((run_dir / "jobs.json").read_text())[0]["process"]["pid"]
+    ranks = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+    assert len(ranks) == 2
+    for pid in (launcher.pid, controller, *ranks):
+        ignored = re.search(r"^SigIgn:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        assert int(ignored[1], 16) >> (signal.SIGHUP - 1) & 1, Path(f"/proc/{pid}/cmdline").read_bytes()
+    launcher.terminate()
+    launcher.communicate(timeout=60)
 
 
 def test_cancel_knows_a_local_job_whose_launcher_was_killed(launched):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -401,6 +402,23 @@ def test_a_cache_folder_that_cannot_be_written_costs_time_only(
     folder: Path, hashed: list[str], own_cache: Path
 ) -> None:
     own_cache.parent.write_text("a file where the folder should be")
+    for _ in range(2):
+        assert len(Shards(folder, "val")) == 2
+    assert hashed == ["val-00000.tar"] * 2
+
+
+def test_the_closed_cache_of_another_user_costs_time_only(
+    folder: Path, hashed: list[str], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `su` or in a container with a user id of its own, where HOME is still that of root."""
+
+    def closed(path: Path) -> bool:
+        if own_cache in path.parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return os.path.exists(path)
+
+    monkeypatch.setattr(Path, "exists", closed)  # root could look into it
+    own_cache.parent.write_text("and nothing can be written there")
     for _ in range(2):
         assert len(Shards(folder, "val")) == 2
     assert hashed == ["val-00000.tar"] * 2
