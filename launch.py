@@ -87,10 +87,13 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_false",
         help="start without the checks of paths, space, GPUs and stores",
     )
+    argv = sys.argv[1:] if argv is None else argv
     args = words.parse_intermixed_args(argv)
     for names in (args.config, args.overlay):  # a list of names takes the overrides that follow it
         args.overrides += [name for name in names if "=" in name]
         names[:] = [name for name in names if "=" not in name]
+    given = set(args.overrides)
+    args.overrides = [word for word in argv if word in given]  # a later one wins
     return args
 
 

@@ -118,6 +118,14 @@ def test_overrides_may_stand_anywhere(tmp_path):
     assert run.run_dir == tmp_path / "sigma_cvae"
 
 
+def test_of_two_overrides_of_a_key_the_later_one_wins():
+    """Also if the first one follows a list of names."""
+    run = resolve("--config", "sigma_cvae", "seed=1", "--stages", "eval", "seed=2")[0]
+    assert run.config.seed == 2
+    run = resolve("seed=1", "seed=2", "--config", "sigma_cvae", "seed=1")[0]
+    assert run.config.seed == 1
+
+
 def test_the_default_is_the_demo():
     runs = resolve()
     assert [run.config.name for run in runs] == launch.DEMO_CONFIGS
