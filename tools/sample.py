@@ -3,6 +3,9 @@
 !NAME asks for an image without the attribute.
 Attributes that are not named are taken from training images that carry the named ones.
 
+`--background beach.jpg` puts a picture behind faces of a model that was trained with
+shard.background=green; other faces stay as they are.
+
 `--out grid.png` writes one picture. A folder gets single files, and images.csv with the attributes of
 each. `--requests batch.csv` asks for many faces at once; its columns are names of attributes (1, 0 or
 empty) and, if you like, n and seed.
@@ -29,6 +32,9 @@ from tqdm import tqdm
 from cvae.use import BATCH, Model, parse_request
 from pipeline.command_line import add_device, add_model, add_out, add_seed, parser
 from pipeline.data.grids import grid, save_png
+from pipeline.data.pixels import crop_centre, put_behind, resize
+from pipeline.data.sources.base import ImageError
+from pipeline.data.sources.decode import decode
 from pipeline.errors import DataError, UserError, exit_code
 from pipeline.rundir.files import write_bytes
 from tools.export import open_model, user_errors
@@ -37,6 +43,7 @@ EXAMPLES = """\
   python tools/sample.py runs/sigma_cvae_nf "Male,Heavy_Makeup,!Smiling" --n 16 --out grid.png
   python tools/sample.py runs/sigma_cvae_nf Eyeglasses --n 200 --out eyeglasses
   python tools/sample.py runs/sigma_cvae_nf --requests batch.csv --out many
+  python tools/sample.py runs/sharp_foreground Smiling --background beach.jpg
 """
 MAX_GRID = 4096  # images in one picture
 FORMATS = (".png", ".jpg", ".jpeg")
@@ -104,6 +111,18 @@ def require_possible(model: Model, orders: list[Order], args: argparse.Namespace
     return as_grid
 
 
+def read_background(file: Path, size: int) -> np.ndarray:
+    """Return the centred square of a picture, uint8 [size, size, 3]. Raises DataError."""
+    try:
+        picture = decode(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"--background {file}: cannot be read ({error.strerror})") from None
+    except ImageError as error:
+        raise DataError(f"--background {file}: {error}") from None
+    square = np.ascontiguousarray(crop_centre(picture, 0))
+    return resize(square[None], size)[0]
+
+
 def _words(request: dict[str, int]) -> str:
     return ",".join(name if value else f"!{name}" for name, value in request.items()) or "any face"
 
@@ -119,8 +138,12 @@ def draw(
             for start in range(0, order.n, BATCH):
                 n = min(BATCH, order.n - start)
                 y = model.labels(order.request, n, order.seed, start)
-                images = model.draw(y, order.seed, args.temperature, args.guidance, start, args.margin)
-                yield order, y, images.numpy()
+                images = model.draw(
+                    y, order.seed, args.temperature, args.guidance, start, args.margin
+                ).numpy()
+                if args.background is not None:
+                    images = put_behind(images, args.background)
+                yield order, y, images
                 bar.update(n)
 
 
@@ -159,6 +182,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--temperature", metavar="T", type=float, default=1.0, help="scale of the noise; below 1: tamer")
     add("--guidance", metavar="G", type=float, default=1.0, help="above 1: follow the request more closely")
     add("--margin", metavar="M", type=float, default=0.0, help="1: show it as clearly as an average image")
+    add("--background", metavar="PICTURE", type=Path, help="a picture to put behind the faces")
     add_device(words)
     add_out(words, "a picture (.png, .jpg), or a folder for single images", "grid.png")
     args = words.parse_args(argv)
@@ -169,6 +193,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.requests:
             orders = read_orders(args.requests, args.n, args.seed)
         model = open_model(args.model, args.device)
+        if args.background is not None:
+            args.background = read_background(args.background, model.size)
         as_grid = require_possible(model, orders, args)
         write = write_grid if as_grid else write_files
         write(model, orders, args)

@@ -33,6 +33,7 @@ class ShardConfig:
     allow_pipe: bool = False  # let a source `pipe:PROGRAM ...` start that program (never through a shell)
     crop: int = 0  # side of the centred square that is cut out, pixels; 0: as usual for the data set
     size: int = 64  # side of the stored image, pixels
+    background: str = "keep"  # behind the heads: keep | green (another one can then be put behind samples)
     samples_per_shard: int = 2048  # images in one tar
     seed: int = 0  # of the permutation that assigns images to shards
     allow_subset: bool = False  # accept annotations of images that are missing; the manifest counts them
@@ -250,6 +251,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.net.norm": cvae_config.NORM_NAMES,
     "model.net.activation": cvae_config.ACTIVATION_NAMES,
     "shard.source_kind": ("", *SOURCE_NAMES),
+    "shard.background": ("keep", "green"),
     "data.verify": ("once", "always"),
     "data.damaged": ("stop", "exclude"),
     "optim.name": OPTIMIZER_NAMES,

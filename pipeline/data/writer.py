@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.config.schema import ShardConfig
 from pipeline.data.journal import ShardReport
-from pipeline.data.pixels import cut, resize
+from pipeline.data.pixels import cut, green_behind, resize
 from pipeline.data.records import TAIL, RecordFormat
 from pipeline.data.sources.base import SPLITS, ImageError, ImageReader, Source
 from pipeline.errors import DataError
@@ -157,4 +157,5 @@ def _load_images(task: ShardTask, rows: range, skipped: list[list[str]]) -> tupl
             skipped.append([name, str(error)])
         else:
             kept.append(row)
-    return kept, resize(crops[: len(kept)], task.config.size)
+    images = resize(crops[: len(kept)], task.config.size)
+    return kept, green_behind(images) if task.config.background == "green" else images

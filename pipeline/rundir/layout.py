@@ -111,8 +111,9 @@ def shards_digest(config: RunConfig) -> str:
     section = to_dict(config.shard)
     for permission in ("allow_upsampling", "allow_pipe"):
         del section[permission]  # it changes no byte
-    if not section["source_kind"]:
-        del section["source_kind"]  # there was no such key once; digests stay as they were
+    for key, usual in (("source_kind", ""), ("background", "keep")):
+        if section[key] == usual:
+            del section[key]  # there was no such key once; digests stay as they were
     section["crop"] = section["crop"] or ONCE_USUAL_CROP
     if config.shard.source:
         section["source"] = {"path": source_place(config)}

@@ -58,6 +58,19 @@ def test_an_export_is_the_live_model(run_dir, tmp_path, capsys):
     assert not (run_dir / "model").exists()
 
 
+def test_a_picture_stands_behind_the_faces(run_dir, tmp_path, monkeypatch):
+    green = torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8)
+    green[..., 1] = 255
+    monkeypatch.setattr(cvae.Model, "draw", lambda *inputs: green)
+    Image.new("RGB", (40, 50), (10, 20, 250)).save(tmp_path / "sea.png")
+    words = [str(run_dir), "--n", "2", "--background", str(tmp_path / "sea.png")]
+    sample.main([*words, "--out", str(tmp_path / "faces")])
+    face = np.asarray(Image.open(tmp_path / "faces/000001.png"))
+    assert (face == (10, 20, 250)).all()
+    with pytest.raises(UserError, match="--background .*none.png: cannot be read"):
+        sample.main([str(run_dir), "--background", str(tmp_path / "none.png")])
+
+
 def test_an_export_carries_rows_of_training_images_and_where_it_comes_from(run_dir):
     export.main([str(run_dir)])
     model = cvae.load(run_dir)
