@@ -61,7 +61,7 @@ def test_an_export_is_the_live_model(run_dir, tmp_path, capsys):
 def test_a_picture_stands_behind_the_faces(run_dir, tmp_path, monkeypatch):
     green = torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8)
     green[..., 1] = 255
-    monkeypatch.setattr(cvae.Model, "draw", lambda *inputs: green)
+    monkeypatch.setattr(sample.Model, "draw", lambda *inputs: green)
     Image.new("RGB", (40, 50), (10, 20, 250)).save(tmp_path / "sea.png")
     words = [str(run_dir), "--n", "2", "--background", str(tmp_path / "sea.png")]
     sample.main([*words, "--out", str(tmp_path / "faces")])
