@@ -36,6 +36,7 @@ EXAMPLES = """\
 """
 CHECKED = 500  # images that are opened by default
 SHOWN = 48  # images on the contact sheet
+USUAL_SIZES = (32, 16)  # below the default of shard.size
 NAMED = 10  # damaged images that are listed
 
 
@@ -85,8 +86,18 @@ def of_source(place: str, kind_name: str, checked: int, allow_pipe: bool) -> Fin
     _read_images(source, found, checked)
     if found.damaged:
         command.append("shard.skip_damaged=true")
+    command += _fitting_size(found, settings)
     command += ["--stages", "shard"]
     return found
+
+
+def _fitting_size(found: Findings, settings: ShardConfig) -> list[str]:
+    """Return the largest usual size that enlarges no image, as a setting; nothing if the default fits."""
+    shortest = min((min(size) for size in found.sizes), default=settings.size)
+    if shortest >= settings.size:
+        return []
+    fitting = [size for size in USUAL_SIZES if size <= shortest]
+    return [f"shard.size={fitting[0]}"] if fitting else ["shard.allow_upsampling=true"]
 
 
 def _read_images(source: Source, found: Findings, checked: int) -> None:

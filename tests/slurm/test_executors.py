@@ -16,6 +16,7 @@ from stand_in_jobs import seen, wait_for
 from submitit.slurm.slurm import SlurmExecutor
 
 from pipeline.config.schema import EXECUTOR_NAMES
+from pipeline.data.sources.toy.shapes import make_toy_shapes
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.rundir import layout
 from slurm import ledger
@@ -23,7 +24,7 @@ from slurm.chain import Chain, Run, Step, parse_stages, plan
 from slurm.executors import EXECUTORS, executor_named
 from slurm.executors.cluster import script_of
 from slurm.executors.following import require_success
-from slurm.preflight.checks import batch_warnings
+from slurm.preflight.checks import batch_warnings, source_is_there
 from slurm.resources import stage_resources
 
 
@@ -356,6 +357,15 @@ def test_a_small_share_of_a_gpu_is_a_warning(run):
     refine = replace(batch, refine=replace(batch.refine, images=9, batch_size=64))
     assert batch_warnings(refine, 4, True, "refine")[0].endswith("use 2 GPUs, or refine.batch_size=128")
     assert batch_warnings(batch, 4, True, "refine") == []  # the stage is left out
+
+
+def test_every_kind_of_data_set_passes_the_check_of_the_source(run, tmp_path):
+    make_toy_shapes(tmp_path / "shapes", 10)
+    for source, found in ((tmp_path / "shapes", []), (tmp_path, ["key 'shard.source'"])):
+        shard = replace(run.config.shard, source=str(source))
+        checked = replace(run, config=replace(run.config, shard=shard))
+        said = [finding.text[: len("key 'shard.source'")] for finding in source_is_there(checked)]
+        assert said == found
 
 
 def test_ranks_and_gpus_of_a_node_fit_each_other(slurm_run, run, monkeypatch):

@@ -28,7 +28,7 @@ def test_a_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "shorter sides 4" in said and all(name in said for name in ATTRIBUTES)
     command = said.splitlines()[-1]
     assert f"shard.source={tmp_path / 'shapes'}" in command
-    assert "shard.allow_subset=true shard.skip_damaged=true" in command
+    assert "shard.allow_subset=true shard.skip_damaged=true shard.size=32" in command  # the smallest is 40
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 900 and len(sheet.convert("RGB").getcolors(1 << 24) or []) > 50
 
