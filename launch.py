@@ -63,10 +63,18 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--config",
         metavar="NAME",
         nargs="+",
+        action="extend",  # `--config a --config b` is `--config a b`
         default=[],
         help="a run for each configs/NAME.yaml or .yaml file",
     )
-    add("--overlay", metavar="NAME", nargs="+", default=[], help="configs/overlays/NAME.yaml, for every run")
+    add(
+        "--overlay",
+        metavar="NAME",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="configs/overlays/NAME.yaml, for every run",
+    )
     add("--sweep", metavar="FILE", type=_folder, help="a run for each configuration x grid x seed in FILE")
     add(
         "--stages",

@@ -126,6 +126,12 @@ def test_of_two_overrides_of_a_key_the_later_one_wins():
     assert run.config.seed == 1
 
 
+def test_a_word_that_is_given_twice_means_both():
+    once = resolve("--config", "sigma_cvae", "paper", "--overlay", "demo", "gpu")
+    twice = resolve("--config", "sigma_cvae", "--overlay", "demo", "--config", "paper", "--overlay", "gpu")
+    assert once == twice and len(once) == 2
+
+
 def test_the_default_is_the_demo():
     runs = resolve()
     assert [run.config.name for run in runs] == launch.DEMO_CONFIGS
