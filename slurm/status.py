@@ -121,7 +121,9 @@ def _stage_status(run_dir: Path, config: RunConfig, stage: str, jobs: list[dict[
         jobs=[job["id"] for job in jobs],
         state=state,
         attempt=max(len(job["attempts"]) for job in jobs),
-        progress=_progress(run_dir, config) if stage == "train" else _logged_progress(run_dir, stage, state),
+        progress=(
+            _progress(run_dir, config, state) if stage == "train" else _logged_progress(run_dir, stage, state)
+        ),
         error="" if state == "COMPLETED" else _error(run_dir, stage, jobs[-1]),
     )
 
@@ -157,9 +159,11 @@ def _logged_progress(run_dir: Path, stage: str, state: str) -> str:
     return ""
 
 
-def _progress(run_dir: Path, config: RunConfig) -> str:
+def _progress(run_dir: Path, config: RunConfig, state: str) -> str:
     train = config.train
     last = ceil_div(train.images, train.batch_size)
+    if state == "COMPLETED":  # the last record may be of an earlier step
+        return f"{last}/{last}"
     records = read_metrics(layout.train_dir(run_dir) / "metrics.jsonl")
     timed = [record for record in records if "train/images_per_s" in record["values"]]
     if not timed:

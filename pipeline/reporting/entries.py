@@ -156,11 +156,11 @@ def attribute_rows(group: list[Entry]) -> Rows:
     return ["attribute accuracy", *(entry.name for entry in group), "real images"], rows
 
 
-def notes(group: list[Entry]) -> list[str]:
-    """Lines that explain how to read a table."""
+def notes(group: list[Entry], mark: str = "*") -> list[str]:
+    """Lines that explain how to read a table; `mark` names what marks the best value."""
     lines = [
-        "↓ lower is better, ↑ higher is better; * better than every other variant by more than the noise;"
-        " ± half of the 95 % interval, or the deviation over seeds."
+        f"↓ lower is better, ↑ higher is better; {mark} better than every other variant by more than the"
+        " noise; ± half of the 95 % interval, or the deviation over seeds."
     ]
     names = [name for name in headline_names(group) if about(group, name).get("over_read_attributes")]
     if names and read_differs(group):

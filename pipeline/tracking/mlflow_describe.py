@@ -24,14 +24,19 @@ PRIORS = {
 LONGEST_DIGEST = 36  # characters that MLflow takes
 
 
-def run_note(config: RunConfig, run_dir: Path, place: str, headline: Evaluation | None) -> str:
-    """Describe a run in Markdown; `place` is the address of its files in MLflow's pages."""
+def run_note(config: RunConfig, run_dir: Path, place: str, others: str, headline: Evaluation | None) -> str:
+    """Describe a run in Markdown.
+
+    `place` is the address of its files in MLflow's pages, `others` that of the view of all runs.
+    """
     prior = config.refine.prior if config.refine.images else config.model.prior
     phases = [name for name in ("tune", "refine") if getattr(config, name).images]
     lines = [
         f"**{config.name}**, seed {config.seed}: {config.model.variance.name} decoder variance,"
         f" prior {PRIORS.get(prior.name, prior.name)}, {config.model.decoder.name} decoder,"
-        f" {config.train.images:,} images" + "".join(f", then {phase}" for phase in phases) + ".",
+        f" {config.train.images:,} images"
+        + "".join(f", then {phase}" for phase in phases)
+        + f". [All runs at a glance]({others}).",
         "",
     ]
     if headline:

@@ -85,12 +85,12 @@ def _named(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
 
 
 def _references(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
-    """Yield (name, value) of interval ends, ceilings and floors."""
+    """Yield (name, value) of interval ends, ceilings and floors, as one group behind `eval/`."""
     named: list[tuple[str, Any]] = []
     for name, (low, high) in evaluation.intervals.items():
-        named += [(f"interval/{name}_low", low), (f"interval/{name}_high", high)]
-    named += [(f"ceiling/{name}", value) for name, value in evaluation.ceilings.items()]
-    named += [(f"floor/{name}", value) for name, value in evaluation.floors.items()]
+        named += [(f"reference/{name}_low", low), (f"reference/{name}_high", high)]
+    named += [(f"reference/{name}_ceiling", value) for name, value in evaluation.ceilings.items()]
+    named += [(f"reference/{name}_floor", value) for name, value in evaluation.floors.items()]
     for name, value in named:
         if value is not None and math.isfinite(value):
             yield clean_name(name), float(value)

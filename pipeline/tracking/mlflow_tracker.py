@@ -19,7 +19,7 @@ from pipeline.rundir import record
 from pipeline.rundir.files import write_json
 from pipeline.rundir.record import Evaluation, read_json
 from pipeline.rundir.redact import redact
-from pipeline.tracking import mlflow_store
+from pipeline.tracking import mlflow_store, mlflow_view
 from pipeline.tracking.base import Tracker, TrackingError
 from pipeline.tracking.mlflow_curves import curve_points
 from pipeline.tracking.mlflow_describe import dataset_input, run_note
@@ -127,15 +127,15 @@ class MlflowTracker(Tracker):
             write_json(self.run_dir / NOTE, {**identity, **here, "sent": {}})
 
     def _experiment_id(self, name: str) -> str:
+        tags = {KIND: KIND_OF_MODELS, mlflow_view.TAG: mlflow_view.view_tag()}
         experiment = self._client.get_experiment_by_name(name)
         if experiment is not None:
-            if KIND not in experiment.tags:
-                self._client.set_experiment_tag(experiment.experiment_id, KIND, KIND_OF_MODELS)
+            for tag in tags.keys() - experiment.tags.keys():  # people may have changed the view
+                self._client.set_experiment_tag(experiment.experiment_id, tag, tags[tag])
             return str(experiment.experiment_id)
         location = None
         if database_file(self.uri):  # MLflow's own default is the working directory
             location = (runs_dir(self.config) / "mlartifacts" / name).as_uri()
-        tags = {KIND: KIND_OF_MODELS}
         return str(self._client.create_experiment(name, artifact_location=location, tags=tags))
 
     def params(self) -> None:
@@ -191,8 +191,10 @@ class MlflowTracker(Tracker):
         if newest:
             send_headline(self._client, self._run, newest)
         info = self._run.info
+        others = mlflow_view.view_address(info.experiment_id)
         place = f"#/experiments/{info.experiment_id}/runs/{info.run_id}/artifacts"
-        set_tags(self._client, self._run, {DESCRIPTION: run_note(self.config, self.run_dir, place, newest)})
+        note = run_note(self.config, self.run_dir, place, others, newest)
+        set_tags(self._client, self._run, {DESCRIPTION: note})
 
     def _send_curves(self) -> None:
         """Send every (name, step) of the run's records that the store lacks."""

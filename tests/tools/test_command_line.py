@@ -1,6 +1,7 @@
 """The command lines of launch.py and all tools: the same words, help that helps, completion in bash."""
 
 import errno
+import json
 import subprocess
 import sys
 
@@ -85,6 +86,17 @@ def test_a_running_stage_says_how_far_it_is(tmp_path):
     log = "10:00:00 eval[0] I metrics 3/12, rare took 1.0 s\n10:00:01 eval[0] W a network is missing\n"
     (run / "logs/eval/rank0.log").write_text(log)
     assert survey([run])[0].progress == "metrics 3/12, rare took 1.0 s"
+
+
+def test_a_training_that_is_complete_has_no_time_left(tmp_path):
+    from slurm.status import survey
+    from tests.fake_run import make_run
+
+    run = make_run(tmp_path, "flow", steps=3)
+    job = {"stage": "train", "id": "7", "state": "COMPLETED", "attempts": []}
+    (run / "jobs.json").write_text(json.dumps([job]))
+    done, _, last = survey([run])[0].progress.partition("/")
+    assert done == last != "3"
 
 
 def test_a_launch_shows_progress_warnings_and_nothing_else(tmp_path, capsys):

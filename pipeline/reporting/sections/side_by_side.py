@@ -54,7 +54,7 @@ def parts(
             "Which is better?",
             bullets(words),
             metrics(headline, top),
-            *(paragraph(line, soft=True) for line in notes(group)),
+            *(paragraph(line, soft=True) for line in notes(group, mark="blue:")),
             paragraph(f"{protocol_line(protocol)}; {digest_line(protocol)}", soft=True),
         ),
         section("What differs", plain(keys)),

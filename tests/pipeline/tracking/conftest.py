@@ -69,7 +69,7 @@ def server(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
         env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
     )
     try:
-        give_up = time.monotonic() + 90
+        give_up = time.monotonic() + 240
         while not healthy(address):
             assert process.poll() is None and time.monotonic() < give_up, (folder / "log").read_text()
             threading.Event().wait(0.1)

@@ -46,10 +46,10 @@ def test_evaluations_are_children_and_head_the_parent(runs: Path, monkeypatch: p
         "sharpness": 0.4,
         "obedience": 0.9,
         "eval/frechet/fd_classifier_samples": 21.5,
-        "interval/fd_classifier_samples_low": 21.0,
-        "interval/fd_classifier_samples_high": 22.0,
+        "reference/fd_classifier_samples_low": 21.0,
+        "reference/fd_classifier_samples_high": 22.0,
     }
-    wanted |= {"ceiling/attribute_accuracy": 0.95, "floor/attribute_accuracy": 0.6}
+    wanted |= {"reference/attribute_accuracy_ceiling": 0.95, "reference/attribute_accuracy_floor": 0.6}
     assert wanted.items() <= child.data.metrics.items()
     assert "eval/other/attribute_accuracy_shuffled" not in child.data.metrics  # it stands beside another
     assert len(store.get_metric_history(child.info.run_id, "eval/other/mse")) == 1

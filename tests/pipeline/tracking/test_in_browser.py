@@ -1,4 +1,4 @@
-"""MLflow's own pages: an experiment opens as a table of runs, and comparing them shows the six numbers."""
+"""MLflow's own pages: an experiment opens as a table of runs, and the six numbers come first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from urllib.parse import quote
 
 import pytest
 
+from pipeline.rundir.headline import HEADLINES
 from pipeline.tracking import mlflow_store
+from pipeline.tracking.mlflow_view import SECTION, view_address
 from pipeline.tracking.sync import tracker_of
 from tests.browser import WIDTHS, OpenPage, assert_fits
 from tests.fake_run import make_run
@@ -37,6 +39,24 @@ def test_an_experiment_opens_as_a_table_of_runs(
     for name in ("plain", "flow"):
         page.get_by_text(name, exact=True).first.wait_for()
     assert f"/experiments/{experiment}/runs" in page.url
+    assert_fits(page)
+
+
+def test_the_view_at_a_glance_has_the_best_run_first_and_six_bars(
+    server: str, compared: tuple[str, list[str]], open_page: OpenPage
+) -> None:
+    experiment, _ = compared
+    page: Any = open_page(f"{server}/{view_address(experiment)}")
+    page.get_by_text(SECTION, exact=True).first.wait_for()
+    page.get_by_text("distance", exact=True).first.wait_for()
+    heights = [page.get_by_text(name, exact=True).first.bounding_box()["y"] for name in ("flow", "plain")]
+    assert heights == sorted(heights)  # the lower distance stands above
+    shown = page.inner_text("body").split("\n")
+    assert "At a glance" in shown and "Sort: distance" in shown
+    assert not any("eval 1" in line for line in shown)  # child runs would be a second bar for each run
+    bars = shown[shown.index(SECTION) :]
+    places = [bars.index(headline.key) for headline in HEADLINES if headline.key in bars]
+    assert len(places) >= 3 and places == sorted(places)
     assert_fits(page)
 
 

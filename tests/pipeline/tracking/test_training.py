@@ -14,6 +14,7 @@ from pipeline.rundir.metrics_log import MetricsLog
 from pipeline.rundir.record import run_config
 from pipeline.tracking import mlflow_store
 from pipeline.tracking.base import TrackingError
+from pipeline.tracking.mlflow_view import TAG
 from pipeline.tracking.sync import sync_run, tracker_of
 from tests.fake_run import add_eval, add_metrics, make_run, png, train_values
 from tests.pipeline.tracking.in_store import assert_holds_file_once, client, parent_of, runs_of
@@ -78,6 +79,18 @@ def test_nodes_stand_under_system_metrics(runs: Path) -> None:
     named = sorted(name for name in found.data.metrics if name.startswith("system/"))
     assert named == [f"system/{host}/cpu_utilization_percentage" for host in ("n1", "n2")]
     assert len(store.get_metric_history(found.info.run_id, named[0])) == 1
+
+
+def test_the_view_of_people_is_left_as_it_is(runs: Path) -> None:
+    run = make_run(runs, "viewed", ("tracking.experiment=viewed",), steps=1)
+    tracker_of(run).push()
+    store = client(runs)
+    experiment = store.get_experiment_by_name("viewed")
+    state = json.loads(json.loads(experiment.tags[TAG])["state"])
+    assert [chart["metricKey"] for chart in state["compareRunCharts"]][0] == "distance"
+    store.set_experiment_tag(experiment.experiment_id, TAG, "mine")
+    tracker_of(run).push()
+    assert store.get_experiment_by_name("viewed").tags[TAG] == "mine"
 
 
 def test_a_pass_that_dies_half_way_is_completed(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
