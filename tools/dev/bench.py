@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError, exit_code
 from pipeline.rundir.files import write_json, write_text
 from pipeline.runtime.distributed import tune_process
 from tools.dev.benchmarks import stages
+from tools.dev.benchmarks.device import device
 from tools.dev.benchmarks.evaluation import evaluation
 from tools.dev.benchmarks.harness import Bench, Result
 from tools.dev.benchmarks.host import host
@@ -32,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[Bench], dict[str, Result]]] = {
     "loader": loader,
     "train": train,
     "host": host,
+    "device": device,
     "shard": stages.shard,
     "evaluation": evaluation,
     "startup": stages.startup,
