@@ -169,8 +169,7 @@ def choose_step(
     if obstacle:
         name, why = "eager", obstacle
     log.info("steps run %s: %s", name, why)
-    # A compiled objective leaves the optimizer and the averages to launch: the graph takes them in too.
-    if name == "graph" or (name == "compiled" and not obstacle_to_graph(arithmetic, device)):
+    if name == "graph":
         return GraphedStep(arithmetic, device, capture_in_cuda_graph, train.step == "auto", log)
     return EagerStep(arithmetic, device)
 
