@@ -27,6 +27,7 @@ from tools.dev.benchmarks.train import UNCOUNTED, training
 MODES = ("eager", "graph")  # compiling takes minutes and may be measured with the part `host`
 STEPS = 100  # whose losses are compared
 LARGE_BATCH = 1024
+WAIT_STEPS = 400  # of a train stage whose waits are measured
 WARM = 20  # steps before a clock starts: eager steps, the capture, and a few replays
 GRAPH_GAIN = 5.0  # target: a graph against eager steps at the usual batch
 SHARE_OF_ROOFLINE = 0.4  # target at the large batch
@@ -202,9 +203,9 @@ def data_wait(bench: Bench, ranks: Ranks) -> Result:
     contenders: Contenders = {}
     for size in (bench.config.train.batch_size, LARGE_BATCH):
         contenders[f"batch {size}"] = partial(waiting, bench, ranks, size)
-    measured = measure(contenders, bench.repeats)
+    measured = measure(contenders, repeats=1)
     protocol = (
-        "Percent of the time of a train stage in which the loop waits for the next batch (data_wait_share), "
+        f"{WAIT_STEPS} steps. Percent of the time of a train stage in which the loop waits for the next batch (data_wait_share), "
         "graph, bf16, median of the windows after the first two. Target: below 1 %."
     )
     return {"title": "Waiting for data", "unit": "%", "protocol": protocol, **measured}
@@ -212,9 +213,9 @@ def data_wait(bench: Bench, ranks: Ranks) -> Result:
 
 def waiting(bench: Bench, ranks: Ranks, batch: int) -> float:
     """Return the percentage of time that a train stage waits for data."""
-    config = training(bench.config, "bf16", 60 * 50)
-    images = 60 * 50 * batch
-    train = replace(config.train, batch_size=batch, images=images, step="graph", log_interval=50)
+    config = training(bench.config, "bf16", WAIT_STEPS)
+    images = WAIT_STEPS * batch
+    train = replace(config.train, batch_size=batch, images=images, step="graph", log_interval=20)
     config = replace(config, train=train)
     folder = make_run(bench.folder / "waiting", config)
     train_stage.run(config, context(folder, ranks))
