@@ -205,8 +205,8 @@ def data_wait(bench: Bench, ranks: Ranks) -> Result:
         contenders[f"batch {size}"] = partial(waiting, bench, ranks, size)
     measured = measure(contenders, repeats=1)
     protocol = (
-        f"{WAIT_STEPS} steps. Percent of the time of a train stage in which the loop waits for the next batch (data_wait_share), "
-        "graph, bf16, median of the windows after the first two. Target: below 1 %."
+        f"Percent of the time of {WAIT_STEPS} steps of a train stage in which the loop waits for the next "
+        "batch (data_wait_share), graph, bf16, median of the windows after the first two. Target: below 1 %."
     )
     return {"title": "Waiting for data", "unit": "%", "protocol": protocol, **measured}
 
