@@ -7,8 +7,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -38,8 +40,7 @@ BEGIN, END = "<!-- begin: check -->", "<!-- end: check -->"
 
 def measure(bench: Bench, world: int, batch: int, calls: int) -> dict[str, float]:
     """Run `world` processes on this machine and return rank 0's seconds."""
-    folder = bench.folder / f"ranks{world}_{batch}"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix=f"ranks{world}_", dir=bench.folder))
     overrides = [f"train.batch_size={batch}", "tracking.enabled=false"]
     (folder / "given.yaml").write_text(configuration.dump(bench.config))
     config = configuration.load([folder / "given.yaml"], overrides)
@@ -56,26 +57,31 @@ def measure(bench: Bench, world: int, batch: int, calls: int) -> dict[str, float
     return json.loads((folder / "seconds.json").read_text())
 
 
-def check(bench: Bench, share: int, calls: int) -> dict[str, Any]:
+def check(bench: Bench, share: int, calls: int, rounds: int) -> dict[str, Any]:
     """Measure steps of 1, 2 and 4 processes and predict them from their parts.
 
     One process with two batches gives the fixed costs and those of an image. The all-reduces are
-    measured alone. Four processes on two cores have half a core each.
+    measured alone. Four processes on two cores have half a core each. All measurements take turns.
     """
     cores = len(os.sched_getaffinity(0))
-    one, two = (measure(bench, 1, n, calls)["step"] for n in (share, 2 * share))
-    image = (two - one) / share
-    fixed = one - share * image
+    cases = [(1, 4 * share), *((world, world * share) for world in WORLDS)]
+    turns = [{case: measure(bench, *case, calls) for case in cases} for _ in range(rounds)]
+    found: dict[tuple[int, int], dict[str, float]] = {}
+    for case in cases:
+        found[case] = {part: median(turn[case][part] for turn in turns) for part in turns[0][case]}
+    image = (found[1, 4 * share]["step"] - found[1, share]["step"]) / (3 * share)
+    fixed = found[1, share]["step"] - share * image
     rows = []
     for world in WORLDS:
-        found = measure(bench, world, world * share + 1, calls)
+        parts = found[world, world * share]
         crowded = max(1.0, world / cores)
-        predicted = crowded * (fixed + share * image) + found["gradients"] + found["sums"]
-        rows.append({"ranks": world, "predicted": predicted, **found})
+        predicted = crowded * (fixed + share * image) + parts["gradients"] + parts["sums"]
+        rows.append({"ranks": world, "predicted": predicted, **parts})
     return {
         "share": share,
         "size": bench.config.shard.size,
         "cores": cores,
+        "rounds": rounds,
         "fixed": fixed,
         "image": image,
         "commit": commit(),
@@ -95,7 +101,8 @@ def check_text(found: dict[str, Any]) -> str:
         rows.append([str(row["ranks"]), *milliseconds, ratio, *parts])
     text = (
         f"{found['share']} images of {found['size']} pixels a process, one thread each, gloo, "
-        f"{found['cores']} cores, load {found['load']} at the end, commit {found['commit']}. A step costs "
+        f"{found['cores']} cores, load {found['load']} at the end, commit {found['commit']}, "
+        f"medians of {found['rounds']} rounds that take turns. A step costs "
         f"{1e3 * found['fixed']:.3g} ms and {1e3 * found['image']:.3g} ms for each image."
     )
     return f"{wrapped(text)}\n\n{table(head, rows)}"
@@ -136,7 +143,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--check", action="store_true", help="run 1, 2 and 4 processes and write the check")
     parser.add_argument("--share", metavar="N", type=int, default=16, help="images a process (default: 16)")
-    parser.add_argument("--calls", metavar="N", type=int, default=7, help="steps timed (default: 7)")
+    parser.add_argument("--calls", metavar="N", type=int, default=30, help="steps timed (default: 30)")
+    parser.add_argument("--rounds", metavar="N", type=int, default=5, help="rounds (default: 5)")
     return parser.parse_args(argv)
 
 
@@ -150,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.check:
         config = load_config(None, ["toy.n=400", "shard.samples_per_shard=128"])
         with workspace(config, 1, 1.0, ("fp32",)) as bench:
-            found = check(bench, args.share, args.calls)
+            found = check(bench, args.share, args.calls, args.rounds)
         write_json(ROOT / "runs/scaling.json", found)
         replace_between(args.page, BEGIN, END, check_text(found))
     print(json.dumps({mode: asdict(costs) for mode, costs in MODES.items()}, indent=1))
