@@ -8,10 +8,12 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+import torch
 
 from pipeline.config import load as configuration
 from pipeline.errors import ConfigError
 from tools.dev import bench
+from tools.dev.benchmarks import device
 from tools.dev.benchmarks import page as page_of
 from tools.dev.benchmarks.harness import measure
 from tools.dev.benchmarks.loader import drop_from_page_cache, resident_pages
@@ -170,7 +172,7 @@ def test_a_missing_peer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--only", "loader,trian"], "trian.*loader,train,host,shard,evaluation,startup"),
+        (["--only", "loader,trian"], "trian.*loader,train,host,device,shard,evaluation,startup"),
         (["--peers", "--only", "flow"], "flow.*loading,sharding,training,flows,distances"),
         (["--repeats", "0"], "--repeats 0"),
     ],
@@ -178,3 +180,16 @@ def test_a_missing_peer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_words_are_named(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         bench.main(words)
+
+
+def test_the_work_of_a_step_is_counted_per_operation_and_the_slower_unit_sets_its_floor() -> None:
+    left, right = torch.ones(8, 4), torch.ones(4, 16)
+    with device.Work() as work:
+        product = left @ right
+        _ = product.view(-1)  # costs nothing
+        _ = product.relu()
+    (name, flops, moved), relu = work.operations
+    assert "mm" in name and flops == 2 * 8 * 4 * 16 and moved == 4 * (8 * 4 + 4 * 16 + 8 * 16)
+    assert relu[1] == 0 and relu[2] == 2 * 4 * 8 * 16
+    assert work.floor(flops_per_s=1.0, bytes_per_s=1e9) == flops + relu[2] / 1e9
+    assert work.floor(flops_per_s=1e9, bytes_per_s=1.0) == moved + relu[2]

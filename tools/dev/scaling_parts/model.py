@@ -44,7 +44,8 @@ class Network:
 class Costs:
     """What one rank pays, seconds. Costs of an image are for 64 pixels and grow with the pixels."""
 
-    fixed: float  # of a step whatever its images: launches, optimizer, EMA
+    launches: float  # the host's time to launch a step; the device computes meanwhile
+    fixed: float  # of a step on the device whatever its images: short kernels, optimizer, EMA
     image: float  # forward and backward
     load: float  # order, gathering, noise, in the prefetch thread
     gradient_bytes: float
@@ -75,7 +76,7 @@ class Step:
 def step(costs: Costs, network: Network, ranks: int, share: float, size: int = REFERENCE_SIZE) -> Step:
     """Return the parts of a step of `ranks` ranks with `share` images of `size` pixels each."""
     pixels = (size / REFERENCE_SIZE) ** 2
-    compute = costs.fixed + share * costs.image * pixels
+    compute = max(costs.launches, costs.fixed + share * costs.image * pixels)
     made = Step(
         compute=compute,
         gradients=network.all_reduce(ranks, costs.gradient_bytes),
