@@ -239,6 +239,21 @@ def test_init_from_starts_with_the_best_weights_of_another_run(trained, tiny_ove
     assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), best.parameters(), strict=True))
 
 
+def test_init_from_takes_the_trained_weights_of_a_run_that_goes_on_to_refine(
+    trained, tiny_overrides, tmp_path
+):
+    """A refined model has another prior, which the new training could not hold."""
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    asked = configuration.load([other / "config.yaml"], ["refine.images=64"])
+    (other / "config.yaml").write_text(configuration.dump(asked))
+    config = make_run(tmp_path / "run", [*tiny_overrides, f"train.init_from={other}"])
+    context = Context(tmp_path / "run", Ranks(), StopFlag(), logging.getLogger("test"))
+    trainer = Trainer(phase("train", config), context)
+    best, _ = load_model(trained, "best", "ema", torch.device("cpu"), "train")
+    assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), best.parameters(), strict=True))
+
+
 def poisoned_trainer(config: RunConfig, run_dir: Path, steps: set[int]) -> Trainer:
     trainer = Trainer(
         phase("train", config), Context(run_dir, Ranks(), StopFlag(), logging.getLogger("test"))
