@@ -96,8 +96,8 @@ class AttributePairs(Metric):
 
     The frequency of a pair is the share of images in which the classifier finds both attributes. The
     mean goes over all pairs. The ceiling is the distance of as many other held-out images. The floor
-    is that of attributes that are as frequent as in real images but know nothing of each other. The
-    interval is normal, with the deviation over resampled images.
+    is theirs too, after each attribute was shuffled among them: as frequent as before, but independent.
+    The interval is normal, with the deviation over resampled images.
     """
 
     needs = ("real", "others", "samples")
@@ -111,10 +111,11 @@ class AttributePairs(Metric):
         real, samples = both(decided_real), both(decide(evidence["samples"]["fd_classifier"]))
         there, found = real.mean(0), samples.mean(0)
 
-        others = evidence["others"].get("fd_classifier")
-        ceiling = None if others is None else frequency_distance(both(decide(others)).mean(0), there)
-        single = decided_real.mean(0)
-        independent = np.outer(single, single)[np.triu_indices(len(single), 1)]
+        held_out, ceiling = decided_real, None
+        if "fd_classifier" in evidence["others"]:
+            held_out = decide(evidence["others"]["fd_classifier"])
+            ceiling = frequency_distance(both(held_out).mean(0), there)
+        independent = np.random.default_rng(evidence.settings.seed).permuted(held_out, axis=0)
         value = frequency_distance(found, there)
         yield (
             "attribute_pairs",
@@ -125,9 +126,9 @@ class AttributePairs(Metric):
                 n=len(samples),
                 interval=around(value, _pairs_error(samples - real, evidence.settings.seed)),
                 ceiling=ceiling,
-                floor=frequency_distance(independent, there),
+                floor=frequency_distance(both(independent).mean(0), there),
                 ceiling_name="other real images",
-                floor_name="attributes drawn independently",
+                floor_name="attributes shuffled",
             ),
         )
         yield "attribute_pairs_off", _most_off(names, found, there)

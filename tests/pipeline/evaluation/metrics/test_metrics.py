@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,14 +65,29 @@ def test_pairs_that_the_model_does_not_read_are_missing_in_its_samples(runs: Pat
     there = {(i, j): both[i, j] for i, j in itertools.combinations(range(len(ATTRIBUTES)), 2)}
     missing = [share for pair, share in there.items() if not set(pair) <= set(READ)]
     assert found.value == pytest.approx(sum(missing) / len(there))
-    single = labels.mean(0)
-    apart = [abs(share - single[i] * single[j]) for (i, j), share in there.items()]
-    assert found.floor == pytest.approx(np.mean(apart))
     assert 0 < found.ceiling < found.value
     low, high = found.interval
     assert low < found.value < high
     worst = pairs["attribute_pairs_off"][0]
     assert worst["samples"] == 0 and worst["real"] == pytest.approx(max(missing))
+
+
+def test_pairs_tell_independent_attributes_from_those_that_belong_together() -> None:
+    rng = np.random.default_rng(0)
+
+    def images(together: bool) -> dict[str, np.ndarray]:
+        first, second, third = rng.random((3, 2000, 1)) < 0.5
+        return {"fd_classifier": np.hstack([first, first if together else second, third])}
+
+    parts = {"real": images(True), "others": images(True), "samples": images(False)}
+    judge = SimpleNamespace(attributes=["a", "b", "c"], decide=lambda rows: rows)
+    own = SimpleNamespace(classifier=judge, settings=SimpleNamespace(seed=0), parts=parts)
+    kind = type("Parts", (SimpleNamespace,), {"__getitem__": lambda self, part: self.parts[part]})
+    found = dict(AttributePairs()(kind(**vars(own))))["attribute_pairs"]
+    assert found.value == pytest.approx(0.25 / 3, abs=0.02) and found.floor == pytest.approx(
+        0.25 / 3, abs=0.02
+    )
+    assert found.ceiling < 0.02
 
 
 def test_reconstruction_error_is_on_the_unit_scale(runs: Path) -> None:
