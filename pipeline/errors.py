@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 NO_RIGHT = (errno.EACCES, errno.EPERM)
+NO_PLACE = "No usable temporary directory"  # Python's tempfile says so in an OSError without a file
 
 
 class UserError(Exception):
@@ -40,7 +41,7 @@ class OwnedError(UserError):
 
 
 def as_user_error(error: Exception) -> Exception:
-    """Return a StorageError in place of an OSError of a disk or of missing rights, else the error itself."""
+    """Return a StorageError for an OSError of a disk, of missing rights or of TMPDIR, else the error."""
     if isinstance(error, UserError) or not isinstance(error, OSError):
         return error
     if error.errno in DISK_ERRORS:
@@ -50,6 +51,8 @@ def as_user_error(error: Exception) -> Exception:
     if error.errno in NO_RIGHT and error.filename:
         reason = f"{error.filename} could not be read or written ({error.strerror})"
         return StorageError(f"{reason}; get the right to do so, then the same command continues")
+    if NO_PLACE in str(error):
+        return StorageError(f"{error.strerror}: set TMPDIR to a folder that can be written")
     return error
 
 

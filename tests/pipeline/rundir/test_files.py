@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import stat
+import tempfile
 
 import pytest
 
@@ -90,6 +91,14 @@ def test_a_full_disk_anywhere_ends_without_a_traceback(number, capsys):
 
     assert exit_code(main) == 2
     assert f"/data/c.html could not be written ({os.strerror(number)})" in capsys.readouterr().err
+
+
+def test_without_a_temporary_folder_the_remedy_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/1/nowhere"])
+    assert exit_code(tempfile.mkdtemp) == 2
+    said = capsys.readouterr().err
+    assert "No usable temporary directory found" in said and "set TMPDIR to a folder" in said
 
 
 def test_another_oserror_keeps_its_traceback():
