@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -30,7 +30,7 @@ def stage_log(
     folder.mkdir(parents=True, exist_ok=True)
     name = f"rank{rank}.log" if part is None else f"part{part[0]}.log"
     line = logging.Formatter(f"%(asctime)s {stage}[{rank}] %(levelname).1s %(message)s", "%H:%M:%S")
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr), logging.FileHandler(folder / name)]
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr), LogFile(folder / name)]
     root = logging.getLogger(ROOT_LOGGER)
     level, propagates = root.level, root.propagate
     root.setLevel(logging.INFO if rank == 0 else logging.WARNING)
@@ -45,7 +45,17 @@ def stage_log(
         root.propagate = propagates
         for handler in handlers:
             root.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):  # of a full disk; the stage's own error names it
+                handler.close()
+
+
+class LogFile(logging.FileHandler):
+    """A log on a disk that may become full: lines are then lost, and nothing else is said about them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Print a traceback, as Python does, unless the disk has refused the line."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class Pace:

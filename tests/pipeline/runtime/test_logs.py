@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from pipeline.data import shards
+from pipeline.errors import StorageError
 from pipeline.rundir import lock
 from pipeline.runtime import owner
 from pipeline.runtime.logs import stage_log
@@ -48,3 +49,13 @@ def test_nothing_is_logged_twice_after_a_second_stage(tmp_path):
             log.info("working")
     assert len((tmp_path / "logs/shard/rank0.log").read_text().splitlines()) == 1
     assert logging.getLogger("cvae").propagate and not logging.getLogger("cvae").handlers
+
+
+def test_a_log_on_a_full_disk_hides_no_error_of_the_stage(tmp_path, capsys):
+    (tmp_path / "logs" / "train").mkdir(parents=True)
+    (tmp_path / "logs" / "train" / "rank0.log").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="the checkpoint"), stage_log("train", tmp_path, rank=0) as log:
+        log.info("step 1")
+        raise StorageError("the checkpoint could not be written")
+    said = capsys.readouterr().err
+    assert "step 1" in said and "Traceback" not in said
