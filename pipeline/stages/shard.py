@@ -139,7 +139,7 @@ def planned(config: RunConfig, context: Context, processes: int) -> tuple[Source
         # The folder appears by one rename. A complete one may lie where this user cannot make a lock.
         lock = nullcontext() if path.exists() else held(path.with_suffix(".lock"), context.stop)
         with lock:
-            make_toy_celeba(path, config.toy.n, config.toy.seed, processes, context.log)
+            make_toy_celeba(path, config.toy.n, config.toy.seed, processes, context.log, context.stop)
         source = ToyFaces.open(path)
     require_sizes_fit(config.shard, source.info)
     annotated = len(source.annotated.splits)

@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import shutil
 import uuid
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -19,20 +21,28 @@ from pipeline.data.sources.toy.style import sample_style
 from pipeline.errors import ConfigError, DataError
 from pipeline.rundir.files import naming
 from pipeline.runtime.logs import progress
-from pipeline.runtime.preempt import serve_parent
+from pipeline.runtime.preempt import StopFlag, Stopped, serve_parent
+from pipeline.runtime.split import ceil_div
 
 ANNOTATIONS, PARTITION, IMAGES = "list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba"
 CHUNK = 50  # faces that a process draws at a time
+WHAT = f"toy faces (chunks of {CHUNK})"
 QUALITY = 90  # of the JPEG files
 
 
 def make_toy_celeba(
-    out: Path, n: int, seed: int, processes: int = 1, logger: logging.Logger | None = None
+    out: Path,
+    n: int,
+    seed: int,
+    processes: int = 1,
+    logger: logging.Logger | None = None,
+    stop: StopFlag | None = None,
 ) -> None:
     """Draw `n` faces into the new folder `out`. A complete one of the same `n` and `seed` is left alone.
 
     Face i is a pure function of (seed, i): neither `n` nor `processes` changes it. The folder appears
-    by one rename. Raises ConfigError for an impossible `n`, DataError if `out` holds anything else.
+    by one rename. Raises ConfigError for an impossible `n`, DataError if `out` holds anything else, and
+    Stopped soon after a stop request; nothing is then left.
     """
     if not 1 <= n <= 999_999:
         raise ConfigError(f"key 'toy.n': got {n}, expected 1 to 999999 faces")
@@ -44,7 +54,11 @@ def make_toy_celeba(
     try:
         with naming(out):
             (partial_out / IMAGES).mkdir(parents=True)
-            _draw_all(partial_out / IMAGES, n, seed, processes, logger or logging.getLogger("cvae.toy"))
+            log = logger or logging.getLogger("cvae.toy")
+            with closing(_draw_all(partial_out / IMAGES, n, seed, processes)) as drawn:
+                for _ in progress(drawn, ceil_div(n, CHUNK), WHAT, log):
+                    if stop and stop.requested:
+                        raise Stopped("asked to stop; the next start draws the toy faces again")
             _write(partial_out / PARTITION, "".join(f"{file_name(i)} {split(i)}\n" for i in range(n)))
             _write(partial_out / ANNOTATIONS, annotations)
             _publish(partial_out, out, n, annotations)
@@ -78,21 +92,19 @@ def _annotations(n: int, seed: int) -> str:
     return "".join(lines)
 
 
-def _draw_all(folder: Path, n: int, seed: int, processes: int, logger: logging.Logger) -> None:
+def _draw_all(folder: Path, n: int, seed: int, processes: int) -> Generator[None, None, None]:
+    """Draw all faces and yield after each chunk. To close it ends the workers."""
     draw = partial(_draw_chunk, folder, n, seed)
     chunks = range(0, n, CHUNK)
-    what = f"toy faces (chunks of {CHUNK})"
     if processes <= 1:
-        for _ in progress(map(draw, chunks), len(chunks), what, logger):
-            pass
+        yield from map(draw, chunks)
         return
     spawn = multiprocessing.get_context("spawn")  # fork is not safe beside torch's threads
     # Not a multiprocessing.Pool, which waits for ever if one of its workers is killed.
     pool = ProcessPoolExecutor(min(processes, len(chunks)), spawn, serve_parent)
     try:
-        drawn = as_completed([pool.submit(draw, start) for start in chunks])
-        for future in progress(drawn, len(chunks), what, logger):
-            future.result()
+        for future in as_completed([pool.submit(draw, start) for start in chunks]):
+            yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 

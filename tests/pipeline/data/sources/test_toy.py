@@ -20,6 +20,7 @@ from pipeline.data.sources.toy.dataset import make_toy_celeba
 from pipeline.data.sources.toy.faces import draw_face
 from pipeline.data.sources.toy.style import sample_style
 from pipeline.errors import ConfigError, DataError
+from pipeline.runtime.preempt import StopFlag, Stopped
 
 INDEX = {name: i for i, name in enumerate(NAMES)}
 
@@ -166,7 +167,7 @@ def test_a_signal_to_every_process_neither_hangs_nor_loses_faces(number: int, tm
         "import logging, pathlib, sys\n"
         "from pipeline.data.sources.toy.dataset import make_toy_celeba\n"
         "if __name__ == '__main__':\n"
-        "    make_toy_celeba(pathlib.Path(sys.argv[1]), 600, 0, processes=2)\n"
+        "    make_toy_celeba(pathlib.Path(sys.argv[1]), 300, 0, processes=2)\n"
     )
     file = tmp_path / "draw.py"
     file.write_text(script)
@@ -176,13 +177,22 @@ def test_a_signal_to_every_process_neither_hangs_nor_loses_faces(number: int, tm
         time.sleep(0.01)
     for pid in workers_of(drawing.pid):
         os.kill(pid, number)
-    _, said = drawing.communicate(timeout=60)
+    _, said = drawing.communicate(timeout=300)
     if number == signal.SIGKILL:
         assert drawing.returncode == 1 and b"BrokenProcessPool" in said
         assert [path.name for path in tmp_path.iterdir()] == ["draw.py"]
     else:
         assert drawing.returncode == 0
-        assert len(list((out / "img_align_celeba").iterdir())) == 600
+        assert len(list((out / "img_align_celeba").iterdir())) == 300
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_stop_request_ends_the_drawing_and_leaves_nothing(processes: int, tmp_path: Path) -> None:
+    stop = StopFlag()
+    stop.requested = True
+    with pytest.raises(Stopped, match="asked to stop"):
+        make_toy_celeba(tmp_path / "toy", 1000, 0, processes, stop=stop)
+    assert not list(tmp_path.iterdir())
 
 
 def workers_of(pid: int) -> list[int]:
