@@ -131,6 +131,21 @@ def tiny_overrides(tmp_path_factory, noise_celeba) -> list[str]:
     return overrides
 
 
+@pytest.fixture(scope="session")
+def encoded_overrides(tiny_overrides, tmp_path_factory) -> list[str]:
+    """The same images in encoded shards: 12 training tars of four samples, mixed in pairs."""
+    from pipeline.config import load as configuration
+
+    overrides = [
+        *tiny_overrides,
+        "shard.format=encoded",
+        "shard.samples_per_shard=4",
+        "data.shards_at_once=2",
+    ]
+    run_stage_here(configuration.load([], overrides), tmp_path_factory.mktemp("encoded"), "shard")
+    return overrides
+
+
 def run_stage_here(config, run_dir: Path, stage: str) -> None:
     """One stage in this process, alone."""
     from pipeline.config import load as configuration

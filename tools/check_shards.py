@@ -20,9 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.command_line import parser
 from pipeline.data.annotations import ANNOTATIONS, write_annotations
-from pipeline.data.manifest import entries_of, read_manifest
+from pipeline.data.encoded.index import index_file, read_index
+from pipeline.data.encoded.remote import Remote, is_url
+from pipeline.data.manifest import entries_of, read_manifest, stored_as
 from pipeline.data.records import RecordFormat
-from pipeline.data.shards import open_shard
+from pipeline.data.shards import map_verified, open_shard
 from pipeline.data.sources.base import Source
 from pipeline.data.writer import write_shard
 from pipeline.errors import DataError, exit_code
@@ -43,18 +45,18 @@ EXAMPLES = """\
 """
 
 
-def damage(folder: Path) -> dict[str, str]:
+def damage(folder: Path, tars: str = "") -> dict[str, str]:
     """Return the files that differ from the manifest, and how; tars that it does not list too.
 
-    Raises DataError if the manifest itself is damaged.
+    `tars`: the folder or URL of encoded tars that do not lie in `folder`. Raises DataError if the manifest
+    itself is damaged.
     """
     manifest = read_manifest(folder, strangers="ignore")
-    form = RecordFormat(manifest["size"], len(manifest["attributes"]))
     entries = entries_of(manifest)
 
     def why(entry: dict[str, Any]) -> str:
         try:
-            open_shard(folder, entry, form, "always").close()
+            verify(folder, tars, manifest, entry)
         except DataError as error:
             return str(error)
         return ""
@@ -73,6 +75,21 @@ def damage(folder: Path) -> dict[str, str]:
     if _annotations_differ(folder, manifest):
         found[ANNOTATIONS] = f"{folder / ANNOTATIONS}: is missing or differs from {MANIFEST}"
     return found
+
+
+def verify(folder: Path, tars: str, manifest: dict[str, Any], entry: dict[str, Any]) -> None:
+    """Read every byte of one tar, and its index if it is encoded. Raises DataError."""
+    attributes = len(manifest["attributes"])
+    if stored_as(manifest) == "strided":
+        form = RecordFormat(manifest["size"], attributes)
+        open_shard(folder, entry, form, "always").close()
+        return
+    read_index(folder, entry, attributes)
+    if not is_url(tars):
+        map_verified(Path(tars or folder) / entry["file"], entry, "always").close()
+        return
+    for _ in Remote(tars).stream(entry):
+        pass
 
 
 def _annotations_differ(folder: Path, manifest: dict[str, Any]) -> bool:
@@ -102,8 +119,10 @@ def repair(folder: Path, names: set[str], run_dir: Path) -> None:
         for task in tasks:
             if task.file.name in names:
                 fresh = aside / task.file.name
-                write_shard(replace(task, file=fresh, done=None))
+                report = write_shard(replace(task, file=fresh, done=None))
                 _take_place(fresh, task.file, wanted.get(task.file.name, ""), source)
+                if report.index:
+                    _take_place(index_file(fresh), index_file(task.file), report.index, source)
         if ANNOTATIONS in names:
             write_annotations(aside, source.annotated)
             _take_place(aside / ANNOTATIONS, folder / ANNOTATIONS, manifest["annotations"]["sha256"], source)
@@ -131,15 +150,16 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = words.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    folder = args.folder
+    folder, tars = args.folder, ""
     if (folder / "config.yaml").exists():
-        folder = layout.shards_dir(run_config(folder))
-    found = damage(folder)
+        config = run_config(folder)
+        folder, tars = layout.shards_dir(config), config.data.tars
+    found = damage(folder, tars)
     for reason in found.values():
         print(reason)
     if found and args.repair:
         repair(folder, set(found), args.repair.absolute())
-        found = damage(folder)
+        found = damage(folder, tars)
     print(f"{folder}: {len(found)} damaged" if found else f"{folder}: intact")
     if found:
         raise SystemExit(1)

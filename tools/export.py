@@ -30,6 +30,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.grids import grid
 from pipeline.data.loader import attribute_positions
 from pipeline.data.shards import Shards
+from pipeline.data.staging import open_shards
 from pipeline.errors import UserError, exit_code
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_bytes
@@ -67,7 +68,7 @@ def export(run_dir: Path, folder: Path, which: str = "best", weights: str = "ema
 
 def _card(run_dir: Path, trained: Phase, info: CheckpointInfo, weights: str) -> Card:
     config = trained.config
-    shards = Shards(layout.shards_dir(config), "train", config.data.verify, config.data.damaged)
+    shards = open_shards(layout.shards_dir(config), "train", config.data, config.data.damaged)
     read = attribute_positions(shards.attribute_names, info.attributes)
     labels = shards.attributes()[:, read]
     rows = labels[spread(min(MAX_ROWS, len(labels)), len(labels))]

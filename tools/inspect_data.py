@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.command_line import add_out, parser
 from pipeline.config.paths import is_remote
-from pipeline.config.schema import SOURCE_NAMES, ShardConfig
-from pipeline.data.shards import Shards
+from pipeline.config.schema import SOURCE_NAMES, DataConfig, ShardConfig
 from pipeline.data.sources.base import SPLITS, ImageError, Source
 from pipeline.data.sources.registry import SOURCES, open_source, recognise
+from pipeline.data.staging import open_shards
 from pipeline.errors import ConfigError, exit_code
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_bytes
@@ -120,7 +120,7 @@ def _read_images(source: Source, found: Findings, checked: int) -> None:
 
 def of_shards(folder: Path) -> Findings:
     """Return what finished shards hold. Raises DataError."""
-    splits = {split: Shards(folder, split) for split in SPLITS}
+    splits = {split: open_shards(folder, split, DataConfig()) for split in SPLITS}
     first = splits["train"]
     labels = {split: shards.attributes() for split, shards in splits.items()}
     annotated = first.manifest.get("counts", {}).get("annotated", sum(map(len, splits.values())))

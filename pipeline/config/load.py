@@ -206,6 +206,13 @@ def _check(config: RunConfig) -> None:
             raise ConfigError(f"key '{key}': got {values[key]}, expected at least 1")
     if config.shard.crop < 0:
         raise ConfigError(f"key 'shard.crop': got {config.shard.crop}, expected at least 0")
+    if config.shard.background != "keep" and config.shard.stored_as == "encoded":
+        raise ConfigError(
+            f"key 'shard.background': got {config.shard.background}, expected keep: encoded shards hold the "
+            "image files as they are; set shard.format=strided"
+        )
+    if not 0 <= config.data.random_crop <= 1:
+        raise ConfigError(f"key 'data.random_crop': got {config.data.random_crop}, expected 0 to 1")
     for stage in config.cluster.stages:
         resources(config.cluster, stage)
     if not _RUN_NAME.fullmatch(config.name):

@@ -14,6 +14,7 @@ from cvae import config as cvae_config
 from cvae.config import LossConfig, ModelConfig, PriorConfig
 
 EXECUTOR_NAMES = ("local", "debug", "slurm")
+STRIDED_UP_TO = 128  # pixels; see `ShardConfig.stored_as`
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,18 @@ class ShardConfig:
     allow_subset: bool = False  # accept annotations of images that are missing; the manifest counts them
     skip_damaged: bool = False  # leave out images that cannot be read; the manifest counts them
     allow_upsampling: bool = False  # accept a size above crop, which only enlarges the images
+    format: str = "auto"  # strided (pixels) | encoded (image files) | auto: strided up to size 128
+
+    @property
+    def stored_as(self) -> str:
+        """Return `strided` or `encoded`.
+
+        Pixels need no decoding, but their place grows with the area: 10 GB for CelebA at 128 pixels,
+        40 GB at 256. A JPEG of either size has some 10 to 60 kB.
+        """
+        if self.format != "auto":
+            return self.format
+        return "strided" if self.size <= STRIDED_UP_TO else "encoded"
 
 
 @dataclass(frozen=True)
@@ -49,10 +62,14 @@ class DataConfig:
     attributes: list[str] = field(default_factory=list)  # names that the model reads; empty: all attributes
     flip: bool = True  # flip each image horizontally with probability 1/2
     rotation_degrees: float = 0.0  # rotate each image by a random angle up to this one, degrees
+    random_crop: float = 0.0  # least share of the square that a random crop keeps; 0: no crop (encoded only)
     shards_at_once: int = 8  # number of shards whose images are mixed with one another
     verify: str = "once"  # when the shards' sha256 are checked: once (per node and file) | always
     damaged: str = "stop"  # a damaged shard: stop (with an error) | exclude (leave its images out)
     stage_to: str = ""  # node-local folder to copy shards to, e.g. $SLURM_TMPDIR; empty: read them in place
+    tars: str = ""  # folder or URL of the tars if they do not lie beside their manifest (encoded only)
+    cache_dir: str = ""  # node-local folder for tars fetched from a URL, e.g. $SLURM_TMPDIR
+    cache_gb: float = 50.0  # most bytes that fetched tars of one node may take, GB
 
 
 @dataclass(frozen=True)
@@ -252,6 +269,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.net.activation": cvae_config.ACTIVATION_NAMES,
     "shard.source_kind": ("", *SOURCE_NAMES),
     "shard.background": ("keep", "green"),
+    "shard.format": ("auto", "strided", "encoded"),
     "data.verify": ("once", "always"),
     "data.damaged": ("stop", "exclude"),
     "optim.name": OPTIMIZER_NAMES,
@@ -300,11 +318,13 @@ AT_LEAST_ONE = (
 )
 
 # Keys that name a file or folder. A launch expands `~` and `$VARIABLES` in them and makes them absolute.
-# `data.stage_to` is not among them: it names a folder of the node where the job runs.
+# URLs stay as they are. `data.stage_to` and `data.cache_dir` are not among them: they name a folder of the
+# node where the job runs.
 PATH_KEYS = (
     "runs_dir",
     "shard.source",
     "data.shards",
+    "data.tars",
     "train.init_from",
     "tune.losses.perceptual.network",
     "eval.inception_weights",

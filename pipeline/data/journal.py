@@ -23,6 +23,7 @@ class ShardReport:
     sha256: str
     label_counts: list[int]  # samples that have each attribute
     skipped: list[list[str]]  # [name, reason] of damaged images
+    index: str = ""  # sha256 of the index beside an encoded tar
 
 
 class Journal:

@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config.schema import DataConfig
+from pipeline.data.encoded.crops import random_boxes
 from pipeline.data.order import NEWEST_STREAM, STREAMS
 from pipeline.data.shards import Shards
+from pipeline.errors import ConfigError
 from pipeline.runtime.split import share
 
 T = TypeVar("T")
@@ -92,13 +94,19 @@ class TrainBatches:
         self.share = share(batch_size, rank, world_size)
         self.stream = STREAMS[stream](shards.bounds, seed, config.shards_at_once, batch_size)
         self.positions = attribute_positions(shards.attribute_names, config.attributes)
+        if config.random_crop and not shards.can_crop:
+            raise ConfigError(
+                f"key 'data.random_crop': got {config.random_crop}, expected 0: strided shards hold images "
+                "that are cropped already; set shard.format=encoded"
+            )
 
     def at(self, step: int) -> Batch:
         """Return this rank's share of step `step`."""
         first = step * self.batch_size
         mine = range(first + self.share.start, first + self.share.stop)
         indices = self.stream.indices(mine)
-        images, attributes = self.shards.gather(indices)
+        self.shards.expect(self.stream, first)
+        images, attributes = self.shards.gather(indices, self._boxes(mine))
         flips, angles = self.stream.augmentation(mine)
         flip = flips < (0.5 if self.config.flip else 0.0)
         angle = angles * np.deg2rad(self.config.rotation_degrees)
@@ -123,6 +131,11 @@ class TrainBatches:
             torch.zeros(n),
             torch.zeros(n, self.z_dim),
         )
+
+    def _boxes(self, positions: range) -> np.ndarray | None:
+        """Return the random crops of these positions of the stream, if there are any."""
+        smallest = self.config.random_crop
+        return random_boxes(self.seed, positions, smallest) if smallest else None
 
     def to_device(
         self, batch: Batch, device: torch.device, dtype: torch.dtype

@@ -96,9 +96,13 @@ def _sound(manifest: dict[str, Any]) -> bool:
             for key in ("samples", "bytes"):
                 if type(entry[key]) is not int or entry[key] <= 0:
                     return False
+            if stored_as(manifest) == "encoded" and not isinstance(entry["index"], str):
+                return False
             files.append(entry["file"])
     names = manifest["attributes"]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        return False
+    if stored_as(manifest) not in ("strided", "encoded"):
         return False
     annotations = manifest.get("annotations", {"sha256": ""})
     if not isinstance(annotations["sha256"], str):
@@ -136,6 +140,11 @@ def _names(stored: Any) -> tuple[str, ...]:
     return tuple(stored)
 
 
+def stored_as(manifest: dict[str, Any]) -> str:
+    """Return `strided` or `encoded`. A manifest that does not say is older: its tars are strided."""
+    return str(manifest.get("stored_as", "strided"))
+
+
 def crop_of(manifest: dict[str, Any]) -> int:
     """Return the side of the square that was cut from each image, pixels; 0: the largest square."""
     return int(manifest.get("crop", CELEBA_CROP))
@@ -164,6 +173,7 @@ def build_manifest(
         "content_digest": content_digest(entries_of({"splits": splits})),
         "size": config.size,
         "crop": config.crop,
+        "stored_as": config.stored_as,
         "seed": config.seed,
         "attributes": list(source.attributes),
         "dataset": asdict(source.info),
@@ -181,5 +191,15 @@ def _split_entry(split: str, reports: list[ShardReport]) -> dict[str, Any]:
     return {
         "samples": sum(report.samples for report in own),
         "label_counts": np.sum([report.label_counts for report in own], 0).tolist(),
-        "shards": [{"file": r.file, "samples": r.samples, "bytes": r.bytes, "sha256": r.sha256} for r in own],
+        "shards": [_shard_entry(report) for report in own],
     }
+
+
+def _shard_entry(report: ShardReport) -> dict[str, Any]:
+    entry = {
+        "file": report.file,
+        "samples": report.samples,
+        "bytes": report.bytes,
+        "sha256": report.sha256,
+    }
+    return entry | {"index": report.index} if report.index else entry

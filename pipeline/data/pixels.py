@@ -56,11 +56,11 @@ def cut(image: np.ndarray, config: ShardConfig) -> np.ndarray:
 
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Resize images bilinearly with antialiasing: uint8 [n, H, H, 3] -> [n, size, size, 3].
+    """Resize images bilinearly with antialiasing: uint8 [n, H, W, 3] -> [n, size, size, 3].
 
     The result differs from PIL's BILINEAR by at most one grey level.
     """
-    if images.shape[1] == size:
+    if images.shape[1:3] == (size, size):
         return images
     nchw = torch.from_numpy(images).permute(0, 3, 1, 2)
     resized = F.interpolate(nchw, size=(size, size), mode="bilinear", antialias=True, align_corners=False)

@@ -17,25 +17,26 @@ from pipeline.runtime.split import ceil_div
 # WebDataset ends a key at the first dot. A longer or non-ASCII name would need a second tar header.
 KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
 TAIL = bytes(1024)  # the two zero blocks that end a tar
-_BLOCK = 512
-_NPY_HEADER = 128
+BLOCK = 512
+NPY_HEADER = 128
 
 
-def _padded(length: int) -> int:
+def padded(length: int) -> int:
     """Round up to whole tar blocks."""
-    return ceil_div(length, _BLOCK) * _BLOCK
+    return ceil_div(length, BLOCK) * BLOCK
 
 
-def _tar_header(name: str, length: int) -> bytes:
+def tar_header(name: str, length: int) -> bytes:
+    """Return the ustar header of one member."""
     member = tarfile.TarInfo(name)  # mode 0644; mtime, uid and gid 0; no owner name
     member.size = length
     return member.tobuf(tarfile.USTAR_FORMAT)
 
 
-def _npy_header(shape: tuple[int, ...]) -> bytes:
+def npy_header(shape: tuple[int, ...]) -> bytes:
     """Return NumPy's header 1.0 of a uint8 array in C order. No NumPy version can change these bytes."""
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    room = _NPY_HEADER - 10
+    room = NPY_HEADER - 10
     return b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little") + text.ljust(room - 1) + b"\n"
 
 
@@ -47,19 +48,19 @@ class RecordFormat:
         self.image_shape = (size, size, 3)
         self.attrs_bytes = attributes
         self.image_bytes = size * size * 3
-        self.attrs_at = _BLOCK + _NPY_HEADER
-        self._image_member = _BLOCK + _padded(_NPY_HEADER + self.attrs_bytes)
-        self.image_at = self._image_member + _BLOCK + _NPY_HEADER
-        self.length = self._image_member + _BLOCK + _padded(_NPY_HEADER + self.image_bytes)
+        self.attrs_at = BLOCK + NPY_HEADER
+        self._image_member = BLOCK + padded(NPY_HEADER + self.attrs_bytes)
+        self.image_at = self._image_member + BLOCK + NPY_HEADER
+        self.length = self._image_member + BLOCK + padded(NPY_HEADER + self.image_bytes)
 
     def headers(self, key: str) -> list[tuple[int, bytes]]:
         """Return (offset in the record, bytes) of the two tar headers and the two npy headers."""
         second = self._image_member
         return [
-            (0, _tar_header(f"{key}.attrs.npy", _NPY_HEADER + self.attrs_bytes)),
-            (_BLOCK, _npy_header(self.attrs_shape)),
-            (second, _tar_header(f"{key}.image.npy", _NPY_HEADER + self.image_bytes)),
-            (second + _BLOCK, _npy_header(self.image_shape)),
+            (0, tar_header(f"{key}.attrs.npy", NPY_HEADER + self.attrs_bytes)),
+            (BLOCK, npy_header(self.attrs_shape)),
+            (second, tar_header(f"{key}.image.npy", NPY_HEADER + self.image_bytes)),
+            (second + BLOCK, npy_header(self.image_shape)),
         ]
 
     def pack(self, keys: list[str], attributes: np.ndarray, images: np.ndarray) -> np.ndarray:

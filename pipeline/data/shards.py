@@ -13,11 +13,12 @@ import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from pipeline.data.manifest import MEND, crop_of, dataset_info, read_manifest
+from pipeline.data.order import Stream
 from pipeline.data.records import TAIL, RecordFormat, key_of
 from pipeline.errors import DataError
 from pipeline.rundir.files import sha256, write_json
@@ -36,6 +37,7 @@ class Shards:
     """
 
     def __init__(self, folder: Path, split: str, verify: str = "once", damaged: str = "stop") -> None:
+        self.folder = folder
         self.manifest = read_manifest(folder, "refuse" if damaged == "stop" else "ignore")
         if split not in self.manifest["splits"]:
             known = ", ".join(self.manifest["splits"])
@@ -45,22 +47,33 @@ class Shards:
         self.attribute_names: list[str] = self.manifest["attributes"]
         self.content_digest: str = self.manifest["content_digest"]
         self.info = dataset_info(self.manifest)
-        self.format = RecordFormat(self.size, len(self.attribute_names))
         self.excluded: dict[str, int] = {}  # damaged tars that were left out -> their samples
-        self._maps: list[mmap.mmap] = []
-        samples: list[int] = []
+        self.entries: list[dict[str, Any]] = []  # of the intact tars, as in the manifest
+        opened: list[Any] = []
         listed = self.manifest["splits"][split]["shards"]
-        for entry, result in zip(listed, self._open_all(folder, listed, verify), strict=True):
+        for entry, result in zip(listed, self._open_all(listed, verify), strict=True):
             if isinstance(result, DataError):
                 self._exclude_or_raise(entry, result, damaged)
             else:
-                self._maps.append(result)
-                samples.append(entry["samples"])
-        if not samples:
+                opened.append(result)
+                self.entries.append(entry)
+        if not opened:
             raise DataError(
                 f"{folder}: no intact shard of the {split} split is left; run the shard stage again"
             )
+        samples = [entry["samples"] for entry in self.entries]
         self.bounds = np.concatenate([[0], np.cumsum(samples)]).astype(np.int64)  # [n_shards + 1]
+        self._arrange(opened, samples)
+
+    def _open_one(self, entry: dict[str, Any], verify: str) -> Any:
+        """Verify one tar and open it. Raises DataError."""
+        form = RecordFormat(self.size, len(self.attribute_names))
+        return open_shard(self.folder, entry, form, verify)
+
+    def _arrange(self, opened: list[Any], samples: list[int]) -> None:
+        """Take over what `_open_one` returned for each intact tar, and its number of samples."""
+        self.format = RecordFormat(self.size, len(self.attribute_names))
+        self._maps: list[mmap.mmap] = opened
         self._bytes = [memoryview(mapped) for mapped in self._maps]
         self._attributes: list[np.ndarray] = []
         self._members: list[np.ndarray] = []
@@ -70,14 +83,12 @@ class Shards:
             self._members.append(self.format.members_of(tar, n))
         self._announced = np.zeros(len(samples), bool)
 
-    def _open_all(
-        self, folder: Path, listed: list[dict[str, Any]], verify: str
-    ) -> list[mmap.mmap | DataError]:
-        """Open the tars in parallel: hashing and reading release the interpreter lock."""
+    def _open_all(self, listed: list[dict[str, Any]], verify: str) -> list[Any]:
+        """Open the tars in parallel, or say why not: hashing and reading release the interpreter lock."""
 
-        def open_or_why(entry: dict[str, Any]) -> mmap.mmap | DataError:
+        def open_or_why(entry: dict[str, Any]) -> Any:
             try:
-                return open_shard(folder, entry, self.format, verify)
+                return self._open_one(entry, verify)
             except DataError as error:
                 return error
 
@@ -93,12 +104,21 @@ class Shards:
     def __len__(self) -> int:
         return int(self.bounds[-1])
 
-    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    can_crop: ClassVar[bool] = False  # whether `gather` can cut a box out of each image
+
+    def expect(self, stream: Stream, first: int) -> None:
+        """Learn that element `first` of `stream` is read next, and those behind it soon."""
+
+    def close(self) -> None:
+        """Release what `expect` took."""
+
+    def gather(self, indices: np.ndarray, boxes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the samples at positions `indices` [n], in that order.
 
         Gives images uint8 [n, S, S, 3] and attributes uint8 [n, A], both writable. Each sample is
-        copied once, from the mapping into its place. Raises IndexError.
+        copied once, from the mapping into its place. `boxes` are for encoded shards. Raises IndexError.
         """
+        assert boxes is None
         shard_of, row_of = self._locate(indices)
         form = self.format
         images: list[memoryview] = []
@@ -155,21 +175,11 @@ def open_shard(folder: Path, entry: dict[str, Any], form: RecordFormat, verify: 
     and says how to mend it.
     """
     file = folder / entry["file"]
-    try:
-        size = file.stat().st_size
-    except OSError as error:
-        raise DataError(
-            f"{file}: is listed in {MANIFEST} but cannot be read ({error.strerror}); {MEND}"
-        ) from None
+    size = _size(file)
     expected = entry["samples"] * form.length + len(TAIL)
-    if size != entry["bytes"] or size != expected:
-        raise DataError(
-            f"{file}: has {size} bytes, expected {entry['bytes']} ({entry['samples']} samples); {MEND}"
-        )
-    if not _verified(file, entry["sha256"], verify):
-        raise DataError(f"{file}: its sha256 differs from {MANIFEST}, so its content is damaged; {MEND}")
-    with file.open("rb") as opened:
-        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    if size != expected:
+        raise _wrong_size(file, size, entry)
+    mapped = map_verified(file, entry, verify)
     key = key_of(mapped[:100].rstrip(b"\0"))
     for at, header in form.headers(key or "?"):
         if mapped[at : at + len(header)] != header:
@@ -179,7 +189,33 @@ def open_shard(folder: Path, entry: dict[str, Any], form: RecordFormat, verify: 
     return mapped
 
 
-def _verified(file: Path, expected: str, verify: str) -> bool:
+def map_verified(file: Path, entry: dict[str, Any], verify: str) -> mmap.mmap:
+    """Compare size and sha256 of a tar with its manifest entry and map it read-only. Raises DataError."""
+    size = _size(file)
+    if size != entry["bytes"]:
+        raise _wrong_size(file, size, entry)
+    if not verified(file, entry["sha256"], verify):
+        raise DataError(f"{file}: its sha256 differs from {MANIFEST}, so its content is damaged; {MEND}")
+    with file.open("rb") as opened:
+        return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise DataError(
+            f"{file}: is listed in {MANIFEST} but cannot be read ({error.strerror}); {MEND}"
+        ) from None
+
+
+def _wrong_size(file: Path, size: int, entry: dict[str, Any]) -> DataError:
+    return DataError(
+        f"{file}: has {size} bytes, expected {entry['bytes']} ({entry['samples']} samples); {MEND}"
+    )
+
+
+def verified(file: Path, expected: str, verify: str) -> bool:
     """Return whether the sha256 is as expected.
 
     With `verify` "once", a note of an earlier success on this node is trusted while the file is unchanged.
@@ -189,12 +225,18 @@ def _verified(file: Path, expected: str, verify: str) -> bool:
         return True
     if sha256(file) != expected:
         return False
+    remember(file, expected)
+    return True
+
+
+def remember(file: Path, digest: str) -> None:
+    """Note that the file was found to have this sha256."""
+    note = _note(file, digest)
     if note:
         try:
-            write_json(note, {"file": str(file), "sha256": expected})
+            write_json(note, {"file": str(file), "sha256": digest})
         except OSError:
             pass  # without the note the file is only hashed again
-    return True
 
 
 def _is_there(note: Path) -> bool:

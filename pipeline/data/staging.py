@@ -1,6 +1,7 @@
-"""Shards on a node-local disk: copied once per node and verified during the copy.
+"""Where a rank reads shards from.
 
-If that is not possible, shards are read in place.
+They may be copied to a node-local disk once per node, and are verified during the copy. If that is not
+possible, they are read in place. Tars behind a URL come through a bounded cache on the node.
 """
 
 from __future__ import annotations
@@ -12,13 +13,48 @@ from logging import Logger
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.manifest import MEND, entries_of, read_manifest
-from pipeline.errors import DataError
+from pipeline.config.schema import DataConfig
+from pipeline.data.encoded.cache import NodeCache
+from pipeline.data.encoded.index import index_file
+from pipeline.data.encoded.reader import EncodedShards
+from pipeline.data.encoded.remote import Remote, is_url
+from pipeline.data.manifest import MEND, entries_of, read_manifest, stored_as
+from pipeline.data.shards import Shards
+from pipeline.errors import ConfigError, DataError
 from pipeline.rundir.layout import MANIFEST
 from pipeline.rundir.lock import locked
 
 CHUNK = 1 << 22  # bytes
 SPARE = 1.05  # of the shards' size that must be free
+
+
+def open_shards(folder: Path, split: str, data: DataConfig, damaged: str = "stop") -> Shards:
+    """Open one split of the shards in `folder`, whatever their format. Raises ConfigError, DataError."""
+    manifest = read_manifest(folder, "ignore")
+    if stored_as(manifest) == "strided":
+        if data.tars:
+            raise ConfigError(
+                f"key 'data.tars': the tars of {folder} are strided, so they must lie beside their manifest; "
+                "empty the key, or make shards with shard.format=encoded"
+            )
+        return Shards(folder, split, data.verify, damaged)
+    if not is_url(data.tars):
+        place = Path(data.tars).expanduser() if data.tars else folder
+        return EncodedShards(folder, split, data.verify, damaged, place)
+    cache = node_cache(data, manifest["content_digest"])
+    return EncodedShards(folder, split, data.verify, damaged, cache)
+
+
+def node_cache(data: DataConfig, content: str) -> NodeCache:
+    """Return the cache of the tars with this content digest. Raises ConfigError, DataError."""
+    remote = Remote(data.tars)
+    place = os.path.expandvars(data.cache_dir)
+    if not place or "$" in place:
+        raise ConfigError(
+            f"key 'data.cache_dir': {data.cache_dir!r}, expected a folder on the node's own disk: tars of "
+            f"{data.tars} are fetched into it"
+        )
+    return NodeCache(Path(place) / "cvae-cache" / content[:12], int(data.cache_gb * 1e9), remote)
 
 
 def staged(folder: Path, target: str, log: Logger, damaged: str = "stop") -> Path:
@@ -72,6 +108,9 @@ def _copy(folder: Path, local: Path, log: Logger) -> Path:
         return folder
     for entry in entries:
         _copy_verified(folder, local, entry)
+        if "index" in entry:
+            name = index_file(Path(entry["file"])).name
+            shutil.copyfile(folder / name, local / name)
     copied.write_bytes(text)
     log.info("%d shards, %.3g GB, copied to %s", len(entries), needed / 1e9, local)
     return local

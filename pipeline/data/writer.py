@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config.schema import ShardConfig
+from pipeline.data.encoded.index import index_file, write_index
+from pipeline.data.encoded.packer import EncodedTar, image_file
 from pipeline.data.journal import ShardReport
 from pipeline.data.pixels import cut, green_behind, resize
 from pipeline.data.records import TAIL, RecordFormat
@@ -21,6 +23,7 @@ from pipeline.rundir.files import naming, sha256
 from pipeline.runtime.split import ceil_div
 
 CHUNK = 128  # images in memory at a time
+PROBED = 32  # images by whose size the place of encoded shards is estimated
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,7 @@ def check_space(tasks: list[ShardTask], folder: Path) -> None:
     needed = 0
     for task in tasks:
         if not task.file.exists():
-            record = RecordFormat(task.config.size, task.attributes.shape[1]).length
-            needed += len(task.names) * record + len(TAIL)
+            needed += len(task.names) * sample_bytes(task) + len(TAIL)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
@@ -85,12 +87,26 @@ def check_space(tasks: list[ShardTask], folder: Path) -> None:
         )
 
 
+def sample_bytes(task: ShardTask) -> int:
+    """Return the bytes of one sample in a tar; for encoded ones an estimate from a few images."""
+    if task.config.stored_as == "strided":
+        return RecordFormat(task.config.size, task.attributes.shape[1]).length
+    probe = EncodedTar()
+    for row in np.linspace(0, len(task.names) - 1, min(PROBED, len(task.names))).astype(int):
+        try:
+            content, _ = image_file(task.images, task.names[row])
+        except ImageError:
+            continue
+        probe.pack(task.keys[row], task.attributes[row], content)
+    return ceil_div(probe.length, max(1, len(probe.keys)))
+
+
 def write_shard(task: ShardTask) -> ShardReport:
-    """Decode, crop and resize the images and write one tar. It gets its name when it is complete.
+    """Write one tar, and its index if it is encoded. It gets its name when it is complete.
 
     Raises DataError at a damaged image unless shard.skip_damaged is set.
     """
-    if task.done and task.file.exists() and sha256(task.file) == task.done.sha256:
+    if task.done and _is_done(task.file, task.done):
         return task.done
     temporary = task.file.with_name(f".{task.file.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
@@ -102,19 +118,29 @@ def write_shard(task: ShardTask) -> ShardReport:
     return report
 
 
+def _is_done(file: Path, report: ShardReport) -> bool:
+    if not file.exists() or sha256(file) != report.sha256:
+        return False
+    index = index_file(file)
+    return not report.index or (index.exists() and sha256(index) == report.index)
+
+
 def _write(task: ShardTask, temporary: Path) -> ShardReport:
-    record = RecordFormat(task.config.size, task.attributes.shape[1])
     digest = hashlib.sha256()
     kept: list[int] = []
     skipped: list[list[str]] = []
+    encoded = EncodedTar() if task.config.stored_as == "encoded" else None
+    length = len(TAIL)
     with temporary.open("wb") as file:
         for start in range(0, len(task.names), CHUNK):
             chunk = range(start, min(start + CHUNK, len(task.names)))
-            rows, images = _load_images(task, chunk, skipped)
-            keys = [task.keys[row] for row in rows]
-            records = record.pack(keys, task.attributes[rows], images)
-            file.write(records.data)
-            digest.update(records.data)
+            if encoded:
+                rows, records = _encode(task, chunk, skipped, encoded)
+            else:
+                rows, records = _render(task, chunk, skipped)
+            file.write(records)
+            digest.update(records)
+            length += len(records)
             kept += rows
         file.write(TAIL)
         digest.update(TAIL)
@@ -129,33 +155,58 @@ def _write(task: ShardTask, temporary: Path) -> ShardReport:
     return ShardReport(
         file=task.file.name,
         samples=len(kept),
-        bytes=len(kept) * record.length + len(TAIL),
+        bytes=length,
         sha256=digest.hexdigest(),
         label_counts=task.attributes[kept].sum(axis=0, dtype=np.int64).tolist(),
         skipped=skipped,
+        index=write_index(index_file(task.file), encoded.index()) if encoded else "",
     )
 
 
-def _load_images(task: ShardTask, rows: range, skipped: list[list[str]]) -> tuple[list[int], np.ndarray]:
-    """Return the readable ones of `rows` and their pixels, uint8 [n, S, S, 3].
-
-    The others are added to `skipped` as [name, reason].
-    """
+def _render(task: ShardTask, rows: range, skipped: list[list[str]]) -> tuple[list[int], bytes]:
+    """Return the readable ones of `rows` and their strided records: crop and resize happen here, once."""
     side = task.config.crop or task.config.size
     kept: list[int] = []
     crops = np.empty((len(rows), side, side, 3), np.uint8)
     for row in rows:
-        name = task.names[row]
         try:
-            crops[len(kept)] = cut(task.images.read(name), task.config)
+            crops[len(kept)] = cut(task.images.read(task.names[row]), task.config)
         except ImageError as error:
-            if not task.config.skip_damaged:
-                raise DataError(
-                    f"{task.images.where(name)}: {error}; "
-                    "replace it, or set shard.skip_damaged=true to leave out such images"
-                ) from None
-            skipped.append([name, str(error)])
+            _skip_or_raise(task, row, error, skipped)
         else:
             kept.append(row)
     images = resize(crops[: len(kept)], task.config.size)
-    return kept, green_behind(images) if task.config.background == "green" else images
+    if task.config.background == "green":
+        images = green_behind(images)
+    form = RecordFormat(task.config.size, task.attributes.shape[1])
+    records = form.pack([task.keys[row] for row in kept], task.attributes[kept], images)
+    return kept, records.tobytes()
+
+
+def _encode(
+    task: ShardTask, rows: range, skipped: list[list[str]], tar: EncodedTar
+) -> tuple[list[int], bytes]:
+    """Return the readable ones of `rows` and their records with the image files."""
+    kept: list[int] = []
+    records: list[bytes] = []
+    for row in rows:
+        try:
+            content, pixels = image_file(task.images, task.names[row])
+            cut(pixels, task.config)  # an image that is too small is found now
+        except ImageError as error:
+            _skip_or_raise(task, row, error, skipped)
+        else:
+            records.append(tar.pack(task.keys[row], task.attributes[row], content))
+            kept.append(row)
+    return kept, b"".join(records)
+
+
+def _skip_or_raise(task: ShardTask, row: int, error: ImageError, skipped: list[list[str]]) -> None:
+    """Note a damaged image as [name, reason] if the configuration accepts that, else raise DataError."""
+    name = task.names[row]
+    if not task.config.skip_damaged:
+        raise DataError(
+            f"{task.images.where(name)}: {error}; "
+            "replace it, or set shard.skip_damaged=true to leave out such images"
+        ) from None
+    skipped.append([name, str(error)])

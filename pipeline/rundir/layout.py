@@ -39,7 +39,7 @@ TRAIN_FREE = {
     "timeout_s",
     "stall_s",
 }
-DATA_FREE = {"verify", "stage_to", "damaged", "shards"}  # a checkpoint holds the digest of the shards
+DATA_FREE = {"verify", "stage_to", "damaged", "shards", "tars", "cache_dir", "cache_gb"}  # where data lie
 
 
 def shared_dir(config: RunConfig) -> Path:
@@ -115,6 +115,9 @@ def shards_digest(config: RunConfig) -> str:
         if section[key] == usual:
             del section[key]  # there was no such key once; digests stay as they were
     section["crop"] = section["crop"] or ONCE_USUAL_CROP
+    section["format"] = config.shard.stored_as
+    if section["format"] == "strided":
+        del section["format"]  # the only format once; digests stay as they were
     if config.shard.source:
         section["source"] = {"path": source_place(config)}
     else:

@@ -15,7 +15,7 @@ from pipeline.config.schema import ClassifierConfig, DataConfig, OptimConfig, Ru
 from pipeline.data.loader import Batch, Prefetcher, TrainBatches, to_float
 from pipeline.data.order import FIRST_STREAM
 from pipeline.data.shards import Shards
-from pipeline.data.staging import staged
+from pipeline.data.staging import open_shards, staged
 from pipeline.errors import ConfigError
 from pipeline.evaluation import classifier
 from pipeline.evaluation.metrics.statistics import best_threshold
@@ -45,7 +45,7 @@ def run(config: RunConfig, context: Context) -> None:
         context.log.info("%s is already there", folder)
         return
     shards = staged(layout.shards_dir(config), config.data.stage_to, context.log, config.data.damaged)
-    splits = {name: Shards(shards, name, config.data.verify) for name in ("train", "val", "test")}
+    splits = {name: open_shards(shards, name, config.data) for name in ("train", "val", "test")}
     start = time.monotonic()
     net = train(config.classifier, splits["train"], splits["val"], context)
     logits = {name: predict(net, splits[name], ranks) for name in ("val", "test")}
@@ -122,6 +122,7 @@ def train(
                     accuracy,
                 )
     finally:
+        shards.close()  # first: the prefetch thread may wait for a tar
         batches.close()
     return net
 

@@ -15,8 +15,8 @@ from pipeline.config.load import digest
 from pipeline.config.schema import RunConfig
 from pipeline.config.suggest import suggest
 from pipeline.data.annotations import read_annotations
-from pipeline.data.shards import Shards
 from pipeline.data.sources.base import Annotations
+from pipeline.data.staging import open_shards
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluation import classifier
 from pipeline.evaluation.evidence import Evidence
@@ -133,7 +133,7 @@ def gather_evidence(config: RunConfig, context: Context, checkpoint: str) -> Evi
     """Load model, classifier and images, and check that they fit together (on every rank)."""
     device = context.ranks.device
     splits = {
-        name: Shards(layout.shards_dir(config), name, config.data.verify) for name in ("train", "val", "test")
+        name: open_shards(layout.shards_dir(config), name, config.data) for name in ("train", "val", "test")
     }
     judge = classifier.load(layout.classifier_dir(config), device)
     model, info = load_model(context.run_dir, checkpoint, config.eval.weights, device, config.eval.stage)

@@ -7,8 +7,7 @@ import logging
 
 from pipeline.config.schema import RunConfig
 from pipeline.data.loader import TrainBatches
-from pipeline.data.shards import Shards
-from pipeline.data.staging import staged
+from pipeline.data.staging import open_shards, staged
 from pipeline.errors import DataError
 from pipeline.rundir import layout
 from pipeline.runtime.distributed import Ranks
@@ -26,8 +25,8 @@ class Inputs:
         self.ranks = ranks
         data = config.data
         folder = staged(layout.shards_dir(config), data.stage_to, log, data.damaged)
-        self.shards = Shards(folder, "train", data.verify, data.damaged)
-        val = Shards(folder, "val", data.verify, data.damaged)
+        self.shards = open_shards(folder, "train", data, data.damaged)
+        val = open_shards(folder, "val", data, data.damaged)
         self.excluded = self.shards.excluded | val.excluded  # damaged shard -> number of its samples
         mine = json.dumps(self.excluded)
         if ranks.text_from_main(mine) != mine:

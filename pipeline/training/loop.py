@@ -82,6 +82,7 @@ def train(context: Context, trainer: Trainer, recorder: Recorder, watchdog: Watc
                 if stopping and trainer.step < last:
                     raise Stopped(f"by a signal, saved at step {trainer.step} of {last}")
     finally:
+        trainer.inputs.shards.close()  # first: the prefetch thread may wait for a tar
         batches.close()
         with watchdog.paused():
             recorder.close()

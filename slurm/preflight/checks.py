@@ -13,9 +13,9 @@ from pipeline.command_line import version_of
 from pipeline.config.load import flatten
 from pipeline.config.paths import is_remote
 from pipeline.config.schema import RunConfig
-from pipeline.data.records import RecordFormat
+from pipeline.data.encoded.remote import is_url
 from pipeline.data.sources.base import DatasetInfo, require_sizes_fit
-from pipeline.data.sources.celeba_names import CELEBA_ATTRIBUTES, CELEBA_INFO
+from pipeline.data.sources.celeba_names import CELEBA_INFO
 from pipeline.data.sources.registry import recognise
 from pipeline.errors import ConfigError, DataError
 from pipeline.rundir.layout import source_path, source_place
@@ -24,6 +24,7 @@ from pipeline.stages import STAGES
 from pipeline.tracking.sync import make_tracker
 from slurm.chain import SHARED, Chain, Run, output_of
 from slurm.executors import executor_named
+from slurm.preflight.sizes import checkpoint_bytes, shards_bytes, stored_bytes
 from slurm.resources import asks_for_gpus, gpu_request, idle_gpus, stage_resources
 
 NETWORK_FILE_SYSTEMS = (
@@ -33,7 +34,6 @@ NETWORK_FILE_SYSTEMS = (
 )  # fmt: skip
 MOUNTS = Path("/proc/self/mounts")
 OCTAL = re.compile(r"\\(\d{3})")  # how the kernel writes a blank, tab, newline or backslash of a folder
-CHECKPOINT_BYTES = 200e6  # more than the networks configured here need
 BATCHES = ("train", "tune", "refine", "classifier")  # stages with a global batch
 SMALL_SHARE = 32  # with fewer images in a step a GPU mostly waits for kernel launches and communication
 SHORT_JOB_MIN = 10  # submitit counts every stop of a job as short as this as a time-out
@@ -93,9 +93,8 @@ def folders_are_shared(run: Run) -> Iterator[Finding]:
 def space_suffices(run: Run) -> Iterator[Finding]:
     """There is room for shards and checkpoints."""
     config = run.config
-    images, attributes = _samples_to_write(run)
-    shards = images * RecordFormat(config.shard.size, attributes).length
-    needed = shards + (config.train.keep_checkpoints + 2) * CHECKPOINT_BYTES
+    shards = shards_bytes(run)
+    needed = shards + (config.train.keep_checkpoints + 2) * checkpoint_bytes(run)
     free = shutil.disk_usage(_existing(Path(config.runs_dir))).free
     if free < needed:
         yield Finding(
@@ -105,18 +104,18 @@ def space_suffices(run: Run) -> Iterator[Finding]:
         )
 
 
-def _samples_to_write(run: Run) -> tuple[int, int]:
-    """Return at most how many samples the shard stage will write, and how many attributes they have."""
-    config = run.config
-    if STAGES["shard"].complete(config, run.run_dir):
-        return 0, 1
-    if not config.shard.source:
-        return config.toy.n, len(CELEBA_ATTRIBUTES)
-    source = source_place(config)
-    try:
-        return recognise(source, config.shard.source_kind).estimate(Path(source))
-    except DataError:
-        return 0, 1  # `source_is_there` reports it
+def node_has_room(run: Run) -> Iterator[Finding]:
+    """What is read through a node's own disk fits its limit. The disk itself is seen only from the node."""
+    data = run.config.data
+    if not is_url(data.tars):
+        return
+    stored = stored_bytes(run)
+    if not data.cache_dir:
+        yield Finding(f"key 'data.cache_dir': is empty, but {data.tars} is read through a folder there", True)
+    elif stored > data.cache_gb * 1e9:
+        share = data.cache_gb * 1e9 / stored
+        text = f"holds {share:.0%} of the {stored / 1e9:.3g} GB of shards, so every epoch fetches them again"
+        yield Finding(f"key 'data.cache_gb': {data.cache_gb:g}: {text}", False)
 
 
 def weights_are_there(run: Run) -> Iterator[Finding]:
@@ -220,7 +219,14 @@ def batch_warnings(config: RunConfig, ranks: int, on_gpus: bool, stage: str = "t
     return found
 
 
-EVERYWHERE = (source_is_there, folders_can_be_written, space_suffices, weights_are_there, tracker_answers)
+EVERYWHERE = (
+    source_is_there,
+    folders_can_be_written,
+    space_suffices,
+    node_has_room,
+    weights_are_there,
+    tracker_answers,
+)
 ON_A_CLUSTER = (*EVERYWHERE, folders_are_shared, walltime_is_sound, batch_fits)
 
 

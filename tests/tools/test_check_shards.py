@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import load as configuration
+from pipeline.data.encoded.index import index_file
 from pipeline.errors import DataError
 from pipeline.rundir import layout
 from tests.conftest import run_stage_here, write_noise_celeba
@@ -48,6 +49,21 @@ def test_damage_is_listed_and_repaired_from_the_source(run_dir, capsys):
     assert all(name in listed for name in (first, second, third)) and "3 damaged" in listed
     main([str(folder), "--repair", str(run_dir)])
     assert tars(run_dir) == before and "intact" in capsys.readouterr().out
+
+
+def test_encoded_tars_and_their_indexes_are_repaired(run_dir, capsys):
+    config = configuration.load([run_dir / "config.yaml"], ["shard.format=encoded"])
+    run_stage_here(config, run_dir, "shard")
+    folder = folder_of(run_dir)
+    before = {file.name: file.read_bytes() for file in folder.glob("train-*")}
+    first, second = sorted(folder.glob("train-*.tar"))[:2]
+    os.truncate(first, 700)
+    index_file(second).write_bytes(b"")
+    with pytest.raises(SystemExit):
+        main([str(run_dir)])
+    assert "2 damaged" in capsys.readouterr().out
+    main([str(run_dir), "--repair", str(run_dir)])
+    assert {file.name: file.read_bytes() for file in folder.glob("train-*")} == before
 
 
 def test_annotations_are_checked_and_made_again(run_dir, capsys):

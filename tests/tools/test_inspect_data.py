@@ -37,10 +37,11 @@ def test_a_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert page.count("<img") == 47 and "http" not in page
 
 
-def test_a_run_and_its_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("form", ["strided", "encoded"])
+def test_a_run_and_its_shards(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_toy_shapes(tmp_path / "shapes", 60)
     overrides = [f"shard.source={tmp_path / 'shapes'}", f"runs_dir={tmp_path / 'runs'}", "shard.size=16"]
-    config = configuration.load([], overrides)
+    config = configuration.load([], [*overrides, f"shard.format={form}"])
     run_stage_here(config, tmp_path / "runs" / "run", "shard")
     capsys.readouterr()
     for place in (tmp_path / "runs" / "run", layout.shards_dir(config)):

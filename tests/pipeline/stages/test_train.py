@@ -30,6 +30,7 @@ from pipeline.training.steps import TrainingDiverged
 from pipeline.training.trainer import Trainer
 from tests.conftest import ROOT, run_ranks, run_stage_here
 from tests.tiny_run import ATTENTION
+from tools.dev.benchmarks.store import serving
 
 WORKER = ROOT / "tests" / "workers" / "train_until.py"
 SHORT = [
@@ -57,18 +58,30 @@ def final_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
     return load_file(Checkpoints(layout.checkpoints_dir(run_dir)).path(24))
 
 
+@pytest.fixture
+def streamed_overrides(encoded_overrides, tmp_path):
+    """Encoded shards behind a URL; a node's folder holds five of twelve tars."""
+    folder = layout.shards_dir(configuration.load([], encoded_overrides))
+    room = 5 * max(tar.stat().st_size for tar in folder.glob("train-*.tar")) / 1e9
+    with serving(folder) as store:
+        cache = [f"data.tars={store.url}", f"data.cache_dir={tmp_path}", f"data.cache_gb={room:.9f}"]
+        yield [*encoded_overrides, *cache, "data.random_crop=0.3"]
+
+
 @pytest.mark.parametrize(
-    "world,extra",
+    "world,data,extra",
     [
-        (1, ["train.precision=bf16", *ATTENTION]),
-        (3, ["train.micro_batch=2"]),
-        pytest.param(2, ["train.step=compiled"], marks=pytest.mark.slow),
+        (1, "tiny_overrides", ["train.precision=bf16", *ATTENTION]),
+        (3, "tiny_overrides", ["train.micro_batch=2"]),
+        (2, "streamed_overrides", []),
+        pytest.param(2, "tiny_overrides", ["train.step=compiled"], marks=pytest.mark.slow),
     ],
 )
-def test_stop_and_resume_equals_an_uninterrupted_run_bitwise(tiny_overrides, tmp_path, world, extra):
+def test_stop_and_resume_equals_an_uninterrupted_run_bitwise(request, tmp_path, world, data, extra):
     """Stopped twice (one rank is asked, all stop), nothing is lost and no step is missing or doubled."""
+    overrides = request.getfixturevalue(data)
     for name in ("whole", "parts"):
-        make_run(tmp_path / name, [*tiny_overrides, *SHORT, *extra])
+        make_run(tmp_path / name, [*overrides, *SHORT, *extra])
     run_ranks(WORKER, [str(tmp_path / "whole")], world)
     for asked_at, saved in ((9, 11), (17, 18)):  # numbers are read one step late, but at a checkpoint at once
         done = run_ranks(WORKER, [str(tmp_path / "parts"), str(asked_at)], world)

@@ -24,12 +24,15 @@ CASES = {
         "model.prior.net=conv1d",
     ],
     "attention": [*FP64, *ATTENTION],
+    "encoded": [*FP64, "data.random_crop=0.3"],  # of the image files
     "fp32": ["train.precision=fp32"],
 }
 
 
 @pytest.fixture(scope="module")
-def trajectories(tiny_overrides, tmp_path_factory) -> dict[tuple[str, int], list[dict[str, torch.Tensor]]]:
+def trajectories(
+    tiny_overrides, encoded_overrides, tmp_path_factory
+) -> dict[tuple[str, int], list[dict[str, torch.Tensor]]]:
     """Notes of every rank for every case and world size; one group of processes runs all cases."""
     base, notes = tmp_path_factory.mktemp("trajectories"), {}
     for world in WORLDS:
@@ -37,8 +40,9 @@ def trajectories(tiny_overrides, tmp_path_factory) -> dict[tuple[str, int], list
         for case, changes in CASES.items():
             folder = base / f"{case}-{world}"
             folder.mkdir()
+            overrides = encoded_overrides if case == "encoded" else tiny_overrides
             (folder / "config.yaml").write_text(
-                configuration.dump(configuration.load([], [*tiny_overrides, *changes]))
+                configuration.dump(configuration.load([], [*overrides, *changes]))
             )
             folders.append(folder)
         run_ranks(WORKER, [str(f) for f in folders], world)

@@ -44,9 +44,9 @@ class Repeated(Shards):
     def __len__(self) -> int:
         return self.n
 
-    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def gather(self, indices: np.ndarray, boxes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the images and attributes at these positions."""
-        return self.wrapped.gather(indices % len(self.wrapped))
+        return self.wrapped.gather(indices % len(self.wrapped), boxes)
 
     def attributes(self) -> np.ndarray:
         """Return the attributes of all positions."""

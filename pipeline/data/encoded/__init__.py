@@ -1,0 +1,1 @@
+"""Shards that keep the image files: tars with an index beside each, here or behind a URL."""

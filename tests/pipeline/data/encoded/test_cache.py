@@ -1,0 +1,227 @@
+"""Tars behind a URL: fetched ahead into a bounded folder, once per node, verified, named when damaged."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.config.load import dump, load
+from pipeline.data.encoded.ahead import Ahead
+from pipeline.data.encoded.room import Room
+from pipeline.data.loader import TrainBatches
+from pipeline.data.order import KeyedStream
+from pipeline.data.staging import open_shards
+from pipeline.errors import ConfigError, DataError
+from pipeline.rundir import layout
+from pipeline.rundir.lock import try_lock
+from tests.conftest import ROOT
+from tools.dev.benchmarks.store import serving
+
+BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def config(encoded_overrides):
+    return load([], encoded_overrides)
+
+
+@pytest.fixture
+def store(config):
+    with serving(layout.shards_dir(config)) as store:
+        yield store
+
+
+def remote(config, store, cache_dir, tars=5.0):
+    """The same shards behind the store's URL, with room for `tars` tars on this node."""
+    entries = open_shards(layout.shards_dir(config), "train", config.data).entries
+    largest = max(entry["bytes"] for entry in entries)
+    gigabytes = tars * largest / 1e9
+    return replace(config.data, tars=store.url, cache_dir=str(cache_dir), cache_gb=gigabytes)
+
+
+def batches(config, data, rank=0, world=1):
+    shards = open_shards(layout.shards_dir(config), "train", data)
+    return TrainBatches(shards, data, 0, BATCH, 4, rank, world)
+
+
+def test_batches_are_those_of_local_tars_and_the_folder_stays_within_its_limit(config, store, tmp_path):
+    data = remote(config, store, tmp_path)
+    near, far = batches(config, config.data), batches(config, data)
+    folder = next((tmp_path / "cvae-cache").iterdir())
+    try:
+        for step in range(18):  # three epochs of 48
+            ours, theirs = far.at(step), near.at(step)
+            assert (ours.indices == theirs.indices).all() and (ours.images == theirs.images).all()
+            with far.shards.tars.room.lock():  # no file gets another name meanwhile
+                held = sum(file.stat().st_size for file in folder.iterdir())
+            assert held <= data.cache_gb * 1e9 + 12 * 30  # and the list of wanted tars
+    finally:
+        far.shards.close()
+    sizes = {entry["file"]: entry["bytes"] for entry in far.shards.entries}
+    for name, size in sizes.items():
+        assert store.sent[name] % size == 0 and 1 <= store.sent[name] / size <= 4  # whole tars, once an epoch
+    assert not list(folder.glob("reader-*"))
+
+
+def test_one_epoch_fetches_each_tar_once(config, store, tmp_path):
+    far = batches(config, remote(config, store, tmp_path, tars=20))
+    try:
+        for step in range(12):
+            far.at(step)
+    finally:
+        far.shards.close()
+    assert {entry["file"]: entry["bytes"] for entry in far.shards.entries} == dict(store.sent)
+
+
+def test_two_ranks_fetch_each_tar_once(config, store, tmp_path):
+    data = remote(config, store, tmp_path)
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(replace(config, data=data)))
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    ranks = []
+    for rank in range(2):
+        command = [sys.executable, str(ROOT / "tests/workers/read_batches.py"), str(file), str(rank)]
+        ranks.append(subprocess.Popen(command, cwd=ROOT, env=env, text=True, **pipes))
+    try:
+        for _ in range(6):
+            for rank in ranks:
+                assert rank.stdout.readline()
+            for rank in ranks:
+                rank.stdin.write("\n")
+                rank.stdin.flush()
+        assert [rank.wait(240) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    again = []
+    for entry in open_shards(layout.shards_dir(config), "train", config.data).entries:
+        times = store.sent[entry["file"]] / entry["bytes"]
+        assert times in (1, 2)  # the next epoch may have begun, with as many tars as the folder holds
+        again.append(times == 2)
+    assert sum(again) <= 5
+
+
+def test_single_images_are_read_alone_and_remembered(config, store, tmp_path):
+    shards = open_shards(layout.shards_dir(config), "val", remote(config, store, tmp_path))
+    local = open_shards(layout.shards_dir(config), "val", config.data)
+    chosen = np.array([4, 0])
+    np.testing.assert_array_equal(shards.gather(chosen)[0], local.gather(chosen)[0])
+    sent = sum(store.sent.values())
+    shards.gather(chosen)
+    assert sum(store.sent.values()) == sent < sum(entry["bytes"] for entry in shards.entries)
+
+
+def first_tar(config, data) -> str:
+    """The tar that the first batch needs first."""
+    near = batches(config, config.data)
+    return near.shards.entries[Ahead(near.stream, [1] * 12, 12).at(0)[0]]["file"]
+
+
+def test_a_tar_that_is_cut_while_it_streams_is_named(config, store, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.data.encoded.remote.FIRST_WAIT_S", 0.001)
+    name = first_tar(config, config.data)
+    store.cut_after[name] = 5000
+    far = batches(config, remote(config, store, tmp_path))
+    with pytest.raises(DataError, match=rf"{store.url}/{name}: bytes 0 to \d+ cannot be read"):
+        far.at(0)
+    far.shards.close()
+    assert not list(tmp_path.rglob(".*.tmp"))
+
+
+def test_a_tar_that_differs_from_the_manifest_is_named(config, tmp_path):
+    name = first_tar(config, config.data)
+    copy = tmp_path / "store"
+    copy.mkdir()
+    for file in layout.shards_dir(config).glob("*.tar"):
+        (copy / file.name).write_bytes(file.read_bytes())
+    content = bytearray((copy / name).read_bytes())
+    content[600] ^= 1
+    (copy / name).write_bytes(content)
+    with serving(copy) as store:
+        far = batches(config, remote(config, store, tmp_path / "cache"))
+        with pytest.raises(DataError, match=f"{name}: its sha256 differs"):
+            far.at(0)
+        far.shards.close()
+
+
+def test_a_tar_that_something_changed_in_the_folder_is_fetched_again(config, store, tmp_path):
+    data = remote(config, store, tmp_path, tars=20)
+    far = batches(config, data)
+    far.at(0)
+    far.shards.close()
+    name = first_tar(config, data)
+    file = next(tmp_path.rglob(name))
+    file.write_bytes(file.read_bytes()[:-512])
+    again = batches(config, data)
+    assert (again.at(0).images == batches(config, config.data).at(0).images).all()
+    again.shards.close()
+
+
+def test_what_a_killed_process_left_is_removed(config, store, tmp_path):
+    data = remote(config, store, tmp_path)
+    folder = open_shards(layout.shards_dir(config), "train", data).tars.folder
+    name = first_tar(config, data)
+    (folder / f".{name}.tmp").write_bytes(bytes(100))
+    (folder / ".val-00000.tar.tmp").write_bytes(bytes(int(data.cache_gb * 1e9)))  # nobody fetches this one
+    (folder / "reader-1-dead.json").write_text(json.dumps([name]))
+    far = batches(config, data)
+    far.at(0)
+    far.shards.close()
+    assert not (folder / "reader-1-dead.json").exists() and not list(folder.glob(".*.tmp"))
+
+
+def test_nobody_can_delete_a_tar_before_it_is_noted(config, store, tmp_path, monkeypatch):
+    held = []
+
+    def noting(file, digest):
+        lock = file.with_name("room.lock")
+        with lock.open("a+") as opened:
+            held.append(not try_lock(opened.fileno(), lock))
+
+    monkeypatch.setattr("pipeline.data.encoded.cache.remember", noting)
+    far = batches(config, remote(config, store, tmp_path))
+    far.at(0)
+    far.shards.close()
+    assert held and all(held)
+
+
+def test_a_tar_that_is_not_wanted_any_more_is_not_fetched(tmp_path):
+    room = Room(tmp_path, 100)
+    room.name(["a", "b"])
+    assert room.reserve("a", 10)
+    room.name(["b"])
+    assert not room.reserve("a", 10) and room.reserve("b", 10)
+    assert not room.reserve("b", 101)
+    room.leave()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"cache_gb": 1e-6}, "data.cache_gb"),
+        ({"cache_dir": ""}, "data.cache_dir"),
+        ({"cache_dir": "$NOT_SET_ANYWHERE/x"}, "data.cache_dir"),
+        ({"tars": "ftp://host/x"}, "data.tars"),
+    ],
+)
+def test_settings_that_cannot_work_name_their_key(config, store, tmp_path, change, message):
+    data = replace(remote(config, store, tmp_path), **change)
+    with pytest.raises((ConfigError, DataError), match=message):
+        batches(config, data).at(0)
+
+
+def test_the_shards_ahead_are_those_of_the_stream(config):
+    bounds = np.arange(0, 49, 4)
+    stream = KeyedStream(bounds, 0, 2, 8)
+    ahead = Ahead(stream, [1] * 12, 5)
+    for position in range(0, 200, 8):
+        listed = ahead.at(position)
+        needed = np.searchsorted(bounds, stream.indices(range(position, position + 8)), side="right") - 1
+        assert set(needed.tolist()) <= set(listed) and len(set(listed)) == len(listed) == 5
+    assert Ahead(stream, [1] * 12, 5).at(96) == Ahead(KeyedStream(bounds, 0, 2, 8), [1] * 12, 5).at(96)
