@@ -17,7 +17,7 @@ import numpy as np
 
 from cvae.use import Model, parse_request
 from pipeline.command_line import add_device, add_model, add_out, parser
-from pipeline.data.grids import grid
+from pipeline.data.grids import enlarged, grid
 from pipeline.errors import exit_code
 from tools.export import open_model, user_errors
 from tools.parts.photo import parse_eyes, read_photo
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     photo = read_photo(args.photo, model.card, args.crop, eyes)
     with user_errors():
         images = strip(model, photo, args)
-    save_picture(grid(images, len(images)), args.out)
+    save_picture(grid(enlarged(images), len(images)), args.out)
     print(args.out)
 
 

@@ -6,9 +6,9 @@ Attributes that are not named are taken from training images that carry the name
 `--background beach.jpg` puts a picture behind faces of a model that was trained with
 shard.background=green; other faces stay as they are.
 
-`--out grid.png` writes one picture. A folder gets single files, and images.csv with the attributes of
-each. `--requests batch.csv` asks for many faces at once; its columns are names of attributes (1, 0 or
-empty) and, if you like, n and seed.
+`--out grid.png` writes one picture, with small images enlarged. A folder gets single files as they are,
+and images.csv with the attributes of each. `--requests batch.csv` asks for many faces at once; its
+columns are names of attributes (1, 0 or empty) and, if you like, n and seed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from cvae.use import BATCH, Model, parse_request
 from pipeline.command_line import add_device, add_model, add_out, add_seed, parser
-from pipeline.data.grids import grid, save_png
+from pipeline.data.grids import enlarged, grid, save_png
 from pipeline.data.pixels import crop_centre, put_behind, resize
 from pipeline.data.sources.base import ImageError
 from pipeline.data.sources.decode import decode
@@ -167,7 +167,7 @@ def write_grid(model: Model, orders: list[Order], args: argparse.Namespace) -> N
     """Write all images as one picture."""
     images = np.concatenate([block for _, _, block in draw(model, orders, args)])
     columns = min(16, math.ceil(math.sqrt(len(images))))
-    save_picture(grid(images, columns), args.out)
+    save_picture(grid(enlarged(images), columns), args.out)
 
 
 def main(argv: list[str] | None = None) -> None:

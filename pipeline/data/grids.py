@@ -12,6 +12,13 @@ from pipeline.rundir.files import write_bytes
 from pipeline.runtime.split import ceil_div
 
 GAP = 2  # pixels
+LEGIBLE = 128  # pixels: a smaller image is hard to judge on a screen
+
+
+def enlarged(images: np.ndarray) -> np.ndarray:
+    """Repeat the pixels of uint8 images [N, S, S, 3] until they have at least LEGIBLE pixels a side."""
+    factor = ceil_div(LEGIBLE, images.shape[1])
+    return images.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def grid(images: np.ndarray, columns: int) -> Image.Image:

@@ -91,7 +91,7 @@ def test_a_run_is_exported_on_the_fly_once(run_dir, tmp_path, capsys):
     sample.main(words)
     assert "exported" not in capsys.readouterr().err
     assert grid.read_bytes() == first
-    assert Image.open(grid).size == (3 * (SIZE + 2) + 2, 2 * (SIZE + 2) + 2)
+    assert Image.open(grid).size == (3 * (128 + 2) + 2, 2 * (128 + 2) + 2)  # small images are enlarged
     newest = next(layout.checkpoints_dir(run_dir).glob("*.json"))
     later = (run_dir / "model/model.json").stat().st_mtime_ns + 1
     os.utime(newest, ns=(later, later))
