@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 from tools.dev import chaos
 from tools.dev.chaos_parts.faults import FAULTS
 from tools.dev.chaos_parts.processes import PROC
-from tools.dev.chaos_parts.trial import Outcome
+from tools.dev.chaos_parts.trial import Outcome, Trial
 
 STAND_IN = """
 import subprocess, sys, time
@@ -96,6 +96,14 @@ chaos.main([*words, "--folder", {str(tmp_path / "chaos")!r}])
     assert kept == f"  kept in {tmp_path}/chaos/trial0000"
     assert repeat.endswith("tools/dev/chaos.py --seed 7 --trials 1 --only SIGTERM --worlds 1")
     assert (tmp_path / "chaos/trial0000/run/config.yaml").exists()
+
+
+def test_ranks_of_a_patient_campaign_are_patient_too(tmp_path):
+    """On a busy machine a peer that is silent for a minute looked like a broken promise."""
+    found = [Trial("SIGTERM", 2, 0, tmp_path, tmp_path, limit_s).config.train for limit_s in (120, 1200)]
+    assert [(train.timeout_s, train.stall_s) for train in found] == [(60, 30), (600, 300)]
+    frozen = Trial("rank frozen", 2, 0, tmp_path, tmp_path, 1200).config.train
+    assert frozen.stall_s == 4  # the fault waits for it
 
 
 def test_the_command_that_repeats_a_trial_is_quoted_for_a_shell():

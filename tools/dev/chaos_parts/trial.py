@@ -34,7 +34,7 @@ TINY = [
     "model.net.channels=[8,16]", "model.z_dim=8", "model.conditioner.width=8",
     "model.prior.hidden=16", "model.prior.flow.layers=2", "model.prior.flow.hidden=16",
     f"train.batch_size={BATCH}", f"train.images={STEPS * BATCH}", "train.threads=1",
-    "train.timeout_s=60", "train.stall_s=30", "train.log_interval=1", "train.val_interval=8",
+    "train.log_interval=1", "train.val_interval=8",
     f"train.max_lost_steps={INTERVAL}", "train.keep_checkpoints=3",
     "optim.warmup_images=16", "train.kl_warmup_images=64", "tracking.enabled=false",
 ]  # fmt: skip
@@ -117,8 +117,14 @@ class Trial:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The run's configuration; its shards lie in the trial's own folder."""
-        overrides = [*TINY, f"runs_dir={self.folder}", *self.fault.overrides]
+        """The run's configuration; its shards lie in the trial's own folder.
+
+        Ranks wait for each other as long as the campaign is patient: on a busy machine a rank that gets
+        no processor for a minute breaks no promise.
+        """
+        timeout_s = round(max(60, self.limit_s / 2))
+        patience = [f"train.timeout_s={timeout_s}", f"train.stall_s={timeout_s // 2}"]
+        overrides = [*TINY, *patience, f"runs_dir={self.folder}", *self.fault.overrides]
         if self.server:
             overrides += [f"tracking.uri={self.server.uri}", "tracking.enabled=true"]
         return configuration.load([], overrides)
