@@ -12,7 +12,7 @@ import fsspec
 from pipeline.errors import DataError
 from pipeline.rundir.layout import MANIFEST
 
-SCHEMES = ("http", "https", "s3", "gs")
+SCHEMES = ("http", "https")
 CHUNK = 1 << 23  # bytes of one request
 TRIES = 4
 FIRST_WAIT_S = 0.2  # before the second try; doubled for each further one
