@@ -172,7 +172,10 @@ def test_a_missing_peer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--only", "loader,trian"], "trian.*loader,train,host,device,shard,evaluation,startup"),
+        (
+            ["--only", "loader,trian"],
+            "trian.*loader,encoded,streaming,train,host,device,shard,evaluation,startup",
+        ),
         (["--peers", "--only", "flow"], "flow.*loading,sharding,training,flows,distances"),
         (["--repeats", "0"], "--repeats 0"),
     ],

@@ -20,17 +20,21 @@ from pipeline.rundir.files import write_json, write_text
 from pipeline.runtime.distributed import tune_process
 from tools.dev.benchmarks import stages
 from tools.dev.benchmarks.device import device
+from tools.dev.benchmarks.encoded import encoded
 from tools.dev.benchmarks.evaluation import evaluation
 from tools.dev.benchmarks.harness import Bench, Result
 from tools.dev.benchmarks.host import host
 from tools.dev.benchmarks.loader import loader
 from tools.dev.benchmarks.page import markdown, replace_section
 from tools.dev.benchmarks.peers.registry import PEERS
+from tools.dev.benchmarks.streaming import streaming
 from tools.dev.benchmarks.train import train
 from tools.dev.benchmarks.workspace import load_config, machine, workspace
 
 BENCHMARKS: dict[str, Callable[[Bench], dict[str, Result]]] = {
     "loader": loader,
+    "encoded": encoded,
+    "streaming": streaming,
     "train": train,
     "host": host,
     "device": device,

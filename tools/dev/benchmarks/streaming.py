@@ -28,12 +28,13 @@ from tools.dev.benchmarks.harness import Bench, Result, measure
 from tools.dev.benchmarks.store import Store, serving
 
 TARS = 160
+FEW_TARS = 40  # of a shorter measurement, for tests
+FULL_S = 1.0
 IMAGES = 32  # in a tar
 IMAGE_BYTES = 80_000
 BYTES_PER_S = 50e6
 SHARE = 0.1  # of the data set that the cache holds
 BATCH = 64
-STEPS = TARS * IMAGES // BATCH  # of an epoch
 ONE_PROCESS = "one rank"
 
 
@@ -48,16 +49,18 @@ class Undecoded(EncodedShards):
 def streaming(bench: Bench) -> dict[str, Result]:
     """Measure how near an epoch comes to the rate of the store, and whether memory grows."""
     folder = bench.folder / "streamed"
-    total = write_tars(folder)
+    tars = TARS if bench.seconds >= FULL_S else FEW_TARS
+    total = write_tars(folder, tars)
+    steps = tars * IMAGES // BATCH
     memory: list[float] = []
     sent: list[float] = []
 
     def epoch() -> float:
-        with serving(folder, BYTES_PER_S) as store, opened(folder, store, total) as batches:
+        with serving(folder, BYTES_PER_S) as store, opened(folder, store, total, tars) as batches:
             start = time.perf_counter()
-            with closing(Prefetcher(batches.at, 0, STEPS)) as made:
+            with closing(Prefetcher(batches.at, 0, steps)) as made:
                 for step, _ in enumerate(made):
-                    if step == STEPS // 4:
+                    if step == steps // 4:
                         memory.append(-resident_mb())
             seconds = time.perf_counter() - start
             memory[-1] += resident_mb()
@@ -66,7 +69,7 @@ def streaming(bench: Bench) -> dict[str, Result]:
 
     measured = measure({ONE_PROCESS: epoch}, bench.repeats)
     protocol = (
-        f"{TARS} tars of {total / TARS / 1e6:.2f} MB behind a server on this machine that sends "
+        f"{tars} tars of {total / tars / 1e6:.2f} MB behind a server on this machine that sends "
         f"{BYTES_PER_S / 1e6:.0f} MB/s; the cache holds {SHARE:.0%} of them. One epoch in batches of "
         f"{BATCH} in the prefetch thread, without decoding. The store sent at most {max(sent):.2f} times "
         f"the data set, tars of the next epoch included. Resident memory after the epoch, less that after "
@@ -76,12 +79,12 @@ def streaming(bench: Bench) -> dict[str, Result]:
     return {"streaming": head | measured}
 
 
-def write_tars(folder: Path) -> int:
-    """Write tars of random bytes and their manifest; return the bytes of all tars."""
+def write_tars(folder: Path, tars: int) -> int:
+    """Write so many tars of random bytes and their manifest; return the bytes of all tars."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     entries: list[dict[str, Any]] = []
-    for number in range(TARS):
+    for number in range(tars):
         file = folder / f"train-{number:05d}.tar"
         tar = EncodedTar()
         with file.open("wb") as opened_file:
@@ -109,10 +112,10 @@ def write_tars(folder: Path) -> int:
 
 
 @contextmanager
-def opened(folder: Path, store: Store, total: int) -> Iterator[TrainBatches]:
+def opened(folder: Path, store: Store, total: int, tars: int) -> Iterator[TrainBatches]:
     """Open the tars behind the store with an empty cache."""
     place = folder.parent / f"cache-{time.monotonic_ns()}"
-    at_once = int(TARS * SHARE) // 2
+    at_once = max(1, int(tars * SHARE) // 2)
     data = replace(
         DataConfig(),
         tars=store.url,
