@@ -97,6 +97,26 @@ def test_with_umask_002_the_group_continues_a_run(folder: Path, act: Command) ->
 
 
 @pytest.mark.slow
+def test_with_umask_002_the_group_evaluates_and_compares_a_run(folder: Path, act: Command) -> None:
+    run_dir = own_run(folder, 0o002)
+    small = (
+        "eval.n=4",
+        "eval.block=2",
+        "eval.metrics=[reconstruction]",
+        "eval.judge=false",
+        "classifier.epochs=1",
+    )
+    again = ("launch.py", "--run-dir", run_dir, "cluster.tasks_per_node=1", *small)
+    succeeded(act(BOB, 0o002, *again, "--stages", "classifier,eval", "tracking.enabled=true"))
+    succeeded(act(ANN, 0o002, *again, "--stages", "eval", "tracking.enabled=true"))
+    for user in (BOB, ANN):
+        succeeded(act(user, 0o002, "tools/compare.py", run_dir, "--out", folder / "comparison.html"))
+        succeeded(act(user, 0o002, "tools/sync_mlflow.py", run_dir))
+    files = [path for path in folder.rglob("*") if not path.is_symlink()]
+    assert not [str(path) for path in files if not path.stat().st_mode & stat.S_IWGRP]
+
+
+@pytest.mark.slow
 def test_with_umask_022_others_read_a_run_and_start_from_its_weights(folder: Path, act: Command) -> None:
     run_dir = own_run(folder, 0o022)
     mine = folder.parent / "bob"
