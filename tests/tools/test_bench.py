@@ -79,6 +79,9 @@ def test_every_benchmark_reports_sane_numbers(written: tuple[dict, str, Path]) -
     assert list(report["benchmarks"]) == [
         "loader",
         "loader_cold",
+        "encoded_128",
+        "encoded_256",
+        "streaming",
         "train",
         "train_pauses",
         "train_outage",
@@ -90,8 +93,9 @@ def test_every_benchmark_reports_sane_numbers(written: tuple[dict, str, Path]) -
         "evaluation",
         "startup",
     ]
+    units = ("images/s", "s", "ms", "MiB", "operations", "share of the store's rate")
     for result in report["benchmarks"].values():
-        assert result["unit"] in ("images/s", "s", "ms", "MiB", "operations") and result["protocol"]
+        assert result["unit"] in units and result["protocol"]
         for figures in result["contenders"].values():
             assert len(figures["values"]) == result["repeats"] and figures["median"] == median(
                 figures["values"]
@@ -108,6 +112,8 @@ def test_every_benchmark_reports_sane_numbers(written: tuple[dict, str, Path]) -
     assert ratios == {
         "loader": [50, 25],
         "loader_cold": [50, 25],
+        "encoded_128": [1.5, 1.5],
+        "encoded_256": [1.5, 1.5],
         "train": [0.9],
         "train_outage": [0.99],
         "order": [0.8, 0.8, 0.8],
