@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
+from pipeline.data.sources.base import with_usual_crop
 from pipeline.data.workers import write_shards
 from pipeline.data.writer import plan_shards
 from pipeline.evaluation import vision
@@ -51,8 +52,9 @@ def write_with_webdataset(bench: Bench, pattern: object) -> None:
     import webdataset
 
     t = vision.transforms()
-    transform = t.Compose([t.CenterCrop(bench.config.shard.crop), t.Resize(bench.config.shard.size)])
     celeba = bench.celeba
+    crop = with_usual_crop(bench.config.shard, celeba.info).crop
+    transform = t.Compose([t.CenterCrop(crop), t.Resize(bench.config.shard.size)])
     with webdataset.ShardWriter(
         str(pattern), maxcount=bench.config.shard.samples_per_shard, verbose=0
     ) as sink:
