@@ -51,7 +51,7 @@ $(PEERS_READY): $(PEER_LIST)
 bench-peers: $(PEERS_READY)  ## the same work done by other libraries, into runs/peers.md
 	$(PEERS)/bin/python tools/dev/bench.py --peers --json runs/peers.json --markdown runs/peers.md
 
-performance: $(READY) $(PEERS_READY)  ## both, briefly, into docs/performance.md; under 8 minutes on two cores
+performance: $(READY) $(PEERS_READY)  ## both, briefly, into docs/performance.md; about 12 minutes on two cores
 	$(RUN) tools/dev/bench.py --seconds 0.3 --repeats 3 --json runs/bench.json --page docs/performance.md
 	$(PEERS)/bin/python tools/dev/bench.py --peers --seconds 1 --json runs/peers.json --page docs/performance.md
 

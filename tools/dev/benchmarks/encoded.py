@@ -39,6 +39,7 @@ LARGE = 512  # side of the images for 256 pixels
 MOST_LARGE = 600  # of those images
 FULL_S = 0.3  # a shorter repetition takes two batches, for tests
 MANY_STEPS = 30
+LEAST_S = 2.0  # several batches of large images
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,9 @@ def compare(bench: Bench, config: RunConfig, source: Celeba) -> Result:
     folder = DataLoader(jpegs, size, shuffle=True, num_workers=WORKERS, persistent_workers=True)
     tars = tars_of(shards, jpegs, size)
     # Workers hold a few finished batches when the clock starts, so there must be many more.
-    steps = MANY_STEPS if bench.seconds >= FULL_S else 2
+    steps, seconds = (
+        (MANY_STEPS, max(bench.seconds, LEAST_S)) if bench.seconds >= FULL_S else (2, bench.seconds)
+    )
     jpegs.length = steps * size
     threads = torch.get_num_threads()
     torch.set_num_threads(WORKERS)  # that decode
@@ -116,8 +119,8 @@ def compare(bench: Bench, config: RunConfig, source: Celeba) -> Result:
     contenders: Contenders = {
         FOLDER: lambda: rate(folder, math.inf, 1),
         WEBDATASET: lambda: rate(limited(tars, steps), math.inf, 1),
-        ENCODED: lambda: ours(batches, ENDLESS, bench.seconds, 1, floats=False),
-        FLOATS: lambda: ours(batches, ENDLESS, bench.seconds, 1, floats=True),
+        ENCODED: lambda: ours(batches, ENDLESS, seconds, 1, floats=False),
+        FLOATS: lambda: ours(batches, ENDLESS, seconds, 1, floats=True),
     }
     try:
         measured = measure(contenders, bench.repeats, TARGETS, warm_up=True)
