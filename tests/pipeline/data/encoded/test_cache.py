@@ -102,8 +102,10 @@ def test_two_ranks_fetch_each_tar_once(config, store, tmp_path):
     again = []
     for entry in open_shards(layout.shards_dir(config), "train", config.data).entries:
         times = store.sent[entry["file"]] / entry["bytes"]
-        assert times in (1, 2)  # the next epoch may have begun, with as many tars as the folder holds
-        again.append(times == 2)
+        # The next epoch may have begun, with as many tars as the folder holds. The end of a rank cuts its
+        # fetch of such a tar, and the other rank may fetch it then.
+        assert 1 <= times < 3
+        again.append(times > 1)
     assert sum(again) <= 5
 
 
