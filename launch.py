@@ -240,8 +240,8 @@ def main(argv: list[str] | None = None) -> None:
         require_continuable(run.run_dir, run.config)
     if args.stages:
         require_wanted(runs, stages)
-    chain = plan(runs, stages)
     executor = executor_named(runs[0].config.cluster.executor)
+    chain = executor.without_queued(runs, plan(runs, stages))
     if args.dry_run:
         print(describe(runs, chain, executor))
         return
@@ -251,9 +251,9 @@ def main(argv: list[str] | None = None) -> None:
     print("\n".join([*first_lines, *filter(None, lengths)]), flush=True)
     for warning in [*_forgotten_source(args, runs), *warnings]:
         print(f"warning: {warning}", file=sys.stderr)
-    if not chain.steps:
+    if not (chain.steps or chain.queued):
         return
-    for run in runs:
+    for run in runs if chain.steps else []:
         prepare(run.run_dir, run.config, stages, keep=run.evaluates_only)
     sweep = shared_dir(runs[0].config).parent / "_sweeps" / args.sweep.stem if args.sweep else None
     executor.launch(runs, chain, sweep, args.wait)

@@ -65,7 +65,7 @@ def require_continuable(run_dir: Path, config: RunConfig) -> None:
     differing = {key: pair for key, pair in changes(old, config).items() if key in fixed}
     if differing:
         raise ConfigError(
-            f"{run_dir}: its checkpoints were trained with other settings ({_listed(differing)}); "
+            f"{run_dir}: its checkpoints were trained with other settings ({listed(differing)}); "
             f"use another name=... or --run-dir, or start anew from its weights: train.init_from={run_dir}"
         )
 
@@ -88,13 +88,14 @@ def evaluates_only(run_dir: Path, config: RunConfig, stages: list[str]) -> bool:
     if others and stages == ["eval"]:
         raise ConfigError(
             f"{run_dir}: an evaluation leaves the settings of its run as they are, but this launch has "
-            f"others ({_listed(others)}); leave them out, or evaluate the run as it is: "
+            f"others ({listed(others)}); leave them out, or evaluate the run as it is: "
             f"`launch.py --run-dir {run_dir} --stages eval`"
         )
     return not others
 
 
-def _listed(differing: dict[str, tuple[Any, Any]]) -> str:
+def listed(differing: dict[str, tuple[Any, Any]]) -> str:
+    """Return differing settings as text, "key: old -> new; ..."."""
     return "; ".join(f"{key}: {then!r} -> {now!r}" for key, (then, now) in differing.items())
 
 

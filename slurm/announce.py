@@ -45,7 +45,8 @@ def opening(runs: list[Run], chain: Chain, place: str) -> list[str]:
     for step in chain.steps:
         stages[step.stage] = stages.get(step.stage, 0) + 1
     listed = ", ".join(f"{stage} x{n}" if n > 1 else stage for stage, n in stages.items())
-    lines.append(f"jobs: {listed}" if listed else "jobs: none, everything that was asked for is complete")
+    rest = "queued or complete" if chain.queued else "complete"
+    lines.append(f"jobs: {listed or f'none, everything that was asked for is {rest}'}")
     return lines
 
 

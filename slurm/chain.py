@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.config.schema import RunConfig
@@ -48,6 +48,8 @@ class Chain:
 
     steps: list[Step]
     notes: list[str]
+    queued: dict[Path, str] = field(default_factory=dict)  # output -> id of the job that makes it already
+    finish: str = ""  # id of the queued job that finishes all runs of the launch
 
 
 def parse_stages(text: str | None) -> list[str]:
@@ -110,7 +112,12 @@ def _parts(run: Run, stage: str, output: Path) -> list[Step]:
     n = stage_resources(run.config, stage).jobs
     if n == 1 or not run.config.shard.source or not executor_named(run.config.cluster.executor).job_arrays:
         return []
-    return [Step(run, stage, output / f"part-{k}-of-{n}", (), (k, n)) for k in range(n)]
+    return [Step(run, stage, part_of(output, k, n), (), (k, n)) for k in range(n)]
+
+
+def part_of(output: Path, k: int, n: int) -> Path:
+    """Return what identifies the k-th of n parts of a stage that fills `output`."""
+    return output / f"part-{k}-of-{n}"
 
 
 # ---- job arrays and their dependencies
@@ -122,7 +129,7 @@ def batches(chain: Chain) -> list[list[Step]]:
     groups: dict[object, list[Step]] = {}
     for step in chain.steps:
         asked = repr(stage_resources(step.run.config, step.stage))
-        waits = tuple(dict.fromkeys(kinds[output] for output in step.after))
+        waits = tuple(dict.fromkeys(kinds.get(output) for output in step.after))
         groups.setdefault((*kinds[step.output], asked, waits), []).append(step)
 
     def position(group: list[Step]) -> tuple[int, bool]:
@@ -131,15 +138,17 @@ def batches(chain: Chain) -> list[list[Step]]:
     return sorted(groups.values(), key=position)
 
 
-def dependencies(group: list[Step], ids: dict[Path, str]) -> str | None:
+def dependencies(group: list[Step], ids: dict[Path, str], earlier: Collection[str] = ()) -> str | None:
     """Return sbatch's --dependency for a job array, or None if it waits for nothing.
 
     `ids` maps outputs to the ids (12 or 12_3) of the jobs submitted so far. If element i needs
     exactly element i of another array, it waits for that one alone (aftercorr). Otherwise the
     whole array waits for every job that any element needs (afterok).
+    `earlier`: ids that an earlier launch submitted; its arrays may have other tasks, which may have failed.
     """
     needed = [[ids[output] for output in step.after] for step in group]
     arrays = dict.fromkeys(array_of(job) for jobs in needed for job in jobs)
+    incomplete = {array_of(job) for job in earlier}
     whole: list[str] = []
     pairwise: list[str] = []
     for array in arrays:
@@ -150,7 +159,8 @@ def dependencies(group: list[Step], ids: dict[Path, str]) -> str | None:
             pairwise.append(f"aftercorr:{array}")
             continue
         distinct = list(dict.fromkeys(job for jobs in used for job in jobs))
-        whole += [array] if len(distinct) == size else distinct
+        known = len(distinct) == size and array not in incomplete
+        whole += [array] if known else distinct
     clauses = pairwise
     if whole:
         clauses = [":".join(["afterok", *whole]), *pairwise]

@@ -66,6 +66,10 @@ class Executor(ABC):
         `preflight`: also run the checks that may be skipped.
         """
 
+    def without_queued(self, runs: list[Run], chain: Chain) -> Chain:
+        """Leave out the steps that a job does already which goes on without its launcher. Writes nothing."""
+        return chain
+
     @abstractmethod
     def describe(self, chain: Chain) -> list[str]:
         """Describe each job of the launch as text (dry run). Writes nothing."""

@@ -68,13 +68,19 @@ class SlurmExecutor(Executor):
             _require_plain_percent(step.run.run_dir)
         return check_cluster(runs, chain) if preflight else []
 
+    def without_queued(self, runs: list[Run], chain: Chain) -> Chain:
+        """Leave out what is queued or running. Raises ConfigError if it has other settings."""
+        from slurm.executors.queued import without_queued
+
+        return without_queued(runs, chain, self)
+
     def describe(self, chain: Chain) -> list[str]:
         """Return the very scripts that sbatch would get, with job names in place of ids."""
         parts = []
-        ids: dict[Path, str] = {}
+        ids = dict(chain.queued)
         for group in batches(chain):
             first = group[0]
-            script = script_of(group, dependencies(group, ids))
+            script = script_of(group, dependencies(group, ids, chain.queued.values()))
             kind = "array" if len(group) > 1 else "job"
             parts.append(f"# {kind} {', '.join(step.name for step in group)}\n{script}")
             for i, step in enumerate(group):
@@ -105,27 +111,28 @@ class SlurmExecutor(Executor):
             raise SystemExit(1)
 
     def submit_all(self, chain: Chain, runs: list[Run], sweep: Path | None = None) -> list[str]:
-        """Submit every job after the jobs it needs, and return the ids.
+        """Submit every job after the jobs it needs, and return the new ids.
 
         Raises ConfigError with sbatch's answer, and with the jobs that are already queued.
         """
-        ids: dict[Path, str] = {}
-        finish: list[str] = []
+        ids = dict(chain.queued)
+        new: list[str] = []
         try:
             for group in batches(chain):
-                dependency = dependencies(group, ids)
+                dependency = dependencies(group, ids, chain.queued.values())
                 jobs = self.submit(group, dependency)
+                new += [job.job_id for job in jobs]
                 for step, job in zip(group, jobs, strict=True):
                     ids[step.output] = job.job_id
                 print(_announcement(group, array_of(jobs[0].job_id), dependency))
-            if any(step.stage in ("train", "eval") for step in chain.steps):
-                finish = [self.submit_finish(runs, sweep, list(ids.values())).job_id]
-                print(f"{FINISH}: job {finish[0]}, after all others")
+            if _needs_finish(chain):
+                new.append(self.submit_finish(runs, sweep, list(ids.values())).job_id)
+                print(f"{FINISH}: job {new[-1]}, after all others")
         except ConfigError as error:
-            queued = dict.fromkeys(array_of(job) for job in ids.values())
+            queued = dict.fromkeys(array_of(job) for job in new)
             hint = f"; submitted before it and still queued: scancel {' '.join(queued)}" if queued else ""
             raise ConfigError(f"{error}{hint}") from None
-        return [*ids.values(), *finish]
+        return new
 
     def submit_finish(self, runs: list[Run], sweep: Path | None, after: list[str]) -> Job[None]:
         """Submit the job that runs when all others have ended, well or badly."""
@@ -201,6 +208,13 @@ def script_of(group: list[Step], dependency: str | None) -> str:
     folder = submission_folder(run.run_dir, stage)
     code_folder = snapshot_folder(partial(code_dir, run.config), code())
     return sbatch_script(run.config, stage, folder, dependency, code_folder, len(group))
+
+
+def _needs_finish(chain: Chain) -> bool:
+    """Whether the launch trains or evaluates, and no queued job finishes its runs afterwards."""
+    if any(step.stage in ("train", "eval") for step in chain.steps):
+        return True
+    return not chain.finish and any(output.name in ("train", "eval") for output in chain.queued)
 
 
 def _announcement(group: list[Step], number: str, dependency: str | None) -> str:

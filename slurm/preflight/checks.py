@@ -232,7 +232,7 @@ ON_A_CLUSTER = (*EVERYWHERE, folders_are_shared, walltime_is_sound, batch_fits)
 
 def inputs_are_made(chain: Chain) -> Iterator[Finding]:
     """The stages that a stage needs are part of the launch, or have left something to go on with."""
-    planned = {step.output for step in chain.steps}
+    planned = {*chain.queued, *(step.output for step in chain.steps)}
     for step in chain.steps:
         for needed in STAGES[step.stage].after:
             if output_of(step.run, needed) not in planned and not _begun(step.run, needed):
