@@ -102,7 +102,29 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         names[:] = [name for name in names if "=" not in name]
     given = set(args.overrides)
     args.overrides = [word for word in argv if word in given]  # a later one wins
+    _require_separated(args)
     return args
+
+
+def _require_separated(args: argparse.Namespace) -> None:
+    """Raise ConfigError if stages are separated by blanks, other names by commas, or an option is missing."""
+    named = (args.stages or "").replace(",", " , ").split()
+    stray = [word for word in args.overrides if word.strip(",") in STAGES]
+    stages = [word.strip(",") for word in [*named, *stray] if word != ","]
+    if stray or len(stages) > named.count(",") + 1:
+        raise ConfigError(
+            f"--stages: stages are joined by commas, without blanks: --stages {','.join(stages)}"
+        )
+    for option, names in (("--config", args.config), ("--overlay", args.overlay)):
+        for name in names:
+            if "," in name:
+                apart = " ".join(filter(None, name.split(",")))
+                raise ConfigError(f"{option} {name}: names are separated by blanks: {option} {apart}")
+    for word in args.overrides:
+        if "=" not in word and _file(word, CONFIGS).is_file():
+            raise ConfigError(f"{word!r}: a configuration is named by an option: --config {word}")
+        if "=" not in word and (Path(word) / "config.yaml").is_file():
+            raise ConfigError(f"{word!r}: a run directory is named by an option: --run-dir {word}")
 
 
 def _folder(path: str) -> Path:
