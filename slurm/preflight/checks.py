@@ -24,7 +24,7 @@ from pipeline.stages import STAGES
 from pipeline.tracking.sync import make_tracker
 from slurm.chain import SHARED, Chain, Run, output_of
 from slurm.executors import executor_named
-from slurm.preflight.sizes import checkpoint_bytes, shards_bytes, stored_bytes
+from slurm.preflight.sizes import checkpoint_bytes, shards_bytes, small_images, stored_bytes
 from slurm.resources import asks_for_gpus, gpu_request, idle_gpus, stage_resources
 
 NETWORK_FILE_SYSTEMS = (
@@ -47,20 +47,25 @@ class Finding(NamedTuple):
 
 
 def source_is_there(run: Run) -> Iterator[Finding]:
-    """The source's folder holds a known data set, and the images are not to be enlarged."""
+    """The source holds a known data set, and its images are as large as the shards need them.
+
+    CelebA's images have one size that is known, so they are not opened; of others a few are.
+    """
     if STAGES["shard"].complete(run.config, run.run_dir):
         return  # the shards are there, so nothing reads the source any more
     info: object = CELEBA_INFO
-    if run.config.shard.source:
-        try:
-            kind = recognise(source_place(run.config), run.config.shard.source_kind)
-        except DataError as error:
-            yield Finding(f"key 'shard.source': {error}", True)
-            return
-        info = getattr(kind, "info", None)  # only CelebA's files all have one size that is known unopened
     try:
+        if run.config.shard.source:
+            kind = recognise(source_place(run.config), run.config.shard.source_kind)
+            info = getattr(kind, "info", None)
         if isinstance(info, DatasetInfo):
             require_sizes_fit(run.config.shard, info)
+            return
+        small = small_images(run.config)
+        if small:
+            yield Finding(small, True)
+    except DataError as error:
+        yield Finding(f"key 'shard.source': {error}", True)
     except ConfigError as error:
         yield Finding(str(error), True)
 

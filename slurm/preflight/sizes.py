@@ -1,17 +1,18 @@
-"""How many bytes a run will write and read. What is known from a manifest is taken from there."""
+"""How many bytes a run will write and read, and how large the images are. A manifest tells most of it."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, NamedTuple
 
 from pipeline.config.paths import is_remote
 from pipeline.config.schema import RunConfig, ShardConfig
 from pipeline.data.encoded.packer import image_file
 from pipeline.data.manifest import MANIFEST, entries_of, read_manifest
 from pipeline.data.records import RecordFormat
-from pipeline.data.sources.base import ImageError
+from pipeline.data.sources.base import DatasetInfo, ImageError, require_sizes_fit, with_usual_crop
 from pipeline.data.sources.celeba_names import CELEBA_ATTRIBUTES
 from pipeline.data.sources.registry import open_source, recognise
 from pipeline.errors import DataError
@@ -19,7 +20,8 @@ from pipeline.rundir.layout import checkpoints_dir, shards_dir, source_place
 from pipeline.stages import STAGES
 from slurm.chain import Run
 
-PROBED = 16  # images by which the size of encoded samples is estimated
+PROBED = 16  # images that are opened
+_ONE_AT_A_TIME = Lock()
 FIRST_GUESS = 200_000_000  # bytes of a checkpoint; the networks configured here need less
 
 
@@ -31,7 +33,7 @@ def shards_bytes(run: Run) -> int:
     images, attributes = _expected(config)
     if config.shard.stored_as == "strided":
         return images * RecordFormat(config.shard.size, attributes).length
-    return images * (_probe(config) + RecordFormat(1, attributes).length)
+    return images * (_mean_bytes(config) + RecordFormat(1, attributes).length)
 
 
 def stored_bytes(run: Run) -> int:
@@ -68,25 +70,68 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
         return None  # the stage that reads it says what is wrong
 
 
-@lru_cache(maxsize=8)
-def _probe_source(place: str, settings: ShardConfig) -> int:
-    opened = open_source(place, settings)
-    step = max(1, len(opened.names) // PROBED)
-    lengths = []
-    for name in opened.names[::step]:
-        try:
-            content, _ = image_file(opened.images, name)
-        except ImageError:
-            continue
-        lengths.append(len(content))
-    return sum(lengths) // max(1, len(lengths))
+# ---- a few images of the source
 
 
-def _probe(config: RunConfig) -> int:
+def small_images(config: RunConfig) -> str:
+    """Return what is wrong if some of a few images are too small for `shard.crop` or `shard.size`, or "".
+
+    Raises DataError if the source is not sound, and ConfigError if all its images are too small.
+    Sources that are not on a disk are not opened.
+    """
+    if is_remote(config.shard.source):
+        return ""
+    probe = _probe(source_place(config), config.shard)
+    require_sizes_fit(config.shard, probe.info)
+    shard = with_usual_crop(config.shard, probe.info)
+    if shard.allow_upsampling and not shard.crop:
+        return ""
+    wanted = shard.crop or shard.size
+    small = {where: side for where, side in probe.sides.items() if side < wanted}
+    if not small or (shard.skip_damaged and len(small) < len(probe.sides)):
+        return ""
+    where, side = min(small.items(), key=lambda item: item[1])
+    key = "crop" if shard.crop else "size"
+    remedy = "" if shard.crop else ", or set shard.allow_upsampling=true"
+    return (
+        f"key 'shard.{key}': got {wanted}, but {len(small)} of {len(probe.sides)} images that were opened "
+        f"are smaller, {where} has a side of {side} pixels; use at most shard.{key}={side}{remedy}"
+    )
+
+
+class _Probe(NamedTuple):
+    """What the source and a few of its images tell."""
+
+    info: DatasetInfo
+    sides: dict[str, int]  # place of an image -> its shorter side, pixels
+    bytes: int  # of an image file, on average
+
+
+def _mean_bytes(config: RunConfig) -> int:
     """Return the mean bytes of a few image files; 0 for toy faces and for sources that are not on a disk."""
     if not config.shard.source or is_remote(config.shard.source):
         return 0
     try:
-        return _probe_source(source_place(config), config.shard)
+        return _probe(source_place(config), config.shard).bytes
     except DataError:
-        return 0  # the shard stage says what is wrong
+        return 0  # `source_is_there` reports it
+
+
+def _probe(place: str, settings: ShardConfig) -> _Probe:
+    with _ONE_AT_A_TIME:  # the runs of a sweep are checked side by side and have one source
+        return _probe_once(place, settings)
+
+
+@lru_cache(maxsize=8)
+def _probe_once(place: str, settings: ShardConfig) -> _Probe:
+    opened = open_source(place, settings)
+    step = max(1, len(opened.names) // PROBED)
+    sides, lengths = {}, []
+    for name in opened.names[::step]:
+        try:
+            content, pixels = image_file(opened.images, name)
+        except ImageError:
+            continue
+        sides[opened.images.where(name)] = min(pixels.shape[:2])
+        lengths.append(len(content))
+    return _Probe(opened.info, sides, sum(lengths) // max(1, len(lengths)))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import stand_in_jobs
+from PIL import Image
 from stand_in_jobs import seen, wait_for
 from submitit.slurm.slurm import SlurmExecutor
 
@@ -359,13 +360,41 @@ def test_a_small_share_of_a_gpu_is_a_warning(run):
     assert batch_warnings(batch, 4, True, "refine") == []  # the stage is left out
 
 
+def said_of_the_source(run: Run, source: Path, **shard: object) -> list[str]:
+    settings = replace(run.config.shard, source=str(source), **shard)
+    checked = replace(run, config=replace(run.config, shard=settings))
+    return [finding.text for finding in source_is_there(checked) if finding.fatal]
+
+
 def test_every_kind_of_data_set_passes_the_check_of_the_source(run, tmp_path):
-    make_toy_shapes(tmp_path / "shapes", 10)
-    for source, found in ((tmp_path / "shapes", []), (tmp_path, ["key 'shard.source'"])):
-        shard = replace(run.config.shard, source=str(source))
-        checked = replace(run, config=replace(run.config, shard=shard))
-        said = [finding.text[: len("key 'shard.source'")] for finding in source_is_there(checked)]
-        assert said == found
+    make_toy_shapes(tmp_path / "shapes", 12)
+    assert said_of_the_source(run, tmp_path / "shapes", size=32) == []
+    (said,) = said_of_the_source(run, tmp_path)
+    assert said.startswith(f"key 'shard.source': {tmp_path}: holds no data set")
+
+
+def test_images_smaller_than_the_shards_need_them_are_found_before_a_launch(run, tmp_path):
+    folder = tmp_path / "shapes"
+    make_toy_shapes(folder, 12)
+    file = sorted(folder.rglob("*.png"))[0]
+    Image.open(file).resize((40, 30)).save(file)
+    (said,) = said_of_the_source(run, folder, size=32)
+    assert said.startswith(
+        f"key 'shard.size': got 32, but 1 of 12 images that were opened are smaller, {file}"
+    )
+    assert said.endswith("side of 30 pixels; use at most shard.size=30, or set shard.allow_upsampling=true")
+    assert said_of_the_source(run, folder, size=30) == []
+    assert said_of_the_source(run, folder, size=32, allow_upsampling=True) == []
+    assert said_of_the_source(run, folder, size=32, skip_damaged=True) == []  # the stage leaves it out
+    (said,) = said_of_the_source(run, folder, crop=31, allow_upsampling=True, size=16)
+    assert said.startswith("key 'shard.crop': got 31, but 1 of 12")
+
+
+def test_a_source_that_is_not_sound_is_found_before_a_launch(run, tmp_path):
+    make_toy_shapes(tmp_path / "shapes", 12)
+    next((tmp_path / "shapes").rglob("*.png")).unlink()
+    (said,) = said_of_the_source(run, tmp_path / "shapes")
+    assert said.startswith("key 'shard.source': ") and "shard.allow_subset=true" in said
 
 
 def test_ranks_and_gpus_of_a_node_fit_each_other(slurm_run, run, monkeypatch):

@@ -170,6 +170,4 @@ def test_a_launch_while_its_jobs_are_queued(cluster, noise_celeba, tmp_path):
     third = launch(*words)
     assert third.returncode == 0, third.stderr
     assert len(job_ids(run_dir, "eval")) == 2 and job_ids(run_dir, "train") == first["train"]
-    refused = launch(*words, "train.images=99")
-    assert refused.returncode == 2 and f"job {first['train'][0]} (train, PENDING)" in refused.stderr
     assert tool("cancel.py", run_dir).returncode == 0

@@ -129,6 +129,13 @@ def require_sizes_fit(config: ShardConfig, info: DatasetInfo) -> None:
             f"key 'shard.crop': got {crop}, expected at most {min(info.native_size)}: "
             f"the images have {width}x{height} pixels"
         )
+    if not crop and info.native_size is not None and not config.allow_upsampling:
+        height, width = info.native_size
+        if min(height, width) < config.size:
+            raise ConfigError(
+                f"key 'shard.size': got {config.size}, but the images have {width}x{height} pixels: a larger "
+                "size only enlarges them; lower shard.size, or set shard.allow_upsampling=true"
+            )
     if 0 < crop < config.size and not config.allow_upsampling:
         raise ConfigError(
             f"key 'shard.size': got {config.size}, expected at most key 'shard.crop' = {crop}: "

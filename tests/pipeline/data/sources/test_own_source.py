@@ -144,6 +144,8 @@ def test_images_are_enlarged_only_on_request(overrides: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"'shard.size': got 33, .* 'shard.crop' = 32.*allow_upsampling"):
         run(larger)
     assert Shards(run([*larger, "shard.allow_upsampling=true"]), "test").size == 33
+    with pytest.raises(ConfigError, match=r"'shard.size': got 41, .* 50x40 pixels.*allow_upsampling"):
+        run([*overrides, "shard.size=41", "shard.crop=0"])
     permitted = configuration.load([], [*overrides, "shard.allow_upsampling=true"])
     assert layout.shards_digest(permitted) == layout.shards_digest(configuration.load([], overrides))
 
