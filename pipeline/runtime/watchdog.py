@@ -124,12 +124,12 @@ class Watchdog:
             while not self._end.wait(self._period):
                 count += 1
                 self._store.set(names[self.ranks.rank], f"{count} {self.state}")
-                now = time.monotonic()
-                for rank, content in enumerate(self._store.multi_get(names)):
-                    value = content.decode()
-                    if value != self._heard[rank][0]:
-                        self._heard[rank] = (value, now)
-                self._answered = time.monotonic()
+                states = [content.decode() for content in self._store.multi_get(names)]
+                now = time.monotonic()  # of the answer: a busy host may let the store wait for long
+                for rank, state in enumerate(states):
+                    if state != self._heard[rank][0]:
+                        self._heard[rank] = (state, now)
+                self._answered = now
             self._store.set(names[self.ranks.rank], f"{count} {DONE}")
         except RuntimeError:  # torch.distributed raises nothing else when the store is gone
             pass

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from pipeline.config.schema import RunConfig
+from pipeline.runtime import watchdog
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.ports import free_port
 from pipeline.runtime.watchdog import EXIT_CODE, Watchdog
@@ -101,6 +103,33 @@ def test_a_pause_may_take_long_and_a_step_may_not(tmp_path):
         assert not left
         dog.at(5)
         wait_for(lambda: left == [EXIT_CODE])
+
+
+def test_a_store_that_answers_late_makes_no_rank_silent(tmp_path, monkeypatch):
+    """On a host without free processors each answer takes 20 s; ranks that report are not accused."""
+    clock, rounds, silent = [0.0], iter([False, False, False, True]), []
+    dog = Watchdog(Ranks(0, 2), 30, tmp_path, logging.getLogger("test"))
+
+    class BusyStore:
+        beats = 0
+
+        def set(self, name, value):
+            self.beats += 1
+
+        def multi_get(self, names):
+            clock[0] += 20
+            silent.extend(dog._silent(clock[0]))  # what the other thread sees before the answer is there
+            return [f"{self.beats} {rank}".encode() for rank in range(len(names))]
+
+    def wait(seconds):
+        clock[0] += seconds
+        return next(rounds)
+
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    dog._store, dog._end = BusyStore(), SimpleNamespace(wait=wait)
+    dog._answered, dog._heard = 0.0, {0: ("", 0.0), 1: ("", 0.0)}
+    dog._report_and_listen()
+    assert clock[0] > 60 and not silent
 
 
 def test_the_first_steps_and_no_limit_are_not_watched(tmp_path):
