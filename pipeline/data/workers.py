@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
 from pipeline.data.journal import ShardReport
 from pipeline.data.writer import ShardTask, write_shard
-from pipeline.runtime.preempt import StopFlag, Stopped, serve_parent
+from pipeline.runtime.preempt import StopFlag, Stopped, serve_parent, worker_pool
 
 
 def write_shards(tasks: list[ShardTask], processes: int, stop: StopFlag) -> Iterator[ShardReport]:
@@ -20,13 +19,12 @@ def write_shards(tasks: list[ShardTask], processes: int, stop: StopFlag) -> Iter
     Raises DataError at the first bad image. After a stop request, the shards in flight are finished,
     then Stopped is raised.
     """
-    if processes == 1 or len(tasks) == 1:
+    pool = worker_pool(min(processes, len(tasks)), _start_worker)
+    if pool is None:
         for task in tasks:
             _honour(stop)
             yield write_shard(task)
         return
-    spawn = multiprocessing.get_context("spawn")  # fork is not safe beside threads (torch, log, tracking)
-    pool = ProcessPoolExecutor(min(processes, len(tasks)), spawn, _start_worker)
     futures = [pool.submit(write_shard, task) for task in tasks]
     try:
         for future in as_completed(futures):

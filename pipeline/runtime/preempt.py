@@ -1,13 +1,21 @@
-"""Stop requests from the scheduler: a signal sets a flag, and the stage acts on it at a step boundary."""
+"""Stop requests from the scheduler: a signal sets a flag, and the stage acts on it at a step boundary.
+
+Worker processes leave these signals to the process that started them.
+"""
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from types import FrameType
 from typing import Any
+
+log = logging.getLogger("cvae.workers")
 
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP)
 
@@ -53,6 +61,23 @@ class StopFlag:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.requested = True
         self.received.add(signum)
+
+
+def worker_pool(processes: int, start: Callable[[], None]) -> ProcessPoolExecutor | None:
+    """Return a pool of new processes. Each calls `start` first, which must call `serve_parent`.
+
+    None if one process is enough, or with a warning if the machine has no place for the pool's semaphores:
+    they lie in /dev/shm, which some sites fill, close or leave out.
+    """
+    if processes <= 1:
+        return None
+    spawn = multiprocessing.get_context("spawn")  # fork is not safe beside threads (torch, log, tracking)
+    try:
+        # Not a multiprocessing.Pool, which waits for ever if one of its workers is killed.
+        return ProcessPoolExecutor(processes, spawn, start)
+    except (OSError, ImportError, NotImplementedError) as error:
+        log.warning("/dev/shm: cannot be used (%s); one process does the work of %d", error, processes)
+        return None
 
 
 def serve_parent() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import multiprocessing.synchronize
 import os
 import shutil
 import tarfile
@@ -24,6 +25,7 @@ from pipeline.data.records import RecordFormat, key_of
 from pipeline.data.shards import Shards
 from pipeline.data.sources.celeba import Celeba
 from pipeline.data.sources.celeba_names import CELEBA_ATTRIBUTES
+from pipeline.data.sources.toy.dataset import make_toy_celeba
 from pipeline.data.workers import write_shards
 from pipeline.data.writer import plan_shards
 from pipeline.errors import DataError
@@ -148,6 +150,19 @@ def test_bytes_depend_neither_on_processes_nor_place_nor_packing(original: Path,
         processes=2,
     )
     assert contents(elsewhere) == contents(original)
+
+
+@pytest.mark.parametrize("name", ["/no/folder", "/" + "x" * 300])
+def test_without_semaphores_one_process_does_the_work(
+    name: str, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The system refuses these names, as it refuses all if /dev/shm is full, closed or missing."""
+    named = staticmethod(lambda: name)
+    monkeypatch.setattr(multiprocessing.synchronize.SemLock, "_make_name", named)
+    assert contents(write(original.parent / "source", tmp_path / "b", processes=2)) == contents(original)
+    make_toy_celeba(tmp_path / "toy", 51, 0, processes=2)
+    assert len(list((tmp_path / "toy/img_align_celeba").iterdir())) == 51
+    assert [text[:8] for text in caplog.messages] == ["/dev/shm"] * 2
 
 
 def test_a_seeded_permutation_assigns_samples_to_even_shards(original: Path, tmp_path: Path) -> None:

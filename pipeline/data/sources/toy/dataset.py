@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import shutil
 import uuid
 from collections.abc import Generator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from pipeline.data.sources.toy.style import sample_style
 from pipeline.errors import ConfigError, DataError
 from pipeline.rundir.files import naming
 from pipeline.runtime.logs import progress
-from pipeline.runtime.preempt import StopFlag, Stopped, serve_parent
+from pipeline.runtime.preempt import StopFlag, Stopped, serve_parent, worker_pool
 from pipeline.runtime.split import ceil_div
 
 ANNOTATIONS, PARTITION, IMAGES = "list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba"
@@ -96,12 +95,10 @@ def _draw_all(folder: Path, n: int, seed: int, processes: int) -> Generator[None
     """Draw all faces and yield after each chunk. To close it ends the workers."""
     draw = partial(_draw_chunk, folder, n, seed)
     chunks = range(0, n, CHUNK)
-    if processes <= 1:
+    pool = worker_pool(min(processes, len(chunks)), serve_parent)
+    if pool is None:
         yield from map(draw, chunks)
         return
-    spawn = multiprocessing.get_context("spawn")  # fork is not safe beside torch's threads
-    # Not a multiprocessing.Pool, which waits for ever if one of its workers is killed.
-    pool = ProcessPoolExecutor(min(processes, len(chunks)), spawn, serve_parent)
     try:
         for future in as_completed([pool.submit(draw, start) for start in chunks]):
             yield future.result()
