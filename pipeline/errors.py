@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 NO_RIGHT = (errno.EACCES, errno.EPERM)
@@ -45,7 +46,7 @@ def as_user_error(error: Exception) -> Exception:
     if isinstance(error, UserError) or not isinstance(error, OSError):
         return error
     if error.errno in DISK_ERRORS:
-        file = error.filename or "a file"
+        file = error.filename2 or error.filename or "a file or the output"  # filename2: of a copy, where to
         reason = f"{file} could not be written ({error.strerror})"
         return StorageError(f"{reason}; make room, then the same command continues")
     if error.errno in NO_RIGHT and error.filename:
@@ -67,12 +68,23 @@ def exit_code(main: Callable[[], object]) -> int:
         main()
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        _drop_unwritten()
         return 128 + signal.SIGPIPE
     except (UserError, OSError) as error:
         found = as_user_error(error)
         if not isinstance(found, UserError):
             raise
-        print(f"error: {found}", file=sys.stderr)
+        with suppress(OSError):  # the log of a shell may lie on the same full disk
+            print(f"error: {found}", file=sys.stderr)
+        _drop_unwritten()
         return 2
     return 0
+
+
+def _drop_unwritten() -> None:
+    """Drop output that nobody takes. Python would try once more at its end, and exit with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 os.environ.setdefault(
@@ -36,6 +38,17 @@ def _one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """In the `with` block no file of this process can have more than `room` bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def run_ranks(

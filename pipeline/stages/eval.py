@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,14 +79,14 @@ def evaluate(
             context.log.info(took, done, len(metrics), name, seconds[name])
     if not context.ranks.is_main:
         return
-    folder = next_folder(context.run_dir)
-    with timed(seconds, "pictures"):
-        pictures.draw(evidence, folder / "samples")
-    with timed(seconds, "drawings"):
-        draw_latents(evidence, found.get("units", []), folder / "plots")
-    rounded = {name: round(value, 3) for name, value in (seconds | evidence.clock).items()}
-    results = {"protocol": protocol(config, evidence), **collect(found, groups), "seconds": rounded}
-    write_json(folder / "metrics.json", results)
+    with next_folder(context.run_dir) as folder:
+        with timed(seconds, "pictures"):
+            pictures.draw(evidence, folder / "samples")
+        with timed(seconds, "drawings"):
+            draw_latents(evidence, found.get("units", []), folder / "plots")
+        rounded = {name: round(value, 3) for name, value in (seconds | evidence.clock).items()}
+        results = {"protocol": protocol(config, evidence), **collect(found, groups), "seconds": rounded}
+        write_json(folder / "metrics.json", results)
     for name, value in results["metrics"].items():
         context.log.info("%s %s", name, value)
     context.log.info("report: %s", write_report(context.run_dir))
@@ -183,8 +184,9 @@ def stop_together(context: Context) -> None:
         raise Stopped("eval: stopped; the next attempt starts again")
 
 
-def next_folder(run_dir: Path) -> Path:
-    """Make the next free eval/<n> (rank 0 only).
+@contextmanager
+def next_folder(run_dir: Path) -> Iterator[Path]:
+    """Make the next free eval/<n> (rank 0 only), and delete it again if the block fails.
 
     Two evaluations at the same time get two folders.
     """
@@ -193,9 +195,14 @@ def next_folder(run_dir: Path) -> Path:
         folder = run_dir / "eval" / str(number)
         try:
             folder.mkdir(parents=True)
-            return folder
+            break
         except FileExistsError:
             number += 1
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # a full disk gets its bytes back
+        raise
 
 
 def protocol(config: RunConfig, evidence: Evidence) -> dict[str, Any]:

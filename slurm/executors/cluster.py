@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from pipeline.rundir.layout import code_dir
 from slurm import ledger
 from slurm.chain import Chain, Run, Step, batches, dependencies
 from slurm.executors import Executor, outside_jobs, submission_folder
+from slurm.executors.view import tell, tell_error
 from slurm.queue import array_of, job_states
 from slurm.resources import FINISH, asks_for_gpus, counted, gpu_request, require_a_gpu_each, stage_resources
 from slurm.sbatch import code, sbatch_script, snapshot, snapshot_folder, submitter
@@ -97,16 +97,16 @@ class SlurmExecutor(Executor):
         listed = shlex.join(shown(run_dir) for run_dir in run_dirs)
         command = f"python tools/status.py --follow {listed}"
         if not wait:
-            print(f"\nnext:\n  {command}\n  python tools/cancel.py {listed}")
+            tell(f"\nnext:\n  {command}\n  python tools/cancel.py {listed}")
             return
         try:
             for line in follow(run_dirs):
-                print(line, flush=True)
+                tell(line)
         except KeyboardInterrupt:
-            print(f"the jobs go on; follow them again: {command}", file=sys.stderr)
+            tell_error(f"the jobs go on; follow them again: {command}")
             raise SystemExit(130) from None
         statuses = survey(run_dirs)
-        print(as_table(statuses))
+        tell(as_table(statuses))
         if any(status.state != "COMPLETED" for status in statuses):
             raise SystemExit(1)
 
@@ -124,10 +124,10 @@ class SlurmExecutor(Executor):
                 new += [job.job_id for job in jobs]
                 for step, job in zip(group, jobs, strict=True):
                     ids[step.output] = job.job_id
-                print(_announcement(group, array_of(jobs[0].job_id), dependency))
+                tell(_announcement(group, array_of(jobs[0].job_id), dependency))
             if _needs_finish(chain):
                 new.append(self.submit_finish(runs, sweep, list(ids.values())).job_id)
-                print(f"{FINISH}: job {new[-1]}, after all others")
+                tell(f"{FINISH}: job {new[-1]}, after all others")
         except ConfigError as error:
             queued = dict.fromkeys(array_of(job) for job in new)
             hint = f"; submitted before it and still queued: scancel {' '.join(queued)}" if queued else ""

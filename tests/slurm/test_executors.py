@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shutil
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -433,6 +435,15 @@ def test_refused_job_says_why_and_what_is_queued(slurm_run, fake_slurm):
     (fake_slurm / "sbatch").write_text(script.replace("env >", refuse + "env >"))
     with pytest.raises(ConfigError, match="trial-train: .*invalid partition specified: gpu.*scancel 12"):
         executor_named("slurm").submit_all(plan([slurm_run], parse_stages(None)), [slurm_run])
+
+
+def test_an_output_that_nobody_takes_leaves_no_half_chain(slurm_run, fake_slurm, monkeypatch):
+    """The log of a launch lies on a full disk, or its terminal is gone: all jobs are submitted."""
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(full, write_through=True))
+        executor_named("slurm").submit_all(plan([slurm_run], parse_stages(None)), [slurm_run])
+    stages = [job["stage"] for job in json.loads((slurm_run.run_dir / "jobs.json").read_text())]
+    assert stages == ["shard", "train", "classifier", "eval", "finish"]
 
 
 def test_dry_run_names_jobs_in_place_of_ids_and_needs_no_slurm(slurm_run, monkeypatch):

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import stat
+import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from pipeline.errors import DISK_ERRORS, StorageError, exit_code
 from pipeline.rundir import files, record
 from pipeline.rundir.files import append_line, give_usual_mode, naming, read_json_lines, write_json
+from tests.conftest import ROOT
 
 
 def test_a_torn_line_costs_itself_only(tmp_path):
@@ -91,6 +94,28 @@ def test_a_full_disk_anywhere_ends_without_a_traceback(number, capsys):
 
     assert exit_code(main) == 2
     assert f"/data/c.html could not be written ({os.strerror(number)})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [1, 100_000])
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_output_on_a_full_disk_ends_with_code_2(words, whole):
+    """Python holds short output back until its end. `whole`: the messages go to the full disk too."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    script = f"import sys; from pipeline.errors import exit_code; sys.exit(exit_code(lambda: print('x ' * {words})))"
+    with open("/dev/full", "w") as full:
+        outputs = {"stdout": full, "stderr": full if whole else subprocess.PIPE}
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, text=True, **outputs)
+    assert done.returncode == 2
+    said = "error: a file or the output could not be written (No space left on device)"
+    assert whole or (done.stderr.startswith(said) and done.stderr.count("\n") == 1)
+
+
+def test_a_copy_that_finds_no_room_names_its_target(capsys):
+    def main():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/from", None, "/to")
+
+    assert exit_code(main) == 2
+    assert "error: /to could not be written (No space left on device)" in capsys.readouterr().err
 
 
 def test_without_a_temporary_folder_the_remedy_is_named(monkeypatch, capsys):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipeline.config.schema import RunConfig
 from pipeline.data.manifest import content_digest
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, StorageError
 from pipeline.evaluation.metrics.registry import METRICS
 from pipeline.reporting.comparison import compare
 from pipeline.rundir import layout, record
@@ -26,7 +26,7 @@ from pipeline.rundir.files import write_json
 from pipeline.runtime.preempt import Stopped
 from pipeline.stages import eval as stage
 from pipeline.training.checkpoints.store import Checkpoints
-from tests.conftest import ROOT, run_ranks
+from tests.conftest import ROOT, full_disk, run_ranks
 from tests.tiny_run import (
     ATTRIBUTES,
     SIZE,
@@ -292,10 +292,24 @@ def test_a_stopped_evaluation_leaves_no_numbers(site: Site) -> None:
     assert not layout.eval_dirs(run_dir)
 
 
+def test_a_full_disk_leaves_no_half_evaluation(site: Site) -> None:
+    """Numbers and pictures appear together; the cached features are there already."""
+    config, run_dir = site.new_run("full")
+    with full_disk(30_000), pytest.raises(StorageError, match="eval/1/samples/.*could not be written"):
+        stage.run(config, context(run_dir))
+    assert not layout.eval_dirs(run_dir)
+    stage.run(config, context(run_dir))
+    assert results(run_dir)
+
+
 def test_a_number_is_never_given_twice(tmp_path: Path) -> None:
-    assert [stage.next_folder(tmp_path).name for _ in range(3)] == ["1", "2", "3"]
+    def number() -> str:
+        with stage.next_folder(tmp_path) as folder:
+            return folder.name
+
+    assert [number() for _ in range(3)] == ["1", "2", "3"]
     shutil.rmtree(tmp_path / "eval" / "2")
-    assert stage.next_folder(tmp_path).name == "4"
+    assert number() == "4"
 
 
 def test_a_model_of_other_attributes_is_refused(site: Site) -> None:
