@@ -42,7 +42,7 @@ def _one_thread():
 
 @contextmanager
 def full_disk(room: int) -> Iterator[None]:
-    """In the `with` block no file of this process can have more than `room` bytes, as if the disk were full."""
+    """Let no file of this process have more than `room` bytes in the block, as if the disk were full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:

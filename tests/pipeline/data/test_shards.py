@@ -154,7 +154,11 @@ def test_bytes_depend_neither_on_processes_nor_place_nor_packing(original: Path,
 
 @pytest.mark.parametrize("name", ["/no/folder", "/" + "x" * 300])
 def test_without_semaphores_one_process_does_the_work(
-    name: str, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    name: str,
+    original: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The system refuses these names, as it refuses all if /dev/shm is full, closed or missing."""
     named = staticmethod(lambda: name)

@@ -101,7 +101,8 @@ def test_a_full_disk_anywhere_ends_without_a_traceback(number, capsys):
 def test_an_output_on_a_full_disk_ends_with_code_2(words, whole):
     """Python holds short output back until its end. `whole`: the messages go to the full disk too."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
-    script = f"import sys; from pipeline.errors import exit_code; sys.exit(exit_code(lambda: print('x ' * {words})))"
+    main = f"lambda: print('x ' * {words})"
+    script = f"import sys; from pipeline.errors import exit_code; sys.exit(exit_code({main}))"
     with open("/dev/full", "w") as full:
         outputs = {"stdout": full, "stderr": full if whole else subprocess.PIPE}
         done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, text=True, **outputs)
