@@ -88,7 +88,8 @@ class AttributeControl(nn.Module):
     def obey(self, z: Tensor, y: Tensor, margin: float) -> Tensor:
         """Move codes [B, D] until each score is about `margin` on its side of y [B, A].
 
-        Unknown attributes (y = 0.5) are left alone. 1 is the score of an average image.
+        Attributes with y = 0.5 (not known, or nobody asked for them) are left alone. 1 is the score of an
+        average image.
         """
         sign = 2 * y - 1
         for _ in range(ROUNDS):

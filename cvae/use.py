@@ -84,11 +84,11 @@ class Model:
 
         Attributes that it does not name come from training images; see `labels`. The noise is
         scaled by `temperature`. With `guidance` g, the prior follows the request g times as closely.
-        With a `margin`, codes are moved until they show the request that clearly; 1 is an average image.
-        Image i depends on the seed and on `start` + i, not on n. Raises RequestError.
+        With a `margin`, codes are moved until they show the named attributes that clearly; 1 is an
+        average image. Image i depends on the seed and on `start` + i, not on n. Raises RequestError.
         """
         y = self.labels(request, n, seed, start)
-        return self.draw(y, seed, temperature, guidance, start, margin)
+        return self.draw(y, seed, temperature, guidance, start, margin, named=request)
 
     def labels(self, request: Request, n: int = 16, seed: int = 0, start: int = 0) -> Tensor:
         """Return the attributes [n, A] of the images that `sample` draws.
@@ -110,27 +110,32 @@ class Model:
         guidance: float = 1.0,
         start: int = 0,
         margin: float = 0.0,
+        named: Iterable[str] | None = None,
     ) -> Tensor:
         """Draw one image for each row of attributes y [n, A], from 0 to 1: [n, S, S, 3].
 
-        Image i has the noise of image `start` + i of `sample`. Raises RequestError.
+        Image i has the noise of image `start` + i of `sample`. A `margin` acts on the attributes `named`,
+        or on all. Raises RequestError.
         """
         shape = (len(y), len(self.attributes))
         if y.shape != shape or not len(y):
             raise RequestError(f"y: got {list(y.shape)}, expected [n, {len(self.attributes)}]")
         noise, _ = self._keyed(seed, range(start, start + len(y)), 1)
+        asked = torch.full(shape, UNKNOWN)
+        columns = list(self._wanted(dict.fromkeys(self.attributes if named is None else named, 1)))
+        asked[:, columns] = y[:, columns].float()
 
-        def block(y: Tensor, noise: Tensor) -> Tensor:
+        def block(y: Tensor, noise: Tensor, asked: Tensor) -> Tensor:
             prior = self.net.prior(y)
             if guidance != 1.0:
                 unconditional = self.net.prior(torch.full_like(y, UNKNOWN))
                 prior = self._guided(prior, unconditional, "guidance", guidance)
             z = prior.sample(temperature * noise)
             if margin:
-                z = self._control("margin", margin).obey(z, y, margin)
+                z = self._control("margin", margin).obey(z, asked, margin)
             return self.net.decode(z, y)
 
-        return _levels(self._blocks(block, y.float(), noise))
+        return _levels(self._blocks(block, y.float(), noise, asked))
 
     def complete(self, request: Request) -> Tensor:
         """Return rows of attributes [M, A] that carry the request.

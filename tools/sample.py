@@ -138,9 +138,10 @@ def draw(
             for start in range(0, order.n, BATCH):
                 n = min(BATCH, order.n - start)
                 y = model.labels(order.request, n, order.seed, start)
-                images = model.draw(
-                    y, order.seed, args.temperature, args.guidance, start, args.margin
-                ).numpy()
+                drawn = model.draw(
+                    y, order.seed, args.temperature, args.guidance, start, args.margin, order.request
+                )
+                images = drawn.numpy()
                 if args.background is not None:
                     images = put_behind(images, args.background)
                 yield order, y, images
@@ -181,7 +182,13 @@ def main(argv: list[str] | None = None) -> None:
     add_seed(words, "same seed, same images")
     add("--temperature", metavar="T", type=float, default=1.0, help="scale of the noise; below 1: tamer")
     add("--guidance", metavar="G", type=float, default=1.0, help="above 1: follow the request more closely")
-    add("--margin", metavar="M", type=float, default=0.0, help="1: show it as clearly as an average image")
+    add(
+        "--margin",
+        metavar="M",
+        type=float,
+        default=0.0,
+        help="1: what you name is as clear as in an average image",
+    )
     add("--background", metavar="PICTURE", type=Path, help="a picture to put behind the faces")
     add_device(words)
     add_out(words, "a picture (.png, .jpg), or a folder for single images", "grid.png")

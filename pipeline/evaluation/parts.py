@@ -125,7 +125,7 @@ def rare(subject: Subject) -> Rows:
     for row in chosen.tolist():
         names = tuple(subject.info.attributes[i] for i in row if i >= 0)
         if each and len(subject.splits[subject.settings.split]):
-            found.append(_judged(subject, "rare/" + "+".join(names), subject.requests(names, each)))
+            found.append(_named(subject, names, subject.requests(names, each)))
     joined = {name: np.concatenate([rows[name] for rows in found]) for name in (found[0] if found else ())}
     numbers = np.repeat(np.arange(len(found)), each)
     return joined | {"columns": chosen, "combination": numbers}
@@ -211,9 +211,9 @@ def _sample(subject: Subject, purpose: str, labels: np.ndarray) -> Rows:
     return subject.map(rows, len(labels))
 
 
-def _judged(subject: Subject, purpose: str, labels: np.ndarray) -> Rows:
+def _named(subject: Subject, attributes: tuple[str, ...], labels: np.ndarray) -> Rows:
     def rows(indices: np.ndarray) -> dict[str, Tensor]:
-        x = subject.draw(purpose, indices, labels[indices])
+        x = subject.draw_named(attributes, indices, labels[indices])
         return {"fd_classifier": subject.classifier_features(x)}
 
     return subject.map(rows, len(labels))

@@ -99,6 +99,11 @@ def rivals(name: str, exclusive: Groups) -> set[str]:
     return found
 
 
+def purpose_of(attributes: tuple[str, ...]) -> str:
+    """Return the name of the random numbers of samples that are asked for `attributes`."""
+    return "rare/" + "+".join(attributes)
+
+
 def requests(
     labels: np.ndarray,
     names: list[str],
@@ -111,7 +116,7 @@ def requests(
 
     Rows are drawn from `labels` [N, A]. Then `attributes` are set, and what contradicts them is unset.
     """
-    rng = generator(seed, "rare/" + "+".join(attributes), 0)
+    rng = generator(seed, purpose_of(attributes), 0)
     drawn = labels[rng.integers(len(labels), size=n)].copy()
     drawn[:, [names.index(name) for name in attributes]] = 1
     against: set[str] = set()

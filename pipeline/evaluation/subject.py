@@ -26,7 +26,7 @@ from pipeline.data.sources.base import Annotations, DatasetInfo
 from pipeline.errors import ConfigError
 from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.features import Features
-from pipeline.evaluation.rare import Counts, requests
+from pipeline.evaluation.rare import Counts, purpose_of, requests
 from pipeline.runtime.blocks import map_blocks
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.keyed import keyed_normal
@@ -150,7 +150,15 @@ class Subject:
     def draw(self, purpose: str, indices: np.ndarray, labels: np.ndarray) -> Tensor:
         """Draw samples [b, 3, S, S] for attributes [b, A], each with the noise of its index."""
         y = self.condition(labels)
-        return self.model.decode(self._codes(self.noise(purpose, indices), y), y)
+        return self.model.decode(self.prior(y).sample(self.noise(purpose, indices)), y)
+
+    def draw_named(self, attributes: tuple[str, ...], indices: np.ndarray, labels: np.ndarray) -> Tensor:
+        """Draw samples [b, 3, S, S] for `requests` that name `attributes`, with `eval.margin`."""
+        y, noise = self.condition(labels), self.noise(purpose_of(attributes), indices)
+        asked = torch.full_like(y, 0.5)
+        columns = [self.info.attributes.index(name) for name in attributes]
+        asked[:, columns] = y[:, columns]
+        return self.model.decode(self._clear(self.prior(y).sample(noise), asked), y)
 
     def prior(self, y: Tensor) -> Distribution:
         """Return p(z|y), with the guidance of the configuration."""
@@ -169,7 +177,7 @@ class Subject:
         noise, before = self.noise("flips", indices), self.condition(asked)
         if self.model.control is None:
             return self._carried(noise, before, self.condition(wanted))
-        return self._moved(self._codes(noise, before), before, self.condition(wanted))
+        return self._moved(self.prior(before).sample(noise), before, self.condition(wanted))
 
     def edit(self, indices: np.ndarray, asked: np.ndarray, wanted: np.ndarray) -> Tensor:
         """Change real images [b] with attributes `asked` [b, A] to `wanted`, [b, 3, S, S].
@@ -183,9 +191,8 @@ class Subject:
             return self._carried(self.model.prior(before).to_noise(code), before, after)
         return self._moved(code, before, after)
 
-    def _codes(self, noise: Tensor, y: Tensor) -> Tensor:
-        """Draw codes [b, D] for y [b, A], with the guidance and the margin of the configuration."""
-        z = self.prior(y).sample(noise)
+    def _clear(self, z: Tensor, asked: Tensor) -> Tensor:
+        """Move codes [b, D] until they show what is asked for; `asked` [b, A] is 0.5 elsewhere."""
         if not self.settings.margin:
             return z
         if self.model.control is None:
@@ -193,7 +200,7 @@ class Subject:
                 f"key 'eval.margin': got {self.settings.margin}, but this model has no attribute control;"
                 " set eval.margin=0, or refine the run with refine.prior.control=true"
             )
-        return self.model.control.obey(z, y, self.settings.margin)
+        return self.model.control.obey(z, asked, self.settings.margin)
 
     def _moved(self, z: Tensor, before: Tensor, after: Tensor) -> Tensor:
         """Decode codes [b, D] whose changed attributes are moved with `edit_strength`."""

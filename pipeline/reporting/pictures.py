@@ -109,7 +109,7 @@ def _triples(evidence: Evidence, indices: np.ndarray) -> np.ndarray:
 def _combination(evidence: Evidence, attributes: tuple[str, ...], n: int) -> np.ndarray:
     """Draw `n` samples [n, S, S, 3] that are asked for all of `attributes`."""
     requests = evidence.requests(attributes, n)
-    return _levels(evidence.draw("rare/" + "+".join(attributes), np.arange(n), requests))
+    return _levels(evidence.draw_named(attributes, np.arange(n), requests))
 
 
 def _flips(evidence: Evidence) -> Iterator[Picture]:

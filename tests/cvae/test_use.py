@@ -264,7 +264,7 @@ def test_strength_acts_on_a_prior_with_a_velocity_alone(photos, folders):
         unable.edit(photos, {"Male": 1}, strength=2.0)
 
 
-def test_an_attribute_control_edits_and_makes_samples_obey(photos, folders, tmp_path):
+def test_an_attribute_control_edits_and_makes_samples_obey(photos, folders, tmp_path, monkeypatch):
     config = config_of("flow", control=True)
     net = live(config)
     generator = torch.Generator().manual_seed(3)
@@ -281,7 +281,14 @@ def test_an_attribute_control_edits_and_makes_samples_obey(photos, folders, tmp_
         expected = to_uint8(net.decode(moved, other))
     edited = able.edit(photos, {"Eyeglasses": 1}, y, strength=2.0)
     assert (edited.int() - expected.int()).abs().max() <= 1
-    request = dict.fromkeys(ATTRIBUTES, 1)
+    request = {"Male": 1, "Eyeglasses": 0}
+    with monkeypatch.context() as patch:
+        heard = []
+        patch.setattr(able.net.control, "obey", lambda z, asked, margin: heard.append(asked) or z)
+        able.sample(request, n=4, margin=2.0)
+    (asked,) = heard
+    assert [asked[0, ATTRIBUTES.index(name)] for name in request] == [1, 0]
+    assert (asked == 0.5).sum() == 4 * (len(ATTRIBUTES) - 2)  # what nobody named is left alone
     assert not torch.equal(able.sample(request, n=4, margin=2.0), able.sample(request, n=4))
     with pytest.raises(RequestError, match="margin: got 2.0, expected 0.*refine.prior.control=true"):
         cvae.load(folders["flow"]).sample(request, n=4, margin=2.0)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from pipeline.errors import ConfigError
 from pipeline.evaluation.evidence import MissingPart
 from pipeline.evaluation.metrics.registry import METRICS
 from pipeline.evaluation.parts import PARTS
@@ -68,3 +71,26 @@ def test_rare_samples_are_numbered_by_their_combination(runs: Path) -> None:
     none = evidence(runs, rare_samples=0)
     none.compute("rare")
     assert "fd_classifier" not in none["rare"] and len(none["rare"]["combination"]) == 0
+
+
+def test_a_margin_acts_on_the_attributes_that_a_request_names(runs: Path) -> None:
+    heard: list[torch.Tensor] = []
+
+    def obey(z: torch.Tensor, asked: torch.Tensor, margin: float) -> torch.Tensor:
+        assert margin == 2.0
+        heard.append(asked)
+        return z
+
+    own = evidence(runs, margin=2.0)
+    with pytest.raises(ConfigError, match=r"'eval.margin': got 2.0.*refine.prior.control=true"):
+        own.compute("rare")
+    own.model.control = SimpleNamespace(obey=obey)  # type: ignore[assignment]
+    own.compute("samples")
+    assert not heard  # a row of labels names nothing
+    own.compute("rare")
+    asked = torch.cat(heard)
+    names = own.info.attributes
+    for i, combination in enumerate(own.rare_combinations()):
+        rows = asked[torch.from_numpy(own["rare"]["combination"] == i)]
+        named = torch.tensor([name in combination.attributes for name in names])
+        assert (rows[:, named] == 1).all() and (rows[:, ~named] == 0.5).all()
