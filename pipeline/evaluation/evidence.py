@@ -33,6 +33,7 @@ class Evidence(Subject):
         """Compute these parts unless they are there (collective: all ranks call it alike)."""
         for part in parts:
             if part not in self.parts:
+                self.watch.what = f"part {part}"
                 self.parts[part] = PARTS[part](self)
 
     def __getitem__(self, part: str) -> Rows:

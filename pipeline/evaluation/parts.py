@@ -200,7 +200,7 @@ def _split_features(subject: Subject, split: str) -> Rows:
 
 def _cached(subject: Subject, split: str, key: dict[str, Any], extractor: Features) -> np.ndarray:
     shards = subject.splits[split]
-    return reference_features(subject.reference_dir, shards, key, extractor, subject.ranks, subject.clock)
+    return reference_features(subject.reference_dir, shards, key, extractor, subject.ranks, subject.watch)
 
 
 def _sample(subject: Subject, purpose: str, labels: np.ndarray) -> Rows:

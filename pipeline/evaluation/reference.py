@@ -22,7 +22,7 @@ from pipeline.evaluation.features import Features
 from pipeline.rundir.files import write_bytes
 from pipeline.rundir.layout import REFERENCE
 from pipeline.rundir.lock import locked
-from pipeline.runtime.blocks import map_blocks
+from pipeline.runtime.blocks import Watch, map_blocks
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.split import spread
 
@@ -58,7 +58,7 @@ def reference_features(
     key: dict[str, Any],
     extractor: Features,
     ranks: Ranks,
-    clock: dict[str, float] | None = None,
+    watch: Watch | None = None,
 ) -> np.ndarray:
     """Return features [n, F] of the images that `key` describes (all ranks take part).
 
@@ -74,7 +74,7 @@ def reference_features(
         there = float(ranks.is_main and file.exists())
         found = ranks.reduce_sum(torch.tensor([there], device=ranks.device))
         if not found.item():
-            return _compute(file, shards, key, extractor, ranks, clock)
+            return _compute(file, shards, key, extractor, ranks, watch)
         if not ranks.is_main:
             return np.zeros((0, 0), np.float32)
         return _read(file)
@@ -86,7 +86,7 @@ def _compute(
     key: dict[str, Any],
     extractor: Features,
     ranks: Ranks,
-    clock: dict[str, float] | None,
+    watch: Watch | None,
 ) -> np.ndarray:
     positions = spread(key["n"], len(shards))
 
@@ -94,7 +94,7 @@ def _compute(
         images, _ = shards.gather(positions[indices])
         return {"features": extractor(torch.from_numpy(images))}
 
-    features = map_blocks(rows, key["n"], key["block"], ranks, clock)["features"]
+    features = map_blocks(rows, key["n"], key["block"], ranks, watch)["features"]
     if ranks.is_main:
         metadata = {name: str(value) for name, value in key.items()}
         write_bytes(file, safetensors.numpy.save({"features": features}, metadata))

@@ -27,7 +27,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.classifier import Classifier
 from pipeline.evaluation.features import Features
 from pipeline.evaluation.rare import Counts, purpose_of, requests
-from pipeline.runtime.blocks import map_blocks
+from pipeline.runtime.blocks import Watch, map_blocks
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.keyed import keyed_normal
 from pipeline.runtime.split import spread
@@ -50,7 +50,7 @@ class Subject:
     reference_dir: Callable[[str], Path]  # from the digest of a key to the folder of its features
     crop: int  # pixels of the stored crop; part of the key of cached features
     annotations: Annotations | None = None  # of the whole dataset; rank 0 has them if they are at hand
-    clock: dict[str, float] = field(default_factory=dict)  # seconds spent in gathering
+    watch: Watch = field(default_factory=lambda: Watch("blocks"))
 
     @property
     def n(self) -> int:
@@ -238,7 +238,7 @@ class Subject:
 
     def map(self, rows: Callable[[np.ndarray], dict[str, Tensor]], n: int) -> Rows:
         """Call `rows` on blocks of the indices 0 .. n - 1 (all ranks take part)."""
-        return map_blocks(rows, n, self.settings.block, self.ranks, self.clock)
+        return map_blocks(rows, n, self.settings.block, self.ranks, self.watch)
 
 
 def edges(x: Tensor) -> Tensor:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.logs import progress
 from pipeline.runtime.split import ceil_div, share
+
+log = logging.getLogger("cvae.blocks")
+
+
+@dataclass
+class Watch:
+    """How a long piece of work is watched: its name in lines about progress, and the time of exchanges."""
+
+    what: str
+    gathering_s: float = 0.0  # what `map_blocks` spent in exchanges between ranks
 
 
 @torch.no_grad()
@@ -19,21 +32,23 @@ def map_blocks(
     n: int,
     block: int,
     ranks: Ranks,
-    clock: dict[str, float] | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, np.ndarray]:
     """Call `function` on the indices 0 .. n - 1, `block` at a time; return its rows [n, ...] by name.
 
     Every rank gets all rows. All ranks take part, and each does an even share of the blocks. A block never
-    depends on its rank, so neither do the rows. `clock`: its entry "gathering" grows by the seconds that the
-    exchange took.
+    depends on its rank, so neither do the rows. With a `watch`, progress is told now and then.
     """
     mine = list(share(ceil_div(n, block), ranks.rank, ranks.world_size))
-    results = [function(np.arange(i * block, min(n, (i + 1) * block))) for i in mine or [0]]
+    watched: Iterable[int] = mine or [0]
+    if watch is not None:
+        watched = progress(watched, len(mine or [0]), watch.what, log)
+    results = [function(np.arange(i * block, min(n, (i + 1) * block))) for i in watched]
     rows = {name: torch.cat([result[name] for result in results]) for name in results[0]}
     if not mine:  # this rank did the first block, to learn the shapes, and contributes nothing
         rows = {name: x[:0] for name, x in rows.items()}
     start = time.monotonic()
     gathered = {name: ranks.gather_rows(x).cpu().numpy() for name, x in rows.items()}
-    if clock is not None:
-        clock["gathering"] = clock.get("gathering", 0.0) + time.monotonic() - start
+    if watch is not None:
+        watch.gathering_s += time.monotonic() - start
     return gathered

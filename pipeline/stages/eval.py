@@ -84,7 +84,8 @@ def evaluate(
             pictures.draw(evidence, folder / "samples")
         with timed(seconds, "drawings"):
             draw_latents(evidence, found.get("units", []), folder / "plots")
-        rounded = {name: round(value, 3) for name, value in (seconds | evidence.clock).items()}
+        seconds["gathering"] = evidence.watch.gathering_s
+        rounded = {name: round(value, 3) for name, value in seconds.items()}
         results = {"protocol": protocol(config, evidence), **collect(found, groups), "seconds": rounded}
         write_json(folder / "metrics.json", results)
     for name, value in results["metrics"].items():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.runtime.blocks import map_blocks
+from pipeline.runtime.blocks import Watch, map_blocks
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.logs import PROGRESS, Pace
 from pipeline.runtime.split import ceil_div, spread
 
 
@@ -29,3 +32,14 @@ def test_blocks_are_the_same_on_any_rank(world_size: int) -> None:
 def test_spread_positions_are_distinct_and_reach_over_the_whole_split(n: int, total: int) -> None:
     positions = spread(n, total)
     assert len(set(positions)) == n and positions[0] == 0 and total - positions[-1] <= ceil_div(total, n)
+
+
+def test_watched_blocks_tell_how_far_they_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Pace, "due", lambda self: True)
+    with caplog.at_level(logging.INFO, "cvae"):
+        map_blocks(lambda i: {"x": torch.from_numpy(i)}, 11, 4, Ranks(), Watch("part samples"))
+    told = [record.getMessage() for record in caplog.records]
+    assert [line.split(",")[0] for line in told] == ["part samples 1/3", "part samples 2/3"]
+    assert all(PROGRESS.fullmatch(line) for line in told)  # so that a launch and tools/status.py show it
