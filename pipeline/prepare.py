@@ -13,7 +13,8 @@ from pipeline.config.paths import absolute_paths
 from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.rundir import layout
-from pipeline.rundir.files import append_line, write_text
+from pipeline.rundir.files import write_text
+from pipeline.rundir.lines import append_line
 from pipeline.rundir.record import run_config
 from pipeline.rundir.redact import redact
 from pipeline.stages import STAGES

@@ -10,7 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.rundir.files import append_line, read_json_lines, write_text
+from pipeline.rundir.files import write_text
+from pipeline.rundir.lines import append_line, read_json_lines
 
 
 @dataclass(frozen=True)

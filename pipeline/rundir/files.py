@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -14,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DISK_ERRORS, StorageError
-
-log = logging.getLogger("cvae.files")
 
 BLOCK = 1 << 20  # bytes that are read at once
 
@@ -99,48 +96,6 @@ def write_text(file: Path, text: str) -> None:
 def write_json(file: Path, content: Any) -> None:
     """Replace `file` by indented JSON, as `write_bytes` does."""
     write_text(file, json.dumps(content, indent=1) + "\n")
-
-
-def append_line(file: Path, line: str) -> None:
-    """Append one line to `file` and bring it to the disk. Raises StorageError if the disk refuses.
-
-    If a process died in the middle of the last line, that line is cut off first.
-    """
-    try:
-        with open(file, "ab+") as opened:
-            opened.seek(0)
-            opened.truncate(opened.read().rfind(b"\n") + 1)
-            opened.write(line.encode() + b"\n")
-            opened.flush()
-            os.fsync(opened.fileno())
-    except OSError as error:
-        raise refused(file, error) from error
-
-
-def read_json_lines(file: Path) -> list[Any]:
-    """Return the values of a file with one JSON value a line; none if there is no file.
-
-    Another damaged line than a torn last one is left out with a warning that names it.
-    """
-    values = []
-    for number, line in whole_lines(file):
-        try:
-            values.append(json.loads(line))
-        except (ValueError, RecursionError):
-            log.warning("%s, line %d: is damaged, so it is left out; remove it", file, number)
-    return values
-
-
-def whole_lines(file: Path) -> list[tuple[int, bytes]]:
-    """Return (number, content) of the lines of an append-only file that are not empty; none without a file.
-
-    The last piece has no newline behind it: its writer died, or is writing it now. It does not count, even
-    if it parses, because a number may be cut off.
-    """
-    if not file.exists():
-        return []
-    *lines, _ = file.read_bytes().split(b"\n")
-    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def give_usual_mode(file: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.errors import DataError
-from pipeline.rundir.files import refused, whole_lines, write_text
+from pipeline.rundir.files import refused, write_text
+from pipeline.rundir.lines import whole_lines
 
 
 class MetricsLog:

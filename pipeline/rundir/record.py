@@ -12,7 +12,7 @@ from pipeline.config.paths import database_file, with_database
 from pipeline.config.schema import PATH_KEYS, RunConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.rundir import layout
-from pipeline.rundir.files import read_json_lines
+from pipeline.rundir.lines import read_json_lines
 from pipeline.rundir.metrics_log import read_metrics
 
 # Parts of the protocol that may differ between comparable numbers.

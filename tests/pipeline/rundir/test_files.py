@@ -1,7 +1,6 @@
-"""Small files: whole or not at all, with the usual mode, and readable after a torn line."""
+"""Small files: whole or not at all, and with the usual mode."""
 
 import errno
-import json
 import os
 import stat
 import subprocess
@@ -11,35 +10,10 @@ import tempfile
 import pytest
 
 from pipeline.errors import DISK_ERRORS, StorageError, exit_code
-from pipeline.rundir import files, record
-from pipeline.rundir.files import append_line, give_usual_mode, naming, read_json_lines, write_json
+from pipeline.rundir import files
+from pipeline.rundir.files import give_usual_mode, naming, write_json
+from pipeline.rundir.lines import append_line
 from tests.conftest import ROOT
-
-
-def test_a_torn_line_costs_itself_only(tmp_path):
-    file = tmp_path / "history.jsonl"
-    append_line(file, json.dumps({"n": 1}))
-    with open(file, "a") as opened:
-        opened.write('{"n": 2, "half')
-    assert read_json_lines(file) == [{"n": 1}]
-    append_line(file, json.dumps({"n": 3}))
-    append_line(file, json.dumps({"n": 4}))
-    assert read_json_lines(file) == [{"n": 1}, {"n": 3}, {"n": 4}]
-
-
-def test_a_run_with_a_torn_history_is_still_readable(tmp_path):
-    append_line(tmp_path / "config_history.jsonl", json.dumps({"commit": "abc"}))
-    with open(tmp_path / "config_history.jsonl", "a") as opened:
-        opened.write('{"commit": "de')
-    assert record.commit(tmp_path) == "abc"
-
-
-def test_another_damaged_line_is_named_and_left_out(tmp_path, caplog):
-    file = tmp_path / "history.jsonl"
-    file.write_bytes(b'{"n": 1}\n\xff{"n"\n{"n": 3}\n{"n": 44')
-    assert read_json_lines(file) == [{"n": 1}, {"n": 3}]
-    (said,) = caplog.messages
-    assert f"{file}, line 2" in said
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
