@@ -107,6 +107,13 @@ def test_gpus_that_cannot_be_had_are_an_error_that_names_the_key(run, monkeypatc
         executor_named("local").resources(on(run, **cluster).config, "train")
 
 
+def test_gpus_that_would_stay_idle_are_a_warning_with_the_number_of_ranks_for_all(run, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    one = on(run, gpus_per_node=3, tasks_per_node=2)
+    warnings = executor_named("local").check([one], Chain([train_step(one)], []), preflight=False)
+    assert any("2 ranks leave 1 of 3 GPUs" in text and "tasks_per_node=3" in text for text in warnings)
+
+
 @pytest.mark.parametrize(
     ("python", "stages", "refused"),
     [("", "train,eval", True), ("other/bin", "train", False), ("", "shard", False)],

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.fake_run import add_eval
 
 STORED = ROOT / "tests" / "data" / "stored_run"
 GROUP, ANN, BOB = 30000, 20001, 20002
@@ -119,12 +120,17 @@ def test_with_umask_002_the_group_evaluates_and_compares_a_run(folder: Path, act
 @pytest.mark.slow
 def test_with_umask_022_others_read_a_run_and_start_from_its_weights(folder: Path, act: Command) -> None:
     run_dir = own_run(folder, 0o022)
+    add_eval(run_dir, 1)
+    (run_dir / "logs/train").mkdir(parents=True)
+    (run_dir / "logs/train/rank0.log").write_text("the last line\n")
     mine = folder.parent / "bob"
     mine.mkdir()
     os.chown(mine, BOB, GROUP)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert "stored" in succeeded(act(BOB, 0o022, "tools/status.py", run_dir))
     assert "stored" in succeeded(act(BOB, 0o022, "tools/status.py", "--runs-dir", folder))
+    assert "the last line" in succeeded(act(BOB, 0o022, "tools/logs.py", run_dir, "train"))
+    succeeded(act(BOB, 0o022, "tools/compare.py", run_dir, "--out", mine / "comparison.html"))
     refused = act(BOB, 0o022, "launch.py", "--run-dir", run_dir, "--stages", "train", "train.images=96")
     assert refused.returncode == 2 and "cannot be written" in refused.stderr
     (shards,) = (folder / "_shared" / "shards").iterdir()
