@@ -24,7 +24,7 @@ from pipeline.rundir.headline import HEADLINES, standing_for
 from pipeline.rundir.record import Evaluation
 
 LEGEND = (
-    "A bar goes from one reference, at its left, to a better one, at its right; the dark line is the 95 %"
+    "A bar goes from one reference, at its left, to a better one, at its right; the thin line is the 95 %"
     " interval. A reference is no limit: samples can be sharper than it or show attributes more clearly."
 )
 NUMBERS = "↓ lower is better, ↑ higher is better. N: images or samples measured."
