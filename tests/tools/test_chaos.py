@@ -1,14 +1,18 @@
 """The chaos harness: trials, the report of a broken promise, and processes that must not stay."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
 
+import pytest
+
 from tests.conftest import ROOT
 from tools.dev import chaos
+from tools.dev.chaos_parts import ranks
 from tools.dev.chaos_parts.faults import FAULTS
 from tools.dev.chaos_parts.processes import PROC
 from tools.dev.chaos_parts.trial import Outcome, Trial
@@ -104,6 +108,31 @@ def test_ranks_of_a_patient_campaign_are_patient_too(tmp_path):
     assert [(train.timeout_s, train.stall_s) for train in found] == [(60, 30), (600, 300)]
     frozen = Trial("rank frozen", 2, 0, tmp_path, tmp_path, 1200).config.train
     assert frozen.stall_s == 4  # the fault waits for it
+
+
+def test_ranks_that_hang_are_quoted_as_they_were_before_the_campaign_killed_them(tmp_path, monkeypatch):
+    """A campaign on a busy machine blamed "Connection closed by peer", which its own kill had caused."""
+    held, other = os.pipe()
+
+    def rank(run_dir, number, world, port, events):
+        os.close(other if number else held)
+        os.write(1, f"rank {number} works\n".encode())
+        if number == 0:
+            signal.pause()
+        os.read(held, 1)  # until rank 0 is gone
+        os.write(1, b"Connection closed by peer\n")
+        signal.pause()
+
+    monkeypatch.setattr(ranks, "_rank", rank)
+    group = ranks.Group(tmp_path, tmp_path / "logs", 2)
+    os.close(held)
+    os.close(other)
+    while group.text().count("works") < 2:
+        time.sleep(0.01)
+    with pytest.raises(RuntimeError, match="ranks .0, 1. still run, but reported nothing for 0 s") as caught:
+        group.wait(0.1)
+    assert "rank 1 works" in str(caught.value) and "closed by peer" not in str(caught.value)
+    assert list(group.codes.values()) == [-signal.SIGKILL] * 2
 
 
 def test_the_command_that_repeats_a_trial_is_quoted_for_a_shell():

@@ -79,7 +79,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="S",
         type=float,
         default=120.0,
-        help="a rank that still runs after S seconds hangs (default: 120)",
+        help="ranks that report no step for S seconds hang (default: 120)",
     )
     add("--folder", metavar="DIR", type=Path, help="where failed trials stay (default: a temporary folder)")
     add("--json", metavar="FILE", type=Path, help="write all outcomes to FILE")

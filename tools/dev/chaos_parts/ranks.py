@@ -114,6 +114,7 @@ class Group:
     begun: dict[int, dict[int, list[int]]] = field(default_factory=dict)  # step -> rank -> samples
     done: set[int] = field(default_factory=set)  # steps that any rank has finished
     saving: int = 0  # newest step whose checkpoint was begun
+    heard: float = field(default_factory=time.monotonic)  # when a rank last reported anything
 
     def __post_init__(self) -> None:
         """Fork the ranks."""
@@ -136,6 +137,8 @@ class Group:
             return True
         content = os.read(self._events, 1 << 16)
         *lines, self._rest = (self._rest + content).split(b"\n")
+        if lines:
+            self.heard = time.monotonic()
         for line in lines:
             kind, rank, step, *samples = line.decode().split()
             if kind == "b":
@@ -149,20 +152,19 @@ class Group:
     def wait_for_step(self, step: int, limit_s: float) -> None:
         """Wait until a rank has begun `step`.
 
-        Raises RuntimeError if the ranks end or `limit_s` passes first.
+        Raises RuntimeError if the ranks end, or report nothing for `limit_s`, before that.
         """
-        give_up = time.monotonic() + limit_s
         while max(self.begun, default=-1) < step:
-            if not self.listen(0.1) or time.monotonic() > give_up:
+            if not self.listen(0.1) or time.monotonic() > self.heard + limit_s:
                 newest = max(self.begun, default=-1)
                 raise RuntimeError(f"step {step} was not begun (newest: {newest}): {self.tail()}")
 
     def wait(self, limit_s: float) -> list[int]:
         """Return the exit codes of all ranks; a negative code is the number of a signal.
 
-        Raises RuntimeError, after killing the ranks, if one still runs after `limit_s`.
+        Raises RuntimeError, after killing the ranks, if they report nothing for `limit_s` and one still runs.
         """
-        give_up = time.monotonic() + limit_s
+        begin = time.monotonic()
         while len(self.codes) < self.world:
             self.listen(0.02)
             for rank, pid in enumerate(self.pids):
@@ -171,10 +173,13 @@ class Group:
                 ended, status = os.waitpid(pid, os.WNOHANG)
                 if ended:
                     self.codes[rank] = os.waitstatus_to_exitcode(status)
-            if time.monotonic() > give_up:
+            if time.monotonic() > max(begin, self.heard) + limit_s:
                 left = [rank for rank in range(self.world) if rank not in self.codes]
+                said = self.tail()  # before the kill, whose first victim the others would report as lost
                 self.kill()
-                raise RuntimeError(f"ranks {left} still ran after {limit_s:.0f} s: {self.tail()}")
+                raise RuntimeError(
+                    f"ranks {left} still run, but reported nothing for {limit_s:.0f} s: {said}"
+                )
         self._finish()
         return [self.codes[rank] for rank in range(self.world)]
 
