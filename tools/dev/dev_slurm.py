@@ -7,6 +7,7 @@ Everything lives in one folder and on 127.0.0.1. No real cluster is touched.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -64,7 +65,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.action == "start":
         cluster.start()
         print(f"export SLURM_CONF={cluster.env['SLURM_CONF']}")
-        print("# then: python launch.py --cluster slurm ...; to end it: python tools/dev/dev_slurm.py stop")
+        elsewhere = [] if args.folder == folder else ["--folder", str(args.folder)]
+        stop = shlex.join(["python", "tools/dev/dev_slurm.py", "stop", *elsewhere])
+        print(f"# then: python launch.py --cluster slurm ...; to end it: {stop}")
     elif args.action == "hold":
         hold(cluster)
     elif args.action == "stop":
