@@ -67,7 +67,7 @@ def closing(run_dirs: list[Path], pages: list[Path], viewer: str) -> str:
         else:
             lines.append(f"{run_dir.name}: no complete evaluation")
     if newest:
-        lines += [headline_table(newest), "", *_files(newest, pages, viewer), "", *_next(list(newest))]
+        lines += [headline_table(newest), "", *_files(newest, pages, viewer), "", *_next(newest)]
     return "\n".join(lines)
 
 
@@ -109,18 +109,27 @@ def _files(newest: dict[Path, Evaluation], pages: list[Path], viewer: str) -> li
     return lines
 
 
-def _next(run_dirs: list[Path]) -> list[str]:
+def _next(newest: dict[Path, Evaluation]) -> list[str]:
     """Return commands for the next steps, with the last run as example."""
-    run_dir = shlex.quote(shown(run_dirs[-1]))
-    everyone = shlex.join(shown(each) for each in run_dirs)
-    longer = 2 * run_config(run_dirs[-1]).train.images
+    last = list(newest)[-1]
+    run_dir = shlex.quote(shown(last))
+    everyone = shlex.join(shown(each) for each in newest)
+    longer = 2 * run_config(last).train.images
     return [
         "next:",
         f"  python tools/compare.py {everyone}",
-        f'  python tools/sample.py {run_dir} "Male,!Smiling" --n 16 --out grid.png',
+        f'  python tools/sample.py {run_dir} "{_example_request(newest[last])}" --n 16 --out grid.png',
         f"  python launch.py --run-dir {run_dir} --stages eval eval.seed=1",
         f"  python launch.py --run-dir {run_dir} train.images={longer}",
     ]
+
+
+def _example_request(evaluation: Evaluation) -> str:
+    """Return a request that the model knows: CelebA's usual example, else one of its first attributes."""
+    known = list(evaluation.per_attribute)
+    if {"Male", "Smiling"} <= set(known) or not known:
+        return "Male,!Smiling"
+    return known[0]
 
 
 def shown(path: Path) -> str:

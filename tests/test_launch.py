@@ -18,8 +18,10 @@ from pipeline.errors import ConfigError, exit_code
 from pipeline.prepare import ROOT, prepare
 from pipeline.rundir import layout
 from pipeline.stages import STAGES
+from slurm import announce
 from slurm.chain import Run
 from tests.conftest import write_noise_celeba
+from tests.fake_run import make_run
 
 
 def resolve(*argv: str) -> list[Run]:
@@ -351,3 +353,13 @@ def test_the_password_of_a_tracking_server_is_printed_and_recorded_nowhere_but_i
         config = replace(runs[0].config, tracking=replace(runs[0].config.tracking, uri=uri))
         prepare(runs[0].run_dir, config, ["train"])
     assert "hush" not in (runs[0].run_dir / "config_history.jsonl").read_text()
+
+
+def test_the_next_commands_name_attributes_of_the_data_set(tmp_path):
+    run_dir = make_run(tmp_path, "own", evals=1)
+    assert '"Male,!Smiling"' in announce.closing([run_dir], [], "")
+    file = run_dir / "eval/1/metrics.json"
+    record = json.loads(file.read_text())
+    record["per_attribute"] = {"Circle": record["per_attribute"]["Male"]}
+    file.write_text(json.dumps(record))
+    assert '"Circle"' in announce.closing([run_dir], [], "")
