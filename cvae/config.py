@@ -150,3 +150,12 @@ class ModelConfig:
     prior: PriorConfig = field(default_factory=PriorConfig)
     variance: VarianceConfig = field(default_factory=VarianceConfig)
     losses: LossConfig = field(default_factory=LossConfig)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a model draws and edits unless it is told otherwise."""
+
+    guidance: float = 1.0  # how closely samples follow the request
+    margin: float = 0.0  # score that named attributes of samples reach; 1: as average images
+    strength: float = 1.0  # how strongly an edit changes an attribute

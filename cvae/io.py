@@ -1,8 +1,8 @@
 """Exported models: a folder with model.safetensors (the weights) and model.json (everything else).
 
 model.json holds the format number, the model's configuration, the image size, the attributes, label
-rows of training images, where the weights come from, the sha256 of the weights and a digest of the
-rest. No file is executed. This is the only file of `cvae` that reads a model from the disk.
+rows of training images, how it draws, where the weights come from, the sha256 of the weights and a
+digest of the rest. No file is executed. This is the only file of `cvae` that reads a model from the disk.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cvae.config import LossConfig, ModelConfig
+from cvae.config import LossConfig, ModelConfig, SamplingConfig
 from cvae.model import CVAE
 
 FORMAT = 1  # raise it when an older reader would misread the files
@@ -53,6 +53,7 @@ class Card:
     exclusive: list[list[str]]  # groups of which an image has at most one attribute
     rows: Tensor  # attributes of training images, uint8 [N, A]
     provenance: dict[str, Any]  # run, checkpoint, step, data: for people and logs
+    sampling: SamplingConfig = SamplingConfig()  # as the run was evaluated
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -81,6 +82,7 @@ def pack(net: CVAE, card: Card) -> dict[str, bytes]:
         "attributes": card.attributes,
         "exclusive": card.exclusive,
         "rows": _packed(card.rows[:MAX_ROWS]),
+        "sampling": asdict(card.sampling),
         "provenance": card.provenance,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
@@ -178,6 +180,8 @@ def _card(tree: dict[str, Any], file: Path) -> Card:
         exclusive=exclusive,
         rows=rows,
         provenance=dict(tree["provenance"]),
+        # Exports of before 2026-11-26 do not have it.
+        sampling=read_config(SamplingConfig, tree.get("sampling", {}), f"{file}: key 'sampling"),
     )
 
 

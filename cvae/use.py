@@ -76,16 +76,17 @@ class Model:
         n: int = 16,
         seed: int = 0,
         temperature: float = 1.0,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         start: int = 0,
-        margin: float = 0.0,
+        margin: float | None = None,
     ) -> Tensor:
         """Draw images [n, S, S, 3] that show the request.
 
         Attributes that it does not name come from training images; see `labels`. The noise is
         scaled by `temperature`. With `guidance` g, the prior follows the request g times as closely.
         With a `margin`, codes are moved until they show the named attributes that clearly; 1 is an
-        average image. Image i depends on the seed and on `start` + i, not on n. Raises RequestError.
+        average image. Without these two, the model draws as it was evaluated (`card.sampling`).
+        Image i depends on the seed and on `start` + i, not on n. Raises RequestError.
         """
         y = self.labels(request, n, seed, start)
         return self.draw(y, seed, temperature, guidance, start, margin, named=request)
@@ -107,9 +108,9 @@ class Model:
         y: Tensor,
         seed: int = 0,
         temperature: float = 1.0,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         start: int = 0,
-        margin: float = 0.0,
+        margin: float | None = None,
         named: Iterable[str] | None = None,
     ) -> Tensor:
         """Draw one image for each row of attributes y [n, A], from 0 to 1: [n, S, S, 3].
@@ -120,6 +121,9 @@ class Model:
         shape = (len(y), len(self.attributes))
         if y.shape != shape or not len(y):
             raise RequestError(f"y: got {list(y.shape)}, expected [n, {len(self.attributes)}]")
+        usual = self.card.sampling
+        guidance = usual.guidance if guidance is None else guidance
+        margin = usual.margin if margin is None else margin
         noise, _ = self._keyed(seed, range(start, start + len(y)), 1)
         asked = torch.full(shape, UNKNOWN)
         columns = list(self._wanted(dict.fromkeys(self.attributes if named is None else named, 1)))
@@ -188,9 +192,9 @@ class Model:
         images: Any,
         request: Request,
         attributes: Request | Tensor | None = None,
-        strength: float = 1.0,
+        strength: float | None = None,
     ) -> Tensor:
-        """Change attributes of images and keep the rest.
+        """Change attributes of images and keep the rest; `strength` is that of `card.sampling` by default.
 
         Decoding the code z with other attributes would change little, because z carries everything. A
         model with an attribute control moves z until each changed attribute has `strength` times the
@@ -200,6 +204,7 @@ class Model:
         a new one are unset. Raises RequestError.
         """
         wanted = self._wanted(request)
+        strength = self.card.sampling.strength if strength is None else strength
         x = self._images(images)
         before = self._described(attributes, len(x))
         for column, value in wanted.items():

@@ -105,8 +105,10 @@ def make_classifier(config: RunConfig) -> None:
     write_json(folder / "metrics.json", {"val": scores})
 
 
-def make_checkpoint(run_dir: Path, config: RunConfig, attributes: list[str]) -> CVAE:
-    """config.yaml and a checkpoint of an untrained model that reads `attributes`."""
+def make_checkpoint(
+    run_dir: Path, config: RunConfig, attributes: list[str], step: int = 10, loss: float = 1.0
+) -> CVAE:
+    """config.yaml and a checkpoint of an untrained model that reads `attributes`, with this val loss."""
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(dump(config))
     torch.manual_seed(2)
@@ -115,7 +117,7 @@ def make_checkpoint(run_dir: Path, config: RunConfig, attributes: list[str]) -> 
     for name, tensor in model.state_dict().items():
         tensors |= {f"model.{name}": tensor.clone(), f"ema.{name}": tensor.clone()}
     for weights in ("ema", "raw"):
-        numbers = {"loss": 1.0, "s2": 0.2, "s2_fit": 0.2}
+        numbers = {"loss": loss, "s2": 0.2, "s2_fit": 0.2}
         validation |= {f"val_{weights}/{name}": value for name, value in numbers.items()}
     meta = {
         "images": 120,
@@ -126,7 +128,7 @@ def make_checkpoint(run_dir: Path, config: RunConfig, attributes: list[str]) -> 
         "seconds": 1.0,
         "scaler": {},
     }
-    Checkpoints(layout.checkpoints_dir(run_dir)).save(10, tensors, meta)
+    Checkpoints(layout.checkpoints_dir(run_dir)).save(step, tensors, meta)
     return model
 
 

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     add("photo", metavar="PHOTO", type=Path, help="JPEG or PNG file")
     add("request", metavar="REQUEST", help='for example Eyeglasses=1 or "Smiling,!Young"')
     add("--attributes", metavar="A,B", default="", help="what the photo shows, e.g. Male,!Smiling")
-    add("--strength", metavar="S", type=float, default=1.0, help="above 1: a stronger change")
+    add("--strength", metavar="S", type=float, help="above 1: a stronger change (default: as evaluated)")
     place = words.add_mutually_exclusive_group()
     middle = "the middle of both eyes, pixels"
     place.add_argument("--eyes", metavar="X1,Y1,X2,Y2", default="", help=middle)

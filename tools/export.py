@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 import cvae
+from cvae.config import SamplingConfig
 from cvae.io import CARD, MAX_ROWS, Card, ModelFileError, pack
 from cvae.use import Model, RequestError
 from pipeline.command_line import add_run_dir, parser
@@ -50,15 +51,17 @@ EXAMPLES = """\
 """
 
 
-def export(run_dir: Path, folder: Path, which: str = "best", weights: str = "ema", stage: str = "") -> Path:
+def export(run_dir: Path, folder: Path, which: str = "", weights: str = "ema", stage: str = "") -> Path:
     """Write the model of a run to `folder` and return it.
 
-    `which`: best | latest | a step; `weights`: ema | raw; `stage`: train | tune | refine; empty: the
-    last one that the configuration asks for. The run's shards must be there, since the
+    `which`: best | latest | a step; empty: as evaluated. `weights`: ema | raw. `stage`:
+    train | tune | refine; empty: the last one of the configuration. The run's shards must be there, since the
     export keeps label rows of training images. Raises UserError.
     """
     config = run_config(run_dir)
     stage = stage or last_phase(config)
+    evaluated = config.eval.checkpoint
+    which = which or ("best" if evaluated == "all" else evaluated)
     net, info = load_model(run_dir, which, weights, torch.device("cpu"), stage)
     card = _card(run_dir, phase(stage, config), info, weights)
     for name, content in pack(net, card).items():
@@ -99,6 +102,18 @@ def _card(run_dir: Path, trained: Phase, info: CheckpointInfo, weights: str) -> 
             "content_digest": shards.content_digest,
             "commit": commit(run_dir),
         },
+        sampling=_sampling(trained.config),
+    )
+
+
+def _sampling(config: RunConfig) -> SamplingConfig:
+    """Return the settings of the run's evaluation, as far as this stage's model can follow them."""
+    prior, settings = config.model.prior, config.eval
+    guided = prior.name == "flow_matching"
+    return SamplingConfig(
+        guidance=settings.guidance if guided else 1.0,
+        margin=settings.margin if prior.control else 0.0,
+        strength=settings.edit_strength if guided or prior.control else 1.0,
     )
 
 
@@ -170,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     add_run_dir(words)
     add = words.add_argument
     add("folder", metavar="FOLDER", type=Path, nargs="?", help="where to write (default: RUN_DIR/model)")
-    add("--checkpoint", metavar="NAME", default="best", help="best, latest or a step")
+    add("--checkpoint", metavar="NAME", default="", help="best, latest or a step (default: as evaluated)")
     add("--weights", default="ema", choices=("ema", "raw"), help="averaged or raw weights")
     add("--stage", choices=("train", "tune", "refine"), help="of the run (default: its last one)")
     formats = sorted(FORMATS)

@@ -181,13 +181,13 @@ def main(argv: list[str] | None = None) -> None:
     add("--n", metavar="N", type=int, default=16, help="number of images of a request")
     add_seed(words, "same seed, same images")
     add("--temperature", metavar="T", type=float, default=1.0, help="scale of the noise; below 1: tamer")
-    add("--guidance", metavar="G", type=float, default=1.0, help="above 1: follow the request more closely")
+    usual = "(default: as evaluated)"
+    add("--guidance", metavar="G", type=float, help=f"above 1: follow the request more closely {usual}")
     add(
         "--margin",
         metavar="M",
         type=float,
-        default=0.0,
-        help="1: what you name is as clear as in an average image",
+        help=f"1: what you name is as clear as in an average image {usual}",
     )
     add("--background", metavar="PICTURE", type=Path, help="a picture to put behind the faces")
     add_device(words)

@@ -141,21 +141,25 @@ def _save(place: Path, folder: Path, model_id: str, run_id: str) -> None:
             python_model=str(SERVED),
             artifacts={"model": str(export)},
             code_paths=[str(package)],
-            signature=_signature(),
+            signature=_signature(read_json(export / "model.json")["sampling"]),
             pip_requirements=[f"{need}=={importlib.metadata.version(need)}" for need in NEEDED],
             mlflow_model=Model(model_uuid=model_id, model_id=model_id, run_id=run_id),
         )
 
 
-def _signature() -> ModelSignature:
-    """Return what goes in and out: a request in words, a PNG image as base64, and the settings."""
+def _signature(sampling: dict[str, float]) -> ModelSignature:
+    """Return what goes in and out: a request in words, a PNG image as base64, and the settings.
+
+    The model draws as it was evaluated (`sampling`) unless it is told otherwise.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
     settings: list[Any] = [
         ParamSpec("seed", "long", 0),
         ParamSpec("temperature", "double", 1.0),
-        ParamSpec("guidance", "double", 1.0),
+        ParamSpec("guidance", "double", float(sampling["guidance"])),
+        ParamSpec("margin", "double", float(sampling["margin"])),
     ]
     words = Schema([ColSpec("string", "request")])
     pictures = Schema([ColSpec("string", "png")])

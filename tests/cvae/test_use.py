@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from cvae.config import (
     NetConfig,
     PerceptualConfig,
     PriorConfig,
+    SamplingConfig,
 )
 from cvae.control import CodeMoments
 from cvae.io import Card, ModelFileError, pack, read
@@ -218,6 +220,23 @@ def test_guidance_acts_on_a_prior_with_a_velocity_alone(folders):
     assert not torch.equal(able.sample({"Male": 1}, n=4, guidance=3.0), plain)
     with pytest.raises(RequestError, match="guidance: got 3.0, expected 1.*flow_matching"):
         unable.sample({"Male": 1}, guidance=3.0)
+
+
+def test_a_model_draws_and_edits_as_it_was_evaluated(folders, photos, tmp_path):
+    net, card = read(folders["flow_matching"])
+    usual = SamplingConfig(guidance=2.0, strength=3.0)
+    model = cvae.load(write(tmp_path, net, replace(card, sampling=usual)))
+    plain = cvae.load(folders["flow_matching"])
+    assert model.card.sampling == usual and plain.card.sampling == SamplingConfig()
+    request = {"Male": 1}
+    assert torch.equal(model.sample(request, n=4), plain.sample(request, n=4, guidance=2.0))
+    assert torch.equal(model.sample(request, n=4, guidance=1.0), plain.sample(request, n=4))
+    assert torch.equal(model.edit(photos, request), plain.edit(photos, request, strength=3.0))
+    tree = json.loads((folders["flow_matching"] / "model.json").read_text())
+    old = {key: value for key, value in tree.items() if key not in ("sampling", "digest")}
+    sealed = {**old, "digest": hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()}
+    (tmp_path / "model.json").write_text(json.dumps(sealed))  # an export of an earlier version
+    assert cvae.load(tmp_path).card.sampling == SamplingConfig()
 
 
 # ---- edits

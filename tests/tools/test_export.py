@@ -23,6 +23,7 @@ import yaml
 from PIL import Image
 
 import cvae
+from cvae.config import SamplingConfig
 from cvae.use import Model
 from pipeline.data.loader import to_float
 from pipeline.errors import UserError
@@ -55,6 +56,22 @@ def runs(tmp_path_factory, empty_store) -> Path:
 @pytest.fixture
 def run_dir(runs) -> Path:
     return runs / "sigma_cvae_nf"
+
+
+@pytest.mark.parametrize(("evaluated", "step"), [("best", 10), ("latest", 20), ("all", 10), ("20", 20)])
+def test_what_was_evaluated_is_exported(tmp_path, evaluated, step):
+    settings = ("eval.guidance=2", "eval.margin=3", "eval.edit_strength=2.5")
+    config = tiny_config(tmp_path / "runs", f"eval.checkpoint={evaluated}", *settings)
+    make_shards(config)
+    run_dir = tmp_path / "runs" / config.name
+    make_checkpoint(run_dir, config, ATTRIBUTES)
+    make_checkpoint(run_dir, config, ATTRIBUTES, step=20, loss=2.0)
+    card = cvae.load(export.export(run_dir, tmp_path / "exported")).card
+    assert card.provenance["step"] == step
+    assert card.sampling == SamplingConfig()  # this prior has neither a velocity nor a control
+    able = replace(config.model.prior, name="flow_matching", control=True)
+    able = replace(config, model=replace(config.model, prior=able))
+    assert export._sampling(able) == SamplingConfig(guidance=2.0, margin=3.0, strength=2.5)
 
 
 # ---- programs
@@ -192,7 +209,7 @@ def test_a_registered_model_has_a_signature_and_no_pickle(runs, registered, tmp_
     assert "code/cvae/use.py" in files and not [name for name in files if "pipeline/" in name]
     signature = get_model_info(str(local)).signature
     assert signature.inputs.input_names() == ["request"]
-    assert {param.name for param in signature.params} == {"seed", "temperature", "guidance"}
+    assert {param.name for param in signature.params} == {"seed", "temperature", "guidance", "margin"}
     answers = load_model(str(local)).predict(DataFrame({"request": [WORDS, WORDS]}), params={"seed": 3})
     expected = cvae.load(runs.parent / "for the registry").sample({"Male": 1, "Smiling": 0}, n=2, seed=3)
     images = np.stack([decoded(answer["png"]) for answer in answers]).astype(int)

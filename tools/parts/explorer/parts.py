@@ -104,8 +104,9 @@ class Noise:
             ui.button("New noise", icon="casino", on_click=self._renew).props("unelevated no-caps")
         self.temperature = slider("Temperature", 0.0, 1.5, 1.0, changed, "Scale of the noise; below 1: tamer")
         self.guidance: ui.slider | None = None
-        if any(model.can_be_guided for model in models):
-            self.guidance = slider("Guidance", 1.0, 4.0, 1.0, changed, GUIDANCE)
+        guided = [model.card.sampling.guidance for model in models if model.can_be_guided]
+        if guided:
+            self.guidance = slider("Guidance", 1.0, 4.0, guided[0], changed, GUIDANCE)
 
     def _renew(self) -> None:
         self.seed.set_value(random.randrange(MAX_SEED))

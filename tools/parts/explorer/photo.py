@@ -51,8 +51,11 @@ class PhotoTab:
         self.add = _choice("Add", names, self.changed)
         self.remove = _choice("Remove", names, self.changed)
         self.strength: ui.slider | None = None
-        if any(model.can_be_guided for model in models.values()):
-            self.strength = slider("Strength", 1.0, 4.0, 1.0, self.changed, "Above 1: a stronger change")
+        guided = [model.card.sampling.strength for model in models.values() if model.can_be_guided]
+        if guided:
+            self.strength = slider(
+                "Strength", 1.0, 4.0, guided[0], self.changed, "Above 1: a stronger change"
+            )
         ui.label("What the photo shows").classes("title q-mt-md")
         ui.label("The more you say, the better the edit keeps it.").classes("soft")
         self.shows = _choice("It shows", names, self.changed)
