@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.metrics.base import Direction, Metric, Value, around, normal_interval
@@ -18,13 +19,15 @@ from pipeline.evaluation.metrics.frechet import (
 )
 from pipeline.evaluation.metrics.kernel import kernel_distance
 from pipeline.evaluation.metrics.neighbours import manifold, nearest
-from pipeline.evaluation.metrics.statistics import wilson
+from pipeline.evaluation.metrics.statistics import percentiles, wilson
+from pipeline.runtime.split import spread
 
 SHOWN_NEIGHBOURS = 8
 K_DENSITY = 5  # neighbours
 OTHERS = "other real images"
 ONE_IMAGE = "the mean training image, repeated"
 MEMORISED_QUANTILE = 0.01  # of the held-out images' own distances
+RESAMPLES = 1000
 
 
 class FrechetDistance(Metric):
@@ -210,18 +213,20 @@ class Memorisation(Metric):
 
     Distances are between the first extractor's features. Real held-out images are at 0.01 by
     construction, which is the ceiling. A model may be below it: blurred samples are far from every
-    image.
+    image. It may also be above it without a copy: typical samples are near to many images. So samples are
+    also compared with as many images that nobody trained on: half of the held-out ones.
     """
 
     needs = ("real", "samples", "memory")
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Any]]:
-        """Yield memorised, neighbour_distance_ratio and the table neighbours."""
+        """Yield memorised, nearer_to_training, neighbour_distance_ratio and the table neighbours."""
         (metric,) = evidence["memory"]
-        memory = evidence.rows("memory", metric)
-        distances, indices = nearest(evidence.rows("samples", metric), memory, 1)
+        memory, held_out = evidence.rows("memory", metric), evidence.rows("real", metric)
+        samples = evidence.rows("samples", metric)
+        distances, indices = nearest(samples, memory, 1)
         distance, image = distances[:, 0], indices[:, 0]
-        real = nearest(evidence.rows("real", metric), memory, 1)[0][:, 0]
+        real = nearest(held_out, memory, 1)[0][:, 0]
 
         close = distance < np.quantile(real, MEMORISED_QUANTILE)
         yield (
@@ -231,13 +236,15 @@ class Memorisation(Metric):
                 direction="lower",
                 meaning="share of samples closer to a training image than 99 % of held-out images are",
                 n=len(close),
-                interval=wilson(int(close.sum()), len(close)),
+                interval=_memorised_interval(distance, real, evidence.settings.seed),
                 ceiling=MEMORISED_QUANTILE,
                 floor=1.0,
                 ceiling_name="held-out images",
                 floor_name="every sample a copy",
             ),
         )
+        if len(held_out) > 1:
+            yield "nearer_to_training", _nearer_to_training(samples, held_out, memory)
         typical = float(np.median(real))
         yield (
             "neighbour_distance_ratio",
@@ -255,6 +262,39 @@ class Memorisation(Metric):
             for i in closest
         ]
         yield "neighbours", table
+
+
+def _memorised_interval(distance: np.ndarray, real: np.ndarray, seed: int) -> tuple[float, float] | None:
+    """Bootstrap over samples and over held-out images, since these set the limit: 1 % of them are few."""
+    rng = np.random.default_rng(seed)
+    shares = []
+    for _ in range(RESAMPLES):
+        limit = np.quantile(rng.choice(real, len(real)), MEMORISED_QUANTILE)
+        shares.append((rng.choice(distance, len(distance)) < limit).mean())
+    return percentiles(np.array(shares))
+
+
+def _nearer_to_training(samples: Tensor, held_out: Tensor, memory: Tensor) -> Value:
+    """Share of samples that are nearer to a training image than to an unseen one, of equally many."""
+    real, unseen = held_out[::2], held_out[1::2]
+    n = min(len(unseen), len(memory))
+    seen, unseen = memory[spread(n, len(memory))], unseen[:n]
+
+    def nearer(images: Tensor) -> np.ndarray:
+        return nearest(images, seen, 1)[0][:, 0] < nearest(images, unseen, 1)[0][:, 0]
+
+    near = nearer(samples)
+    return Value(
+        value=float(near.mean()),
+        direction="lower",
+        meaning=f"share of samples closer to one of {n} training images than to one of {n} unseen images",
+        n=len(near),
+        interval=wilson(int(near.sum()), len(near)),
+        ceiling=float(nearer(real).mean()),
+        floor=1.0,
+        ceiling_name="held-out images",
+        floor_name="every sample a copy",
+    )
 
 
 class Sharpness(Metric):
