@@ -47,10 +47,20 @@ def others(subject: Subject) -> Rows:
 
 
 def memory(subject: Subject) -> Rows:
-    """The first extractor's features of training images that the model may have memorised."""
-    shards, extractor = subject.splits["train"], subject.extractors[0]
+    """The `neighbour_features` of training images that the model may have memorised."""
+    shards, extractor = subject.splits["train"], neighbour_features(subject)
     key = reference_key(shards, "train", subject.memory_n, subject.settings.block, extractor, subject.crop)
     return {extractor.metric: _cached(subject, "train", key, extractor)}
+
+
+def neighbour_features(subject: Subject) -> Features:
+    """Return the extractor whose features tell which images are near to each other.
+
+    The classifier was trained on the training images, so its features show them differently from others.
+    Any other extractor is preferred.
+    """
+    others = [extractor for extractor in subject.extractors if extractor.metric != "fd_classifier"]
+    return (others or subject.extractors)[0]
 
 
 def mean_image(subject: Subject) -> Rows:

@@ -25,7 +25,7 @@ from pipeline.evaluation.features import extractors
 from pipeline.evaluation.metrics.base import Metric, collect
 from pipeline.evaluation.metrics.distances import kernel_subset
 from pipeline.evaluation.metrics.registry import METRICS
-from pipeline.evaluation.parts import reference_keys
+from pipeline.evaluation.parts import neighbour_features, reference_keys
 from pipeline.evaluation.reference import library_versions
 from pipeline.reporting import pictures
 from pipeline.reporting.drawings import draw_latents, require_projection
@@ -241,6 +241,7 @@ def protocol(config: RunConfig, evidence: Evidence) -> dict[str, Any]:
         "rare_samples": settings.rare_samples,
         "rarity_from": evidence.counts.n,  # annotated training images
         "neighbour_images": evidence.memory_n,
+        "neighbour_features": neighbour_features(evidence).metric,
         "kid_subsets": settings.kid_subsets,
         "kid_subset_size": kernel_subset(settings.kid_subset_size, evidence.n),
         "iw_images": min(evidence.n, settings.iw_images),

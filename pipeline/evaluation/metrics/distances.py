@@ -211,7 +211,8 @@ class PrecisionRecall(Metric):
 class Memorisation(Metric):
     """Share of samples that are closer to a training image than 99 % of real held-out images are.
 
-    Distances are between the first extractor's features. Real held-out images are at 0.01 by
+    Distances are between features of a network that did not see these images if there is one, otherwise
+    between the classifier's. Real held-out images are at 0.01 by
     construction, which is the ceiling. A model may be below it: blurred samples are far from every
     image. It may also be above it without a copy: typical samples are near to many images. So samples are
     also compared with as many images that nobody trained on: half of the held-out ones.
@@ -234,7 +235,8 @@ class Memorisation(Metric):
             Value(
                 value=float(close.mean()),
                 direction="lower",
-                meaning="share of samples closer to a training image than 99 % of held-out images are",
+                meaning="share of samples closer to a training image than 99 % of held-out images are"
+                f" ({short_name(metric)} features)",
                 n=len(close),
                 interval=_memorised_interval(distance, real, evidence.settings.seed),
                 ceiling=MEMORISED_QUANTILE,

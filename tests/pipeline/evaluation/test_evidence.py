@@ -14,7 +14,7 @@ from pipeline.evaluation.evidence import MissingPart
 from pipeline.evaluation.metrics.registry import METRICS
 from pipeline.evaluation.parts import PARTS
 from pipeline.runtime.distributed import Ranks
-from tests.pipeline.evaluation.painter import evidence
+from tests.pipeline.evaluation.painter import Cells, evidence
 from tests.tiny_run import make_shards, tiny_config
 
 
@@ -94,3 +94,16 @@ def test_a_margin_acts_on_the_attributes_that_a_request_names(runs: Path) -> Non
         rows = asked[torch.from_numpy(own["rare"]["combination"] == i)]
         named = torch.tensor([name in combination.attributes for name in names])
         assert (rows[:, named] == 1).all() and (rows[:, ~named] == 0.5).all()
+
+
+def test_copies_are_searched_with_features_that_do_not_know_the_training_images(runs: Path) -> None:
+    class Strange(Cells):
+        metric = "fd_strange"
+
+    own = evidence(runs, neighbour_images=50)
+    own.compute("memory")
+    assert own["memory"].keys() == {"fd_classifier"}  # there is no other
+    own = evidence(runs, neighbour_images=50)
+    own.extractors.append(Strange())
+    own.compute("memory")
+    assert own["memory"].keys() == {"fd_strange"}

@@ -49,7 +49,7 @@ def test_copies_are_nearer_to_training_images_than_to_unseen_ones() -> None:
         assert low < found["nearer_to_training"].value < high
         assert 0.4 < found["nearer_to_training"].ceiling < 0.6
     # Typical samples are close to training images, and just as close to others.
-    assert found["memorised"].value > 0.02
+    assert found["memorised"].value > 0.01
 
 
 def test_sharpness_is_the_edge_energy_over_that_of_real_images() -> None:
