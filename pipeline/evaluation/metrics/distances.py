@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from pipeline.evaluation.evidence import Evidence
 from pipeline.evaluation.metrics.base import Direction, Metric, Value, around, normal_interval
@@ -20,7 +19,6 @@ from pipeline.evaluation.metrics.frechet import (
 from pipeline.evaluation.metrics.kernel import kernel_distance
 from pipeline.evaluation.metrics.neighbours import manifold, nearest
 from pipeline.evaluation.metrics.statistics import percentiles, wilson
-from pipeline.runtime.split import spread
 
 SHOWN_NEIGHBOURS = 8
 K_DENSITY = 5  # neighbours
@@ -214,20 +212,18 @@ class Memorisation(Metric):
     Distances are between features of a network that did not see these images if there is one, otherwise
     between the classifier's. Real held-out images are at 0.01 by
     construction, which is the ceiling. A model may be below it: blurred samples are far from every
-    image. It may also be above it without a copy: typical samples are near to many images. So samples are
-    also compared with as many images that nobody trained on: half of the held-out ones.
+    image. It may also be above it without a copy: typical samples are near to many images.
     """
 
     needs = ("real", "samples", "memory")
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Any]]:
-        """Yield memorised, nearer_to_training, neighbour_distance_ratio and the table neighbours."""
+        """Yield memorised, neighbour_distance_ratio and the table neighbours."""
         (metric,) = evidence["memory"]
-        memory, held_out = evidence.rows("memory", metric), evidence.rows("real", metric)
-        samples = evidence.rows("samples", metric)
-        distances, indices = nearest(samples, memory, 1)
+        memory = evidence.rows("memory", metric)
+        distances, indices = nearest(evidence.rows("samples", metric), memory, 1)
         distance, image = distances[:, 0], indices[:, 0]
-        real = nearest(held_out, memory, 1)[0][:, 0]
+        real = nearest(evidence.rows("real", metric), memory, 1)[0][:, 0]
 
         close = distance < np.quantile(real, MEMORISED_QUANTILE)
         yield (
@@ -245,8 +241,6 @@ class Memorisation(Metric):
                 floor_name="every sample a copy",
             ),
         )
-        if len(held_out) > 1:
-            yield "nearer_to_training", _nearer_to_training(samples, held_out, memory)
         typical = float(np.median(real))
         yield (
             "neighbour_distance_ratio",
@@ -274,29 +268,6 @@ def _memorised_interval(distance: np.ndarray, real: np.ndarray, seed: int) -> tu
         limit = np.quantile(rng.choice(real, len(real)), MEMORISED_QUANTILE)
         shares.append((rng.choice(distance, len(distance)) < limit).mean())
     return percentiles(np.array(shares))
-
-
-def _nearer_to_training(samples: Tensor, held_out: Tensor, memory: Tensor) -> Value:
-    """Share of samples that are nearer to a training image than to an unseen one, of equally many."""
-    real, unseen = held_out[::2], held_out[1::2]
-    n = min(len(unseen), len(memory))
-    seen, unseen = memory[spread(n, len(memory))], unseen[:n]
-
-    def nearer(images: Tensor) -> np.ndarray:
-        return nearest(images, seen, 1)[0][:, 0] < nearest(images, unseen, 1)[0][:, 0]
-
-    near = nearer(samples)
-    return Value(
-        value=float(near.mean()),
-        direction="lower",
-        meaning=f"share of samples closer to one of {n} training images than to one of {n} unseen images",
-        n=len(near),
-        interval=wilson(int(near.sum()), len(near)),
-        ceiling=float(nearer(real).mean()),
-        floor=1.0,
-        ceiling_name="held-out images",
-        floor_name="every sample a copy",
-    )
 
 
 class Sharpness(Metric):
