@@ -12,7 +12,7 @@ import fsspec
 from pipeline.errors import DataError
 from pipeline.rundir.layout import MANIFEST
 
-SCHEMES = ("http", "https")
+SCHEMES = ("http", "https", "s3")
 CHUNK = 1 << 23  # bytes of one request
 TRIES = 4
 FIRST_WAIT_S = 0.2  # before the second try; doubled for each further one
@@ -73,6 +73,8 @@ class Remote:
                 content: bytes = self._files.cat_file(url, start=start, end=stop)
             except FileNotFoundError:
                 raise DataError(f"{url}: is not there; copy the tars of this manifest to the store") from None
+            except PermissionError as error:
+                raise DataError(f"{url}: may not be read ({error}); give the jobs a login for it") from None
             except Exception as error:  # each store has its own errors
                 problem = f"{type(error).__name__}: {error}"
                 continue

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.config.load import dump, load
 from pipeline.data.encoded.ahead import Ahead
+from pipeline.data.encoded.remote import Remote
 from pipeline.data.encoded.room import Room
 from pipeline.data.loader import TrainBatches
 from pipeline.data.order import KeyedStream
@@ -19,6 +20,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.rundir import layout
 from pipeline.rundir.lock import try_lock
 from tests.conftest import ROOT
+from tests.pipeline.data.bucket import bucket
 from tools.dev.benchmarks.store import serving
 
 BATCH = 8
@@ -75,6 +77,39 @@ def test_one_epoch_fetches_each_tar_once(config, store, tmp_path):
     finally:
         far.shards.close()
     assert {entry["file"]: entry["bytes"] for entry in far.shards.entries} == dict(store.sent)
+
+
+def test_a_bucket_gives_the_batches_of_local_tars(config, store, tmp_path, monkeypatch):
+    local = layout.shards_dir(config)
+    with bucket(monkeypatch, sorted(local.glob("*.tar")), "hq") as url:
+        data = replace(remote(config, store, tmp_path), tars=url)
+        near, far = batches(config, config.data), batches(config, data)
+        try:
+            for step in range(8):
+                ours, theirs = far.at(step), near.at(step)
+                assert (ours.indices == theirs.indices).all() and (ours.images == theirs.images).all()
+        finally:
+            far.shards.close()
+        few = open_shards(local, "val", data).gather(np.array([4, 0]))[0]  # single images, by ranges
+        np.testing.assert_array_equal(few, open_shards(local, "val", config.data).gather(np.array([4, 0]))[0])
+        lost = batches(config, replace(data, tars=f"{url}-no", cache_dir=str(tmp_path / "other")))
+        with pytest.raises(DataError, match="s3://faces/hq-no/.*tar: is not there"):
+            lost.at(0)
+        lost.shards.close()
+
+
+def test_a_store_that_refuses_is_asked_once(store, monkeypatch):
+    asked = []
+
+    def refuse(url, **wanted):
+        asked.append(url)
+        raise PermissionError("Forbidden")
+
+    far = Remote(store.url)
+    monkeypatch.setattr(far._files, "cat_file", refuse)
+    with pytest.raises(DataError, match=r"may not be read \(Forbidden\); give the jobs a login"):
+        far.read("x.tar", 0, 1)
+    assert len(asked) == 1
 
 
 def test_two_ranks_fetch_each_tar_once(config, store, tmp_path):

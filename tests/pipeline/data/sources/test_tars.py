@@ -23,6 +23,7 @@ from pipeline.data.sources.tars.places import find_tars
 from pipeline.data.sources.tars.source import Tars
 from pipeline.errors import DataError
 from tests.celeba_source import jpeg, make_source
+from tests.pipeline.data.bucket import bucket
 from tests.pipeline.data.sources.layouts import add, make_manifest, refusal, write_tars
 
 
@@ -103,29 +104,12 @@ def test_http(server: str, tars: list[Path], celeba: Celeba) -> None:
 
 
 def test_s3(tars: list[Path], celeba: Celeba, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="faces")
-        for file in tars:
-            client.upload_file(str(file), "faces", f"v1/{file.name}")
-        found = make_manifest(f"s3://faces/v1/{PATTERN}", tmp_path / "runs")
-        assert (
-            found["content_digest"] == make_manifest(tmp_path / "tars", tmp_path / "runs")["content_digest"]
-        )
+    with bucket(monkeypatch, tars, "v1") as url:
+        found = make_manifest(f"{url}/{PATTERN}", tmp_path / "runs")
+        local = make_manifest(tmp_path / "tars", tmp_path / "runs")
+        assert found["content_digest"] == local["content_digest"]
         with pytest.raises(DataError, match="s3://faces/v2/a.tar: cannot be read"):
             Tars.open_all("s3://faces/v2/a.tar", False)
-    finally:
-        server.stop()
 
 
 def test_a_program_runs_only_if_allowed_and_never_in_a_shell(
