@@ -13,6 +13,7 @@ import pytest
 def bucket(monkeypatch: pytest.MonkeyPatch, files: Iterable[Path], prefix: str) -> Iterator[str]:
     """Serve `files` as s3://faces/PREFIX/NAME, with the address and credentials in the environment."""
     import boto3
+    import fsspec
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -23,6 +24,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch, files: Iterable[Path], prefix: str) 
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # it would remember another server's address
         client = boto3.client("s3")
         client.create_bucket(Bucket="faces")
         for file in files:
