@@ -64,6 +64,7 @@ class ResidualConfig:
     modulated: bool = True  # e(y) scales and shifts every block; false: only cross_attention sees e(y)
     cross_attention: list[int] = field(default_factory=list)  # sides of levels that see e(y), pixels
     self_attention: list[int] = field(default_factory=list)  # sides of levels that see themselves, pixels
+    antialias: bool = False  # the decoder cannot draw checkerboards of single pixels
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,7 @@ class ResidualDecoder(nn.Module):
         self.side = sides[0]
         widths = net.channels[::-1]
         self.grid = net.grid
+        self.antialias = net.antialias
         self.first: nn.Module
         if net.grid:
             self.first = nn.Conv2d(cell_channels(net, config.z_dim, self.side), widths[0], 3, padding=1)
@@ -192,4 +193,23 @@ class ResidualDecoder(nn.Module):
             if i < len(self.ups):
                 x = self.ups[i](F.interpolate(x, scale_factor=2, mode="nearest"))
         x = self.last(F.silu(self.norm(x, e)))
-        return full_precision(F.pixel_shuffle(x, 2)).tanh()
+        x = full_precision(F.pixel_shuffle(x, 2))
+        if self.antialias:
+            x = without_checkerboard(x)
+        return x.tanh()
+
+
+def without_checkerboard(x: Tensor) -> Tensor:
+    """Remove the pattern +-+- of single pixels along both sides from images [B, C, S, S].
+
+    The filter 1 - sin^2(u / 2) sin^2(v / 2) leaves patterns of rows alone or of columns alone as they are.
+    """
+    return x - _second_difference(_second_difference(x, 2), 3) / 16
+
+
+def _second_difference(x: Tensor, dim: int) -> Tensor:
+    """Return x[i - 1] - 2 x[i] + x[i + 1] along `dim`, mirrored at the ends."""
+    # torch's own mirrored padding adds up gradients in any order on a GPU.
+    n = x.shape[dim]
+    mirrored = torch.cat((x.narrow(dim, 1, 1), x, x.narrow(dim, n - 2, 1)), dim)
+    return mirrored.narrow(dim, 0, n) - 2 * x + mirrored.narrow(dim, 2, n)

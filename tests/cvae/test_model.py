@@ -3,7 +3,7 @@
 import copy
 import itertools
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -29,6 +29,7 @@ from cvae.config import (
     NetConfig,
     PerceptualConfig,
     PriorConfig,
+    ResidualConfig,
     VarianceConfig,
 )
 from cvae.losses import LOSS_TERMS, Frozen, LossTerm
@@ -37,6 +38,7 @@ from cvae.nets.decoder import DECODERS
 from cvae.nets.encoder import ENCODERS
 from cvae.nets.layers import ACTIVATIONS, norm
 from cvae.nets.perceptual import PACKAGE
+from cvae.nets.residual import without_checkerboard
 from cvae.prior import PRIORS
 from cvae.variance import DECODER_VARIANCES
 from pipeline.evaluation.importance import importance_weighted_bound
@@ -359,3 +361,29 @@ def test_the_state_of_todays_model_keeps_its_names():
     assert {"encoder.attribute_channel.weight", "encoder.convs.0.weight", "encoder.out.bias"} <= names
     assert {"decoder.linear.weight", "decoder.convs.6.bias", "conditioner.net.0.weight"} <= names
     assert {"conditional_prior.base.net.0.weight", "conditional_prior.flow.layers.1.net.4.bias"} <= names
+
+
+def test_an_antialiased_decoder_cannot_draw_a_checkerboard():
+    places = torch.arange(16)
+    rows = (-1.0) ** places[:, None] * torch.ones(16)
+    board = rows * rows.T
+    smooth = torch.sin(places / 5)[:, None] + torch.cos(places / 4)
+    images = torch.stack((board, rows, rows.T, smooth))[:, None]
+    filtered = without_checkerboard(images)
+    torch.testing.assert_close(filtered[0], torch.zeros(1, 16, 16))
+    torch.testing.assert_close(filtered[1:3], images[1:3])
+    torch.testing.assert_close(filtered[3], images[3], atol=1e-3, rtol=0)
+
+    net = ResidualConfig(channels=[8, 8], encoder_blocks=[0, 0], decoder_blocks=[0, 0])
+    parts = {"encoder": EncoderConfig("residual"), "decoder": DecoderConfig("residual")}
+    drawn = []
+    for antialias in (False, True):
+        torch.manual_seed(0)
+        model = CVAE(ModelConfig(z_dim=8, residual=replace(net, antialias=antialias), **parts), 16, 3)
+        with torch.no_grad():
+            model.decoder.last.bias.copy_(
+                torch.tensor([0.3, -0.3, -0.3, 0.3]).repeat(3)
+            )  # phases of 2x2 pixels
+            drawn.append(model.decode(torch.zeros(1, 8), torch.zeros(1, 3)))
+    amplitude = [(image * board).mean().abs().item() for image in drawn]
+    assert amplitude[0] > 0.1 and amplitude[1] < 0.01
