@@ -115,15 +115,16 @@ class Model:
     ) -> Tensor:
         """Draw one image for each row of attributes y [n, A], from 0 to 1: [n, S, S, 3].
 
-        Image i has the noise of image `start` + i of `sample`. A `margin` acts on the attributes `named`,
-        or on all. Raises RequestError.
+        Image i has the noise of image `start` + i of `sample`. A `margin` acts on the attributes `named`.
+        Without names, one that is given acts on all, and the usual one is left out. Raises RequestError.
         """
         shape = (len(y), len(self.attributes))
         if y.shape != shape or not len(y):
             raise RequestError(f"y: got {list(y.shape)}, expected [n, {len(self.attributes)}]")
         usual = self.card.sampling
         guidance = usual.guidance if guidance is None else guidance
-        margin = usual.margin if margin is None else margin
+        if margin is None:  # rows of numbers name nothing, as in the evaluation
+            margin = 0.0 if named is None else usual.margin
         noise, _ = self._keyed(seed, range(start, start + len(y)), 1)
         asked = torch.full(shape, UNKNOWN)
         columns = list(self._wanted(dict.fromkeys(self.attributes if named is None else named, 1)))

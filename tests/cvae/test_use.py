@@ -27,7 +27,7 @@ from cvae.config import (
 from cvae.control import CodeMoments
 from cvae.io import Card, ModelFileError, pack, read
 from cvae.model import CVAE
-from cvae.use import BATCH, RequestError, parse_request
+from cvae.use import BATCH, Model, RequestError, parse_request
 from pipeline.data.pixels import to_uint8
 from tests.conftest import ROOT
 from tests.tiny_run import ATTRIBUTES, SIZE, tiny_images
@@ -309,6 +309,10 @@ def test_an_attribute_control_edits_and_makes_samples_obey(photos, folders, tmp_
     assert [asked[0, ATTRIBUTES.index(name)] for name in request] == [1, 0]
     assert (asked == 0.5).sum() == 4 * (len(ATTRIBUTES) - 2)  # what nobody named is left alone
     assert not torch.equal(able.sample(request, n=4, margin=2.0), able.sample(request, n=4))
+    usual = Model(able.net, replace(able.card, sampling=SamplingConfig(margin=2.0)))
+    assert torch.equal(usual.sample(request, n=4), able.sample(request, n=4, margin=2.0))
+    rows = able.labels(request, n=4)
+    assert torch.equal(usual.draw(rows), able.draw(rows))  # rows of numbers name nothing
     with pytest.raises(RequestError, match="margin: got 2.0, expected 0.*refine.prior.control=true"):
         cvae.load(folders["flow"]).sample(request, n=4, margin=2.0)
 
