@@ -30,8 +30,11 @@ class Ahead:
         self._uses: list[Use] = []
         self._epochs = range(0)  # whose uses were listed
 
-    def at(self, position: int) -> list[int]:
-        """Return the shards that are read at `position` of the stream or soon after it."""
+    def at(self, position: int) -> dict[int, int]:
+        """Return the shards that are read at `position` of the stream or soon after it.
+
+        The value of each is where the stream reads it first; what it has begun to read may lie behind.
+        """
         epoch = position // self.stream.total
         if epoch not in self._epochs:
             self._uses = []
@@ -40,7 +43,7 @@ class Ahead:
             self._uses += self._uses_in(self._epochs.stop)
             self._epochs = range(self._epochs.start, self._epochs.stop + 1)
         self._uses = [use for use in self._uses if use.last >= position]
-        shards: list[int] = []
+        shards: dict[int, int] = {}
         room = self.limit
         for use in self._uses:
             if use.shard in shards:
@@ -48,7 +51,7 @@ class Ahead:
             room -= self.bytes_of[use.shard]
             if room < 0:
                 break
-            shards.append(use.shard)
+            shards[use.shard] = use.first
         return shards
 
     def _uses_in(self, epoch: int) -> list[Use]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.encoded.remote import Remote
-from pipeline.data.encoded.room import Room
+from pipeline.data.encoded.room import Room, Wish
 from pipeline.data.shards import remember, verified
 
 FETCHERS = 4  # tars that one rank fetches at a time
@@ -40,17 +41,24 @@ class NodeCache:
         self._busy: set[str] = set()  # files that a thread of this process fetches
         self._sound: dict[str, int] = {}  # verified files -> their mtime, ns
         self._no_room: set[str] = set()
+        self._given_up: set[str] = set()  # waited for in vain: their images are read one by one
         self._errors: dict[str, Exception] = {}
         self._threads: list[threading.Thread] = []
         self._closed = False
 
-    def want(self, entries: list[dict[str, Any]]) -> None:
-        """Say which tars are read soon, in that order; they replace what was said before."""
-        self.room.name([entry["file"] for entry in entries])
+    def want(self, wishes: list[tuple[dict[str, Any], int]]) -> None:
+        """Say which tars are read soon, in that order; they replace what was said before.
+
+        Each comes with the place in the stream where it is read first: the earliest one of all ranks of a
+        run gets room first.
+        """
+        named = {entry["file"]: Wish(place, entry["bytes"]) for entry, place in wishes}
+        self.room.name(named)
         with self._changed:
-            self._wanted = list(entries)
+            self._wanted = [entry for entry, _ in wishes]
             self._wishes += 1
             self._no_room.clear()
+            self._given_up &= named.keys()
             self._changed.notify_all()
         while len(self._threads) < FETCHERS:
             thread = threading.Thread(target=self._work, daemon=True)
@@ -87,12 +95,16 @@ class NodeCache:
                 file = self.find(entry)
                 if file is not None:
                     return file
+                if name in self._given_up:
+                    return None
                 if waited_s > PATIENCE_S:
+                    self._given_up.add(name)
                     text = "%s: no room for %s; its images are fetched one by one. Raise data.cache_gb"
                     log.warning(text, self.folder, name)
                     return None
+                before = time.monotonic()
                 self._changed.wait(POLL_S)
-                waited_s += POLL_S if name in self._no_room else 0.0
+                waited_s += time.monotonic() - before if name in self._no_room else 0.0
         return None
 
     def close(self) -> None:
@@ -116,18 +128,28 @@ class NodeCache:
                 if fetched:
                     break  # what is needed first may have changed
             if not fetched:
-                with self._changed:
-                    if wishes == self._wishes and not self._closed:
-                        self._changed.wait(POLL_S if tried else IDLE_S)
+                self._pause(wishes, POLL_S if tried else IDLE_S)
+
+    def _pause(self, wishes: int, longest_s: float) -> None:
+        """Wait until the wishes differ from number `wishes`, or until it is time to look again.
+
+        What the other threads do wakes nobody here: they would wake each other without end, and the lock
+        of the folder would hardly ever be free.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or wishes != self._wishes, longest_s)
 
     def _missing(self) -> Iterator[dict[str, Any]]:
         """Yield the wanted tars that are not there and that no thread of this process fetches."""
         for entry in list(self._wanted):
             name = entry["file"]
             with self._changed:
-                free = name not in self._busy and name not in self._errors and self.find(entry) is None
+                busy = name in self._busy
+                free = not busy and name not in self._errors and self.find(entry) is None
                 if free:
                     self._busy.add(name)
+            if busy and name in self._no_room:
+                return  # one thread looks for room
             if not free:
                 continue
             try:
@@ -135,7 +157,6 @@ class NodeCache:
             finally:
                 with self._changed:
                     self._busy.discard(name)
-                    self._changed.notify_all()
             if name in self._no_room:
                 return  # a tar that is needed later must not take the room
 
@@ -156,6 +177,8 @@ class NodeCache:
                 return False
             finally:
                 self.room.temporary(name).unlink(missing_ok=True)
+                with self._changed:
+                    self._changed.notify_all()  # `wait` may have what it waits for
 
     def _fetch(self, entry: dict[str, Any]) -> bool:
         """Fill the reserved place of a tar and give the tar its name; return False if closed meanwhile."""

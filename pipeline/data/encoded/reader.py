@@ -49,7 +49,7 @@ class EncodedShards(Shards):
         threads = REMOTE_READS if isinstance(self.tars, NodeCache) else torch.get_num_threads()
         self._pool = ThreadPoolExecutor(threads, "decode") if threads > 1 else None
         self._ahead: Ahead | None = None
-        self._soon: list[int] = []  # shards that are fetched ahead
+        self._soon: dict[int, int] = {}  # shards that are fetched ahead -> where they are read first
         self._read_ahead: set[int] = set()  # shards that the kernel was asked to read
         self._remembered: dict[tuple[int, int], bytes] = {}
         self._remembered_bytes = 0
@@ -80,7 +80,7 @@ class EncodedShards(Shards):
             self._soon = soon
             for shard in self._mapped.keys() - set(soon):
                 self._mapped.pop(shard, None)  # an open mapping would keep a deleted tar on the disk
-            cache.want([self.entries[shard] for shard in soon])
+            cache.want([(self.entries[shard], place) for shard, place in soon.items()])
 
     def _follow(self, stream: Stream, cache: NodeCache) -> Ahead:
         bytes_of = [entry["bytes"] for entry in self.entries]
@@ -125,10 +125,13 @@ class EncodedShards(Shards):
         if shard in self._mapped:
             return
         expected = self._ahead is not None and shard in self._soon
-        file = cache.wait(entry) if expected else None
-        if file is not None:
-            with file.open("rb") as opened:
-                self._mapped[shard] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        while expected and (file := cache.wait(entry)) is not None:
+            try:
+                with file.open("rb") as opened:
+                    self._mapped[shard] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+                return
+            except FileNotFoundError:
+                continue  # a slower rank needed its room just now
 
     def _pixels(self, shard: int, row: int, box: np.ndarray | None) -> np.ndarray:
         """Return one image, uint8 [S, S, 3]."""

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 
 from pipeline.config.load import dump, load
 from pipeline.data.encoded.ahead import Ahead
+from pipeline.data.encoded.cache import FETCHERS, POLL_S
 from pipeline.data.encoded.remote import Remote
-from pipeline.data.encoded.room import Room
+from pipeline.data.encoded.room import Room, Wish
 from pipeline.data.loader import TrainBatches
 from pipeline.data.order import KeyedStream
 from pipeline.data.staging import open_shards
@@ -157,7 +159,7 @@ def test_single_images_are_read_alone_and_remembered(config, store, tmp_path):
 def first_tar(config, data) -> str:
     """The tar that the first batch needs first."""
     near = batches(config, config.data)
-    return near.shards.entries[Ahead(near.stream, [1] * 12, 12).at(0)[0]]["file"]
+    return near.shards.entries[next(iter(Ahead(near.stream, [1] * 12, 12).at(0)))]["file"]
 
 
 def test_a_tar_that_is_cut_while_it_streams_is_named(config, store, tmp_path, monkeypatch):
@@ -228,14 +230,98 @@ def test_nobody_can_delete_a_tar_before_it_is_noted(config, store, tmp_path, mon
     assert held and all(held)
 
 
+def wishes(**places):
+    """Tars of ten bytes, and where each is read first."""
+    return {tar: Wish(place, 10) for tar, place in places.items()}
+
+
+def ready(room, tar):
+    """Fetch a tar, if there is room."""
+    if not room.reserve(tar, 10):
+        return False
+    room.temporary(tar).rename(room.folder / tar)
+    return True
+
+
 def test_a_tar_that_is_not_wanted_any_more_is_not_fetched(tmp_path):
     room = Room(tmp_path, 100)
-    room.name(["a", "b"])
+    room.name(wishes(a=0, b=1))
     assert room.reserve("a", 10)
-    room.name(["b"])
+    room.name(wishes(b=1))
     assert not room.reserve("a", 10) and room.reserve("b", 10)
     assert not room.reserve("b", 101)
     room.leave()
+
+
+@pytest.fixture
+def two_ranks(tmp_path, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    rooms = Room(tmp_path, 30), Room(tmp_path, 30)
+    yield rooms
+    for room in rooms:
+        room.leave()
+
+
+def test_the_tar_of_the_slowest_rank_goes_before_those_of_the_fast_one(two_ranks, tmp_path):
+    """A rank that starts late finds the folder full of what the other reads later."""
+    fast, slow = two_ranks
+    fast.name(wishes(**{"b.tar": 4, "c.tar": 8, "d.tar": 12}))
+    assert all(ready(fast, tar) for tar in ("b.tar", "c.tar", "d.tar"))
+    slow.name(wishes(**{"a.tar": 0, "b.tar": 4, "c.tar": 8}))
+    assert ready(slow, "a.tar")
+    assert {file.name for file in tmp_path.glob("*.tar")} == {"a.tar", "b.tar", "c.tar"}
+    assert not ready(fast, "d.tar")  # its turn comes when the slow rank has left the first one
+    slow.name(wishes(**{"b.tar": 4, "c.tar": 8, "d.tar": 12}))
+    assert ready(fast, "d.tar") and not (tmp_path / "a.tar").exists()
+
+
+def test_a_tar_takes_no_place_that_an_earlier_one_needs(two_ranks):
+    """The rank that fetches the earlier one may hold its lock without having reserved its place."""
+    fast, slow = two_ranks
+    slow.name(wishes(**{"a.tar": 0, "b.tar": 4, "c.tar": 8}))
+    assert ready(slow, "a.tar") and ready(slow, "b.tar")
+    fast.name(wishes(**{"b.tar": 4, "c.tar": 8, "d.tar": 12}))
+    assert not ready(fast, "d.tar")
+    assert ready(slow, "c.tar")
+
+
+def test_another_run_keeps_what_it_reads_soon(two_ranks, tmp_path, monkeypatch):
+    ours, _ = two_ranks
+    ours.name(wishes(**{"a.tar": 900, "b.tar": 904}))
+    assert ready(ours, "a.tar") and ready(ours, "b.tar")
+    monkeypatch.setenv("MASTER_PORT", "29501")
+    other = Room(tmp_path, 30)
+    other.name(wishes(**{"c.tar": 0, "d.tar": 4}))
+    assert ready(other, "c.tar") and not ready(other, "d.tar")
+    other.leave()
+
+
+def test_threads_that_wait_for_room_leave_the_folder_to_others(config, store, tmp_path, monkeypatch):
+    """They woke each other without end: a rank could hardly get the lock to say what it needs."""
+    monkeypatch.setattr("pipeline.data.encoded.cache.PATIENCE_S", 1.0)
+    tried = []
+    monkeypatch.setattr(Room, "reserve", lambda room, tar, needed: tried.append(tar))
+    far = batches(config, remote(config, store, tmp_path))
+    begun = time.monotonic()
+    far.at(0)
+    took_s = time.monotonic() - begun
+    far.shards.close()
+    assert took_s >= 1.0 and len(tried) <= FETCHERS * (1 + took_s / POLL_S)
+
+
+def test_a_tar_without_room_is_waited_for_once(config, store, tmp_path, monkeypatch, caplog):
+    """Every batch waited ten seconds anew: a run that should have become slower seemed to hang."""
+    monkeypatch.setattr("pipeline.data.encoded.cache.PATIENCE_S", 0.0)
+    data = remote(config, store, tmp_path)
+    far, near = batches(config, data), batches(config, config.data)
+    (far.shards.tars.folder / "other.tar").write_bytes(bytes(int(data.cache_gb * 1e9)))
+    monkeypatch.setattr(Room, "_wishes", lambda room: (room._named, {"other.tar"}))
+    for step in range(3):
+        assert (far.at(step).images == near.at(step).images).all()
+    far.shards.close()
+    told = [record.getMessage() for record in caplog.records if "no room for" in record.getMessage()]
+    assert told and len(told) == len(set(told))
 
 
 @pytest.mark.parametrize(
@@ -260,5 +346,6 @@ def test_the_shards_ahead_are_those_of_the_stream(config):
     for position in range(0, 200, 8):
         listed = ahead.at(position)
         needed = np.searchsorted(bounds, stream.indices(range(position, position + 8)), side="right") - 1
-        assert set(needed.tolist()) <= set(listed) and len(set(listed)) == len(listed) == 5
+        assert set(needed.tolist()) <= set(listed) and len(listed) == 5
+        assert list(listed.values()) == sorted(listed.values())
     assert Ahead(stream, [1] * 12, 5).at(96) == Ahead(KeyedStream(bounds, 0, 2, 8), [1] * 12, 5).at(96)
