@@ -64,7 +64,7 @@ def listen_to_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_ctrl_c_detaches_and_leaves_the_jobs_alone(cluster, noise_celeba, tmp_path):
+def test_ctrl_c_detaches_and_the_same_command_follows_the_same_job(cluster, noise_celeba, tmp_path):
     on = profile(tmp_path, nodes=1, tasks_per_node=1, extra_sbatch={"hold": "true"})
     words = [
         "--config",
@@ -77,18 +77,24 @@ def test_ctrl_c_detaches_and_leaves_the_jobs_alone(cluster, noise_celeba, tmp_pa
     ]
     command = [sys.executable, str(ROOT / "launch.py"), "--cluster", str(on), *words]
     # As from a terminal: a process that a script starts in the background ignores the signal.
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c
-    ) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": listen_to_ctrl_c}
+    with subprocess.Popen(command, text=True, **pipes) as process:
         assert process.stdout and process.stderr
         line = next(line for line in process.stdout if ": SUBMITTED" in line or ": PENDING" in line)
         assert "sigma_cvae_nf shard" in line
         process.send_signal(signal.SIGINT)
         assert "follow them again: python tools/status.py --follow" in process.stderr.read()
     assert process.returncode == 130
-    (job_id,) = job_ids(tmp_path / "runs" / "sigma_cvae_nf", "shard")
+    run_dir = tmp_path / "runs" / "sigma_cvae_nf"
+    (job_id,) = job_ids(run_dir, "shard")
     assert state_of(job_id) == "PENDING"
-    assert tool("cancel.py", tmp_path / "runs" / "sigma_cvae_nf").returncode == 0
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        said = [next(line for line in process.stdout if ": SUBMITTED" in line or ": PENDING" in line)]
+        subprocess.run(["scontrol", "release", job_id], check=True)
+        said += process.stdout
+        assert process.wait() == 0, process.stderr.read()
+    assert "sigma_cvae_nf shard: COMPLETED" in "".join(said)
+    assert job_ids(run_dir, "shard") == [job_id]
 
 
 # ---- preflight
