@@ -40,7 +40,7 @@ class ShardConfig:
     allow_subset: bool = False  # accept annotations of images that are missing; the manifest counts them
     skip_damaged: bool = False  # leave out images that cannot be read; the manifest counts them
     allow_upsampling: bool = False  # accept a size above crop, which only enlarges the images
-    format: str = "auto"  # strided (pixels) | encoded (image files) | auto: strided up to size 128
+    format: str = "auto"  # strided (pixels) | encoded (image files) | in_place | auto: strided up to size 128
 
     @property
     def stored_as(self) -> str:
@@ -48,7 +48,10 @@ class ShardConfig:
 
         Pixels need no decoding, but their place grows with the area: 10 GB for CelebA at 128 pixels,
         40 GB at 256. A JPEG of either size has some 10 to 60 kB.
+        Tars in place are encoded ones that others made.
         """
+        if self.format == "in_place":
+            return "encoded"
         if self.format != "auto":
             return self.format
         return "strided" if self.size <= STRIDED_UP_TO else "encoded"
@@ -269,7 +272,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.net.activation": cvae_config.ACTIVATION_NAMES,
     "shard.source_kind": ("", *SOURCE_NAMES),
     "shard.background": ("keep", "green"),
-    "shard.format": ("auto", "strided", "encoded"),
+    "shard.format": ("auto", "strided", "encoded", "in_place"),
     "data.verify": ("once", "always"),
     "data.damaged": ("stop", "exclude"),
     "optim.name": OPTIMIZER_NAMES,

@@ -6,19 +6,19 @@ import hashlib
 import os
 import shutil
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config.schema import ShardConfig
-from pipeline.data.encoded.index import index_file, write_index
+from pipeline.data.encoded.index import Index, index_file, write_index
 from pipeline.data.encoded.packer import EncodedTar, image_file
 from pipeline.data.journal import ShardReport
 from pipeline.data.pixels import cut, green_behind, resize
 from pipeline.data.records import TAIL, RecordFormat
-from pipeline.data.sources.base import SPLITS, ImageError, ImageReader, Source
-from pipeline.errors import DataError
+from pipeline.data.sources.base import SPLITS, ImageError, ImageReader, InTars, Source
+from pipeline.errors import ConfigError, DataError
 from pipeline.rundir.files import naming, sha256
 from pipeline.runtime.split import ceil_div
 
@@ -28,7 +28,10 @@ PROBED = 32  # images by whose size the place of encoded shards is estimated
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to write. `done` is the report of an earlier run, trusted if the file has that sha256."""
+    """One shard to write. `done` is the report of an earlier run, trusted if the file has that sha256.
+
+    With `tar` nothing is copied: the shard is an index of images in that tar, and a link to it.
+    """
 
     file: Path
     images: ImageReader
@@ -37,14 +40,18 @@ class ShardTask:
     attributes: np.ndarray  # uint8 [n, A]
     config: ShardConfig
     done: ShardReport | None = None
+    tar: Path | None = None
 
 
 def plan_shards(source: Source, config: ShardConfig, folder: Path) -> list[ShardTask]:
     """Assign the samples to shards.
 
     A seeded permutation of each split is cut into shards whose sizes differ by at most one. Each
-    shard is sorted by key.
+    shard is sorted by key. Shards in place are those of the tars, one for each split that a tar holds.
+    Raises ConfigError if the source has no tars that could stay in place.
     """
+    if config.format == "in_place":
+        return _plan_links(source, config, folder)
     tasks = []
     for index, split in enumerate(SPLITS):
         members = np.flatnonzero(source.splits == index)
@@ -54,17 +61,35 @@ def plan_shards(source: Source, config: ShardConfig, folder: Path) -> list[Shard
             first = number * len(members) // count
             last = (number + 1) * len(members) // count
             rows = np.sort(shuffled[first:last])
-            tasks.append(
-                ShardTask(
-                    folder / f"{split}-{number:05d}.tar",
-                    source.images,
-                    [source.names[row] for row in rows],
-                    [source.keys[row] for row in rows],
-                    source.labels[rows],
-                    config,
-                )
-            )
+            tasks.append(_task(source, config, folder / f"{split}-{number:05d}.tar", rows))
     return tasks
+
+
+def _plan_links(source: Source, config: ShardConfig, folder: Path) -> list[ShardTask]:
+    images = source.images
+    tars = [images.in_tar(name)[0] for name in source.names] if isinstance(images, InTars) else [None]
+    if None in tars:
+        raise ConfigError(
+            f"key 'shard.format': got 'in_place', but {source.location} holds no tars on this disk to read "
+            "in place; use encoded, which packs the images anew"
+        )
+    tasks = []
+    for index, split in enumerate(SPLITS):
+        rows_of: dict[Path, list[int]] = {}
+        for row in np.flatnonzero(source.splits == index):
+            tar = tars[row]
+            assert tar is not None
+            rows_of.setdefault(tar, []).append(int(row))
+        for number, tar in enumerate(sorted(rows_of)):
+            file = folder / f"{split}-{number:05d}.tar"
+            tasks.append(replace(_task(source, config, file, np.array(rows_of[tar])), tar=tar))
+    return tasks
+
+
+def _task(source: Source, config: ShardConfig, file: Path, rows: np.ndarray) -> ShardTask:
+    names = [source.names[row] for row in rows]
+    keys = [source.keys[row] for row in rows]
+    return ShardTask(file, source.images, names, keys, source.labels[rows], config)
 
 
 def _permutation(seed: int, split: int, n: int) -> np.ndarray:
@@ -77,7 +102,7 @@ def check_space(tasks: list[ShardTask], folder: Path) -> None:
     """Raise DataError if the disk of `folder` cannot hold the tars that are still to be written."""
     needed = 0
     for task in tasks:
-        if not task.file.exists():
+        if not task.file.exists() and not task.tar:
             needed += len(task.names) * sample_bytes(task) + len(TAIL)
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -111,7 +136,7 @@ def write_shard(task: ShardTask) -> ShardReport:
     temporary = task.file.with_name(f".{task.file.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with naming(task.file):
-            report = _write(task, temporary)
+            report = _link(task, temporary) if task.tar else _write(task, temporary)
             os.replace(temporary, task.file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -146,20 +171,57 @@ def _write(task: ShardTask, temporary: Path) -> ShardReport:
         digest.update(TAIL)
         file.flush()
         os.fsync(file.fileno())
+    _require_some(task, kept, skipped)
+    index = write_index(index_file(task.file), encoded.index()) if encoded else ""
+    return _report(task, kept, skipped, length, digest.hexdigest(), index)
+
+
+def _link(task: ShardTask, temporary: Path) -> ShardReport:
+    """Index the readable images of another's tar, and make `temporary` a link to it."""
+    assert task.tar is not None and isinstance(task.images, InTars)
+    kept: list[int] = []
+    skipped: list[list[str]] = []
+    for row, name in enumerate(task.names):
+        try:
+            cut(task.images.read(name), task.config)
+        except ImageError as error:
+            _skip_or_raise(task, row, error, skipped)
+        else:
+            kept.append(row)
+    _require_some(task, kept, skipped)
+    places = [task.images.in_tar(task.names[row]) for row in kept]
+    index = Index(
+        np.array([start for _, start, _ in places]),
+        np.array([length for _, _, length in places]),
+        task.attributes[kept],
+        [task.keys[row] for row in kept],
+    )
+    temporary.symlink_to(task.tar)
+    length = task.tar.stat().st_size
+    written = write_index(index_file(task.file), index)
+    return _report(task, kept, skipped, length, sha256(task.tar), written)
+
+
+def _require_some(task: ShardTask, kept: list[int], skipped: list[list[str]]) -> None:
     if not kept:
         name, reason = skipped[0]
         raise DataError(
             f"all {len(task.names)} images of {task.file.name} are damaged, "
             f"the first is {task.images.where(name)}: {reason}; replace them"
         )
+
+
+def _report(
+    task: ShardTask, kept: list[int], skipped: list[list[str]], length: int, digest: str, index: str
+) -> ShardReport:
     return ShardReport(
         file=task.file.name,
         samples=len(kept),
         bytes=length,
-        sha256=digest.hexdigest(),
+        sha256=digest,
         label_counts=task.attributes[kept].sum(axis=0, dtype=np.int64).tolist(),
         skipped=skipped,
-        index=write_index(index_file(task.file), encoded.index()) if encoded else "",
+        index=index,
     )
 
 

@@ -115,7 +115,8 @@ def shards_digest(config: RunConfig) -> str:
         if section[key] == usual:
             del section[key]  # there was no such key once; digests stay as they were
     section["crop"] = section["crop"] or ONCE_USUAL_CROP
-    section["format"] = config.shard.stored_as
+    if section["format"] != "in_place":
+        section["format"] = config.shard.stored_as
     if section["format"] == "strided":
         del section["format"]  # the only format once; digests stay as they were
     if config.shard.source:

@@ -28,7 +28,7 @@ FIRST_GUESS = 200_000_000  # bytes of a checkpoint; the networks configured here
 def shards_bytes(run: Run) -> int:
     """Return at most how many bytes the shard stage will write."""
     config = run.config
-    if STAGES["shard"].complete(config, run.run_dir):
+    if STAGES["shard"].complete(config, run.run_dir) or config.shard.format == "in_place":
         return 0
     images, attributes = _expected(config)
     if config.shard.stored_as == "strided":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -49,6 +49,17 @@ class ImageReader(Protocol):
 
     def where(self, name: str) -> str:
         """Return the path of one image, for messages."""
+
+
+@runtime_checkable
+class InTars(Protocol):
+    """A reader whose images lie in tars."""
+
+    def in_tar(self, name: str) -> tuple[Path | None, int, int]:
+        """Return the tar that holds an image, its first byte there, and its length.
+
+        The tar is None if it does not lie on a disk, or not for longer than this process.
+        """
 
 
 class Source(Protocol):

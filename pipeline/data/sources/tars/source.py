@@ -45,6 +45,13 @@ class TarImages:
             raise ImageError(f"has {len(content)} of {length} bytes")
         return content
 
+    def in_tar(self, name: str) -> tuple[Path | None, int, int]:
+        """Return where an image lies; see `base.InTars`."""
+        number, start, length = (int(part) for part in name.split(":"))
+        tar = self.tars[number]
+        lies = tar.local and not tar.copy
+        return Path(tar.local).absolute() if lies else None, start, length
+
     def where(self, name: str) -> str:
         """Return the tar and the place of one image in it, for messages."""
         tar, start, _ = name.split(":")
