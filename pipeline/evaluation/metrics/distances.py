@@ -261,13 +261,21 @@ class Memorisation(Metric):
 
 
 def _memorised_interval(distance: np.ndarray, real: np.ndarray, seed: int) -> tuple[float, float] | None:
-    """Bootstrap over samples and over held-out images, since these set the limit: 1 % of them are few."""
+    """Bootstrap over samples and over held-out images, since these set the limit: 1 % of them are few.
+
+    The interval holds Wilson's too: resampling none of N samples finds none for ever.
+    """
     rng = np.random.default_rng(seed)
     shares = []
     for _ in range(RESAMPLES):
         limit = np.quantile(rng.choice(real, len(real)), MEMORISED_QUANTILE)
         shares.append((rng.choice(distance, len(distance)) < limit).mean())
-    return percentiles(np.array(shares))
+    interval = percentiles(np.array(shares))
+    if interval is None:
+        return None
+    close = int((distance < np.quantile(real, MEMORISED_QUANTILE)).sum())
+    low, high = wilson(close, len(distance))
+    return min(interval[0], low), max(interval[1], high)
 
 
 class Sharpness(Metric):

@@ -18,6 +18,7 @@ from pipeline.evaluation.metrics.distances import (
 )
 from pipeline.evaluation.metrics.groups import Groups
 from pipeline.evaluation.metrics.inference import LatentStructure, PriorMatch, Units
+from pipeline.evaluation.metrics.statistics import wilson
 from tests.pipeline.evaluation.painter import given
 
 
@@ -38,6 +39,18 @@ def test_memorised_is_the_share_closer_than_the_closest_percent_of_real_images()
     assert [row["sample"] for row in found["neighbours"]] == [0, 1, 2, 3]
     low, high = found["memorised"].interval  # the limit is uncertain too: it may be 1, 2 or 3
     assert low == 0 and high >= 0.5
+
+
+def test_no_copy_among_few_samples_is_no_certainty() -> None:
+    real = on_a_line([1.0 + i for i in range(101)])
+    parts = {
+        "real": {"fd_x": real},
+        "samples": {"fd_x": on_a_line([50.0] * 400)},
+        "memory": {"fd_x": np.zeros((2, 2), np.float32)},
+    }
+    found = dict(Memorisation()(given(parts)))
+    assert found["memorised"].value == 0.0
+    assert found["memorised"].interval == (0.0, pytest.approx(wilson(0, 400)[1]))
 
 
 def test_sharpness_is_the_edge_energy_over_that_of_real_images() -> None:
