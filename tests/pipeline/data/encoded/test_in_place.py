@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tarfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from pipeline.config.load import load
 from pipeline.data.loader import TrainBatches
 from pipeline.data.shards import Shards
 from pipeline.data.sources.celeba import Celeba
-from pipeline.data.staging import open_shards
+from pipeline.data.staging import open_shards, staged
 from pipeline.errors import DataError
 from pipeline.rundir import layout
 from tests.celeba_source import make_source
@@ -70,6 +71,9 @@ def test_the_samples_are_those_of_packed_shards_and_no_image_is_copied(tars, tmp
     assert len(set(np.concatenate(batches).tolist())) == 4
     check_shards.main([str(run_dir)])
     assert "intact" in capsys.readouterr().out
+    local = staged(folder, str(tmp_path / "node"), logging.getLogger("test"))
+    assert local != folder and not any(file.is_symlink() for file in local.iterdir())
+    assert samples(open_shards(local, "train", config.data)) == samples(ours["train"])
     made(tars, tmp_path / "runs", "in_place")  # a second time nothing is made
     assert before == {file.name: file.read_bytes() for file in tars.iterdir()}
 
