@@ -104,7 +104,8 @@ class NodeCache:
                     return None
                 before = time.monotonic()
                 self._changed.wait(POLL_S)
-                waited_s += time.monotonic() - before if name in self._no_room else 0.0
+                # The threads stop at the first tar without room, which may be an earlier one.
+                waited_s += time.monotonic() - before if self._no_room else 0.0
         return None
 
     def close(self) -> None:
