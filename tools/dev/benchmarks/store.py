@@ -85,9 +85,9 @@ class Handler(BaseHTTPRequestHandler):
         for at in range(0, len(part), PIECE):
             piece = part[at : min(at + PIECE, max(0, end - start))]
             self.server.take_line(len(piece))
-            self.wfile.write(piece)
-            with self.server.lock:
+            with self.server.lock:  # counted first: whoever has the piece may look at once
                 self.server.sent[name] += len(piece)
+            self.wfile.write(piece)
             if len(piece) < len(part[at : at + PIECE]):
                 self.close_connection = True
                 return
