@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cvae.config import ModelConfig
-from cvae.nets.layers import ACTIVATIONS, full_precision, halvings, norm
+from cvae.nets.layers import ACTIVATIONS, Linear, full_precision, halvings, norm
 from cvae.nets.residual import ResidualDecoder
 
 
@@ -24,7 +24,7 @@ class ConvDecoder(nn.Module):
         channels = [*reversed(net.channels), 3]
         last = len(channels) - 2
         self.first = (channels[0], sizes[0], sizes[0])
-        self.linear = nn.Linear(config.z_dim + n_condition, channels[0] * sizes[0] ** 2)
+        self.linear = Linear(config.z_dim + n_condition, channels[0] * sizes[0] ** 2)
 
         layers: list[nn.Module] = []
         for i in range(last + 1):

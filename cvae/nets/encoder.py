@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cvae.config import ModelConfig
 from cvae.distributions import DiagonalGaussian
-from cvae.nets.layers import ACTIVATIONS, full_precision, halvings, norm, soft_floor
+from cvae.nets.layers import ACTIVATIONS, Linear, full_precision, halvings, norm, soft_floor
 from cvae.nets.residual import ResidualEncoder
 
 
@@ -23,7 +23,7 @@ class ConvEncoder(nn.Module):
         net = config.net
         self.image_size = image_size
         self.log_sigma_min = config.log_sigma_min
-        self.attribute_channel = nn.Linear(n_condition, image_size * image_size)
+        self.attribute_channel = Linear(n_condition, image_size * image_size)
 
         layers: list[nn.Module] = []
         n_in = 4
@@ -38,12 +38,13 @@ class ConvEncoder(nn.Module):
         self.convs = nn.Sequential(*layers)
 
         last_size = halvings(image_size, len(net.channels))[-1]
-        self.out = nn.Linear(n_in * last_size * last_size, 2 * config.z_dim)
+        self.out = Linear(n_in * last_size * last_size, 2 * config.z_dim)
 
     def forward(self, x: Tensor, e: Tensor) -> DiagonalGaussian:
         """Return q(z|x,y); its tensors [B, D] are at least float32, also under autocast."""
-        plane = self.attribute_channel(e).view(-1, 1, self.image_size, self.image_size)
-        features = self.convs(torch.cat((x, plane.to(x.dtype)), dim=1))
+        plane = self.attribute_channel(e).view(-1, self.image_size, self.image_size, 1)
+        channel = plane.permute(0, 3, 1, 2)  # laid out as images with channels last: so is what is joined
+        features = self.convs(torch.cat((x, channel.to(x.dtype)), dim=1))
         mean, log_std = full_precision(self.out(features.flatten(1))).chunk(2, dim=1)
         return DiagonalGaussian(mean, soft_floor(log_std, self.log_sigma_min))
 

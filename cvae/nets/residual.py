@@ -31,8 +31,9 @@ class ModulatedNorm(nn.Module):
         """x [B, C, H, W], e [B, E] -> [B, C, H, W]."""
         if self.modulation is None:
             return self.norm(x)
-        scale, shift = self.modulation(e).to(x.dtype)[:, :, None, None].chunk(2, dim=1)
-        return torch.addcmul(shift, self.norm(x), 1 + scale)
+        normed = self.norm(x)  # on a CPU float32 even where x is bfloat16
+        scale, shift = self.modulation(e).to(normed.dtype)[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(shift, normed, 1 + scale)
 
 
 class ResidualBlock(nn.Module):
