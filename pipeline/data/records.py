@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tarfile
+from functools import lru_cache
 
 import numpy as np
 
@@ -19,6 +20,8 @@ KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")
 TAIL = bytes(1024)  # the two zero blocks that end a tar
 BLOCK = 512
 NPY_HEADER = 128
+NAME_BYTES = 100  # of a member, in a tar header
+_CHECKSUM = slice(148, 154)  # six octal digits in a tar header
 
 
 def padded(length: int) -> int:
@@ -27,12 +30,23 @@ def padded(length: int) -> int:
 
 
 def tar_header(name: str, length: int) -> bytes:
-    """Return the ustar header of one member."""
-    member = tarfile.TarInfo(name)  # mode 0644; mtime, uid and gid 0; no owner name
+    """Return the ustar header of one member. Its name is ASCII of at most 100 bytes."""
+    field = name.encode("ascii")
+    assert len(field) <= NAME_BYTES, name
+    nameless = _nameless_header(length)
+    checksum = b"%06o" % (int(nameless[_CHECKSUM], 8) + sum(field))  # of all bytes of the header
+    return field + nameless[len(field) : _CHECKSUM.start] + checksum + nameless[_CHECKSUM.stop :]
+
+
+@lru_cache(maxsize=8192)
+def _nameless_header(length: int) -> bytes:
+    """Return the header of a member without a name. tarfile takes longer for one than a resize takes."""
+    member = tarfile.TarInfo()  # mode 0644; mtime, uid and gid 0; no owner name
     member.size = length
     return member.tobuf(tarfile.USTAR_FORMAT)
 
 
+@lru_cache(maxsize=64)
 def npy_header(shape: tuple[int, ...]) -> bytes:
     """Return NumPy's header 1.0 of a uint8 array in C order. No NumPy version can change these bytes."""
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()

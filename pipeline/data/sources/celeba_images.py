@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.data.sources.base import ImageError
 from pipeline.data.sources.celeba_annotations import IMAGE_NAME, refuse_html
 from pipeline.data.sources.celeba_names import HEIGHT, IMAGE_FOLDERS, WIDTH
-from pipeline.data.sources.decode import decode
+from pipeline.data.sources.decode import decode, read_image_file
 from pipeline.errors import DataError
 
 MAX_BYTES = 1 << 22  # of one image file; an aligned JPEG has about 7 kB
@@ -34,13 +34,11 @@ class CelebaImages:
 
     def read_bytes(self, name: str) -> bytes:
         """Return the file of one image. Raises ImageError if it cannot be read."""
+        if self.place.is_dir():
+            return read_image_file(self.place / name, MAX_BYTES)
         try:
-            if self.place.is_dir():
-                with (self.place / name).open("rb") as file:
-                    content = file.read(MAX_BYTES + 1)
-            else:
-                with open_zip(self.place).open(self.inside + name) as member:
-                    content = member.read(MAX_BYTES + 1)
+            with open_zip(self.place).open(self.inside + name) as member:
+                content = member.read(MAX_BYTES + 1)
         except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
             # RuntimeError: the member is encrypted, or its method is unknown.
             raise ImageError(f"cannot be unpacked ({error})") from None

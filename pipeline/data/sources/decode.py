@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -19,6 +21,19 @@ _WEBP = b"WEBP"
 _EXIF_WITHIN = 1 << 16  # bytes; the Exif block is one of a JPEG's first segments
 _ORIENTATION = 0x0112  # Exif tag; 1: upright
 _WHITE = (255, 255, 255, 255)
+
+
+def read_image_file(file: Path, most: int) -> bytes:
+    """Return the content of an image file. Raises ImageError if it is unreadable or has over `most` bytes."""
+    try:
+        with file.open("rb") as opened:
+            # read(most) would allocate that much memory for every file of a few kB.
+            size = os.fstat(opened.fileno()).st_size
+            if size > most:
+                raise ImageError(f"is larger than {most} bytes")
+            return opened.read(size)
+    except OSError as error:
+        raise ImageError(f"cannot be read ({error.strerror})") from None
 
 
 def decode(content: bytes, expected: tuple[int, int] | None = None) -> np.ndarray:

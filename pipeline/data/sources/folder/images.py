@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.sources.base import ImageError
-from pipeline.data.sources.decode import ENDINGS, decode
+from pipeline.data.sources.decode import ENDINGS, decode, read_image_file
 
 MAX_BYTES = 1 << 28  # of one image file
 
@@ -27,14 +26,7 @@ class FolderImages:
 
     def read_bytes(self, name: str) -> bytes:
         """Return the file of one image. Raises ImageError if it cannot be read."""
-        try:
-            with (self.folder / name).open("rb") as file:
-                content = file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise ImageError(f"cannot be read ({error.strerror})") from None
-        if len(content) > MAX_BYTES:
-            raise ImageError(f"is larger than {MAX_BYTES} bytes")
-        return content
+        return read_image_file(self.folder / name, MAX_BYTES)
 
     def where(self, name: str) -> str:
         """Return the path of one image, for messages."""

@@ -17,7 +17,7 @@ from pipeline.data.sources.base import ImageError
 from pipeline.data.sources.celeba import Celeba
 from pipeline.data.sources.celeba_images import MAX_BYTES, list_images
 from pipeline.data.sources.celeba_names import CELEBA_ATTRIBUTES
-from pipeline.data.sources.decode import decode
+from pipeline.data.sources.decode import decode, read_image_file
 from pipeline.errors import DataError
 from tests.celeba_source import jpeg, make_source, write_images
 
@@ -263,6 +263,16 @@ def test_damaged_and_huge_members(tmp_path: Path) -> None:
 
 
 # ---- pixels
+
+
+def test_image_files_are_read_whole_or_refused(tmp_path: Path) -> None:
+    file = tmp_path / "1.jpg"
+    file.write_bytes(jpeg(0))
+    assert read_image_file(file, len(jpeg(0))) == jpeg(0)
+    with pytest.raises(ImageError, match="larger than"):
+        read_image_file(file, len(jpeg(0)) - 1)
+    with pytest.raises(ImageError, match="cannot be read"):
+        read_image_file(tmp_path / "2.jpg", 1)
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 10, 100, 1000, "half", "header"])
