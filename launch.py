@@ -79,7 +79,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--stages",
         metavar="A,B",
-        help="of shard,train,tune,refine,classifier,eval (default: all); complete ones are left out",
+        help="of shard,train,tune,refine,steer,classifier,eval (default: all); complete ones are left out",
     )
     add(
         "--run-dir",

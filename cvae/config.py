@@ -101,6 +101,7 @@ class PriorConfig:
     net: str = "mlp"  # of mu_p(y) and sigma_p(y): mlp | conv1d (along attribute embeddings)
     hidden: int = 128  # hidden units of that network
     control: bool = False  # linear scores that move codes to the request; the stage `refine` fits them
+    reader: int = 0  # units of the network that reads attributes in codes; the stage `steer` sets and fits it
     flow: FlowConfig = field(default_factory=FlowConfig)
     flow_matching: FlowMatchingConfig = field(default_factory=FlowMatchingConfig)
 

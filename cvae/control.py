@@ -10,6 +10,13 @@ score changes and the others stay. Both follow in closed form from the moments o
 C is the covariance of the codes. With ridge = 0, a move keeps every other score exactly. It then leaves
 the likely codes, and a classifier that was not fitted sees more side effects than with ridge = 1. The
 ridge also shrinks the moves of attributes that a score reads poorly.
+
+The stage `steer` adds a network r that predicts what classifiers see in a decoded code. A code then goes
+to the minimum of
+
+    (strength - s r_k(z'))_+^2 + KEEP sum_{j != k} (r_j(z') - r_j(z))^2 + SHORT |z' - z|_C^2
+
+for each changed attribute k with the sign s of its new value; |.|_C is the distance in deviations of C.
 """
 
 from __future__ import annotations
@@ -19,10 +26,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cvae.config import ModelConfig
+from cvae.nets.reader import AttributeReader
+
 RIDGE_CODES = 0.02  # of the least squares
 RIDGE_SCORES = 1.0  # of the gain
 ROUNDS = 3  # of `obey`: attributes share the directions in which they move a code
 STEP = 0.7  # of one round
+DESCENT = 15  # steps of Adam to the minimum
+RATE = 0.05  # of these steps, in deviations of the codes
+DECAYS = (0.8, 0.95)  # of Adam's running means
+KEEP = 0.3  # weight of the scores that should stay
+SHORT = 0.1  # weight of the distance
+JITTER = 1e-4  # share of its diagonal that is added to C before it is factorised
 
 
 class CodeMoments(NamedTuple):
@@ -35,9 +51,12 @@ class CodeMoments(NamedTuple):
 
 
 class AttributeControl(nn.Module):
-    """Scores and gains of A attributes in codes of D dimensions. The stage `refine` fits them."""
+    """Scores and gains of A attributes in codes of D dimensions. The stage `refine` fits them.
 
-    def __init__(self, z_dim: int, n_attributes: int) -> None:
+    `reader`: units of the network of the stage `steer`; 0: there is none.
+    """
+
+    def __init__(self, z_dim: int, n_attributes: int, reader: int = 0) -> None:
         super().__init__()
         self.weight: Tensor
         self.bias: Tensor
@@ -45,6 +64,13 @@ class AttributeControl(nn.Module):
         self.register_buffer("weight", torch.zeros(n_attributes, z_dim))
         self.register_buffer("bias", torch.zeros(n_attributes))
         self.register_buffer("gain", torch.zeros(n_attributes, z_dim))
+        self.reader: AttributeReader | None = None
+        if reader:
+            self.reader = AttributeReader(z_dim, n_attributes, reader)
+            self.mean: Tensor
+            self.factor: Tensor
+            self.register_buffer("mean", torch.zeros(z_dim))
+            self.register_buffer("factor", torch.eye(z_dim))  # L of C = L L^T
 
     def fit(self, moments: CodeMoments) -> None:
         """Compute scores and gains. An attribute that all or no images have moves nothing."""
@@ -69,6 +95,16 @@ class AttributeControl(nn.Module):
         gain = torch.where(seen[:, None], gain / own, 0)
         for buffer, value in ((self.weight, weight), (self.bias, bias), (self.gain, gain)):
             buffer.copy_(value)
+        if self.reader is not None:
+            self.mean.copy_(moments.z)
+            damped = covariance + JITTER * torch.diag(covariance.diag())
+            self.factor.copy_(torch.linalg.cholesky(damped))
+
+    def read(self, z: Tensor) -> Tensor:
+        """Return what the network reads in codes [B, D]: scores [B, A], 0 where it is undecided."""
+        assert self.reader is not None
+        deviation = self.factor.square().sum(1).sqrt()
+        return self.reader((z - self.mean) / deviation)
 
     def scores(self, z: Tensor) -> Tensor:
         """Return scores [B, A] of codes [B, D]: on average 1 where an attribute is present, else -1."""
@@ -77,13 +113,40 @@ class AttributeControl(nn.Module):
     def edit(self, z: Tensor, before: Tensor, after: Tensor, strength: float = 1.0) -> Tensor:
         """Move codes [B, D] so that attributes whose value in y [B, A] changes reach their new score.
 
-        The new score is `strength` times that of an average image with the new value. A score that is
-        already beyond it stays.
+        The new score is `strength`: times that of an average image with the new value, or, if there is a
+        network, deviations beyond the decision. A score that is already beyond it stays.
         """
+        if self.reader is None:
+            return self.edit_linearly(z, before, after, strength)
+        return self._descend(z, before, after, strength)
+
+    def edit_linearly(self, z: Tensor, before: Tensor, after: Tensor, strength: float | Tensor) -> Tensor:
+        """Move codes [B, D] along the gains; `strength` may be one number a code [B, 1]."""
         sign = 2 * after - 1
         missing = (strength - sign * self.scores(z)).clamp_min(0)
         changed = (before != after).to(z)
         return z + (changed * sign * missing) @ self.gain
+
+    def _descend(self, z: Tensor, before: Tensor, after: Tensor, strength: float) -> Tensor:
+        """Follow the gradient of what the network reads; other scores and the code stay near."""
+        sign, changed = 2 * after - 1, (before != after).to(z)
+        start = self.read(z)
+        aimed = self.edit_linearly(z, before, after, 1.0) - z
+        move = torch.linalg.solve_triangular(self.factor, aimed.T, upper=False).T.contiguous()
+        mean, square = torch.zeros_like(move), torch.zeros_like(move)
+        for step in range(1, DESCENT + 1):
+            with torch.enable_grad():
+                move = move.detach().requires_grad_()
+                scores = self.read(z + move @ self.factor.T)
+                missing = (strength - sign * scores).clamp_min(0)
+                cost = changed * missing.square() + KEEP * (1 - changed) * (scores - start).square()
+                (gradient,) = torch.autograd.grad(cost.sum() + SHORT * move.square().sum(), move)
+            # Adam, written out: each code has its own descent, whatever else is in the batch.
+            mean = torch.lerp(gradient, mean, DECAYS[0])
+            square = torch.lerp(gradient.square(), square, DECAYS[1])
+            first, second = (1 - decay**step for decay in DECAYS)
+            move = move.detach() - RATE * (mean / first) / ((square / second).sqrt() + 1e-8)
+        return torch.where(changed.any(1, keepdim=True), z + move @ self.factor.T, z)
 
     def obey(self, z: Tensor, y: Tensor, margin: float) -> Tensor:
         """Move codes [B, D] until each score is about `margin` on its side of y [B, A].
@@ -96,3 +159,10 @@ class AttributeControl(nn.Module):
             missing = (margin - sign * self.scores(z)).clamp_min(0)
             z = z + STEP * (sign * missing) @ self.gain
         return z
+
+
+def attribute_control(config: ModelConfig, n_attributes: int) -> AttributeControl | None:
+    """Return the control that a model's configuration asks for, or None."""
+    if not config.prior.control:
+        return None
+    return AttributeControl(config.z_dim, n_attributes, config.prior.reader)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cvae.attributes import CONDITIONERS
 from cvae.config import ModelConfig
-from cvae.control import AttributeControl
+from cvae.control import attribute_control
 from cvae.distributions import DiagonalGaussian, Distribution
 from cvae.losses import (
     Losses,
@@ -46,7 +46,7 @@ class CVAE(nn.Module):
         n_condition = self.conditioner.width
         self.encoder = ENCODERS[config.encoder.name](config, image_size, n_condition)
         self.decoder = DECODERS[config.decoder.name](config, image_size, n_condition)
-        self.control = AttributeControl(config.z_dim, n_attributes) if config.prior.control else None
+        self.control = attribute_control(config, n_attributes)
         self.conditional_prior = PRIORS[config.prior.name](config, n_condition)
         self.variance = DECODER_VARIANCES[config.variance.name](config.variance)
         self.loss_terms = loss_terms(config.losses)

@@ -55,8 +55,8 @@ def export(run_dir: Path, folder: Path, which: str = "", weights: str = "ema", s
     """Write the model of a run to `folder` and return it.
 
     `which`: best | latest | a step; empty: as evaluated. `weights`: ema | raw. `stage`:
-    train | tune | refine; empty: the last one of the configuration. The run's shards must be there, since the
-    export keeps label rows of training images. Raises UserError.
+    train | tune | refine | steer; empty: the last one of the configuration. The run's shards must be there,
+    since the export keeps label rows of training images. Raises UserError.
     """
     config = run_config(run_dir)
     stage = stage or last_phase(config)
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     add("folder", metavar="FOLDER", type=Path, nargs="?", help="where to write (default: RUN_DIR/model)")
     add("--checkpoint", metavar="NAME", default="", help="best, latest or a step (default: as evaluated)")
     add("--weights", default="ema", choices=("ema", "raw"), help="averaged or raw weights")
-    add("--stage", choices=("train", "tune", "refine"), help="of the run (default: its last one)")
+    add("--stage", choices=("train", "tune", "refine", "steer"), help="of the run (default: its last one)")
     formats = sorted(FORMATS)
     add("--formats", nargs="+", action="extend", default=[], choices=formats, help="programs to write too")
     add("--register", metavar="NAME", default="", help="name in MLflow's model registry")

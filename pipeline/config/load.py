@@ -217,6 +217,22 @@ def _check(config: RunConfig) -> None:
         resources(config.cluster, stage)
     if not _RUN_NAME.fullmatch(config.name):
         raise ConfigError(f"key 'name': got {config.name!r}, expected letters, digits, '.', '_' and '-'")
+    _check_control(config)
+
+
+def _check_control(config: RunConfig) -> None:
+    """Raise ConfigError unless each part of the attribute control is fitted by the stage that fits it."""
+    for section, prior in (("model", config.model.prior), ("refine", config.refine.prior)):
+        if prior.reader:
+            raise ConfigError(
+                f"key '{section}.prior.reader': got {prior.reader}, expected 0: the stage `steer` sets it;"
+                " set steer.images and steer.width"
+            )
+    if config.steer.images and not (config.refine.images and config.refine.prior.control):
+        raise ConfigError(
+            f"key 'steer.images': got {config.steer.images}, expected 0, because steering continues a control"
+            " that the stage `refine` fits; set refine.images and refine.prior.control=true"
+        )
     if config.model.prior.control:
         raise ConfigError(
             "key 'model.prior.control': got true, but only the stage `refine` fits it;"

@@ -128,6 +128,10 @@ def _refine_prior() -> PriorConfig:
     return PriorConfig(name="flow_matching")
 
 
+def _steer_optim() -> OptimConfig:
+    return OptimConfig(lr=1e-3, weight_decay=0.05, warmup_images=6400)
+
+
 @dataclass(frozen=True)
 class TuneConfig:
     """The stage `tune`: fit the decoder alone, with loss terms that are too dear for the whole training."""
@@ -153,6 +157,18 @@ class RefineConfig:
 
 
 @dataclass(frozen=True)
+class SteerConfig:
+    """The stage `steer`: teach the attribute control what classifiers see in decoded codes."""
+
+    images: int = 0  # images decoded; 0: the stage is left out
+    batch_size: int = 64  # GLOBAL batch, images
+    ema_decay: float = 0.998  # of the averaged weights
+    optim: OptimConfig = field(default_factory=_steer_optim)  # the optimizer
+    width: int = 1024  # units of the network that reads attributes in codes
+    guide_epochs: int = 8  # passes over the training split by each of the three classifiers that teach
+
+
+@dataclass(frozen=True)
 class ClassifierConfig:
     """The attribute classifier (ResNet-18 with GroupNorm); all runs on the same shards share it."""
 
@@ -173,7 +189,7 @@ class EvalConfig:
     block: int = 100  # images per forward pass; results do not depend on the number of ranks
     checkpoint: str = "best"  # best | latest | a step | all (each kept one, the best last)
     weights: str = "ema"  # ema (averaged) | raw
-    stage: str = ""  # whose weights: train | tune | refine; empty: the last one of this configuration
+    stage: str = ""  # whose weights: train | tune | refine | steer; empty: the last one of this configuration
     guidance: float = 1.0  # how closely samples follow the request; needs refine.prior.name=flow_matching
     margin: float = 0.0  # score that named attributes reach, 1: as average images; needs refine.prior.control
     edit_strength: float = 1.0  # how strongly a toggled attribute acts; needs control or flow_matching
@@ -246,6 +262,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)  # stage train: length, logging, checkpoints
     tune: TuneConfig = field(default_factory=TuneConfig)  # stage tune
     refine: RefineConfig = field(default_factory=RefineConfig)  # stage refine
+    steer: SteerConfig = field(default_factory=SteerConfig)  # stage steer
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)  # stage classifier
     eval: EvalConfig = field(default_factory=EvalConfig)  # stage eval
     tracking: TrackingConfig = field(default_factory=TrackingConfig)  # MLflow
@@ -281,12 +298,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "tune.optim.schedule": SCHEDULE_NAMES,
     "refine.optim.name": OPTIMIZER_NAMES,
     "refine.optim.schedule": SCHEDULE_NAMES,
+    "steer.optim.name": OPTIMIZER_NAMES,
+    "steer.optim.schedule": SCHEDULE_NAMES,
     "train.precision": ("auto", "fp32", "bf16", "fp16", "fp64"),
     "train.step": ("auto", "eager", "compiled", "graph"),
     "classifier.precision": ("auto", "fp32", "bf16", "fp16"),
     "eval.split": ("val", "test"),
     "eval.weights": ("ema", "raw"),
-    "eval.stage": ("", "train", "tune", "refine"),
+    "eval.stage": ("", "train", "tune", "refine", "steer"),
     "eval.projection": ("tsne", "umap"),
     "tracking.name": ("mlflow",),
     "cluster.executor": ("local", "debug", "slurm"),
@@ -307,6 +326,8 @@ AT_LEAST_ONE = (
     "train.keep_checkpoints",
     "classifier.epochs",
     "classifier.batch_size",
+    "steer.width",
+    "steer.guide_epochs",
     "eval.n",
     "eval.block",
     "eval.iw_samples",

@@ -32,7 +32,7 @@ def _unused(config: RunConfig, values: dict[str, Any]) -> list[str]:
     prefixes += [section for section, network in MADE_OF_LAYERS.items() if network not in networks]
     if config.model.conditioner.name != "attention":
         prefixes.append("model.conditioner.layers")
-    for phase in ("tune", "refine"):
+    for phase in ("tune", "refine", "steer"):
         if not values[f"{phase}.images"]:
             prefixes.append(f"{phase}.")
     for prior in ("model.prior.", "refine.prior."):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from pipeline.evaluation.metrics.statistics import (
     finite,
     nanmean,
 )
-from pipeline.rundir.files import write_bytes, write_json
+from pipeline.training.classify import files
 
 
 class AttributeNet(nn.Module):
@@ -75,34 +74,18 @@ class Classifier:
         return self.judge(features)[1]
 
 
-def save(folder: Path, net: AttributeNet, attributes: list[str], size: int) -> None:
-    """Write model.safetensors and model.json."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    weights = safetensors.torch.save(tensors)
-    meta = {"attributes": attributes, "size": size, "digest": hashlib.sha256(weights).hexdigest()}
-    write_bytes(folder / "model.safetensors", weights)
-    write_json(folder / "model.json", meta)
-
-
 def load(folder: Path, device: torch.device) -> Classifier:
-    """Read the files of `save` and of the classifier stage.
+    """Read the files of the classifier stage.
 
     Raises CheckpointError if a file is missing or the weights do not have the digest in model.json.
     """
+    meta, weights = files.read(folder, "classifier")
     try:
-        meta = json.loads((folder / "model.json").read_text())
         scores = json.loads((folder / "metrics.json").read_text())
-        weights = (folder / "model.safetensors").read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{error.filename}: no such file; run the `classifier` stage of this configuration first"
         ) from None
-    found = hashlib.sha256(weights).hexdigest()
-    if found != meta["digest"]:
-        raise CheckpointError(
-            f"{folder / 'model.safetensors'}: damaged: sha256 {found[:12]}..., expected"
-            f" {meta['digest'][:12]}...; delete {folder} and run the `classifier` stage again"
-        )
     net = AttributeNet(len(meta["attributes"]))
     net.load_state_dict(safetensors.torch.load(weights))
     net.to(device).eval().requires_grad_(False)

@@ -52,6 +52,7 @@ LOSS_PANELS = (  # metric, title, caption
 LATER_PANELS = {  # of the phases that fit a part of the model
     "tune": (("loss", "loss, nats", "negative ELBO and the further terms per image"), *LOSS_PANELS[1:]),
     "refine": (("loss", "loss of the prior", "of codes of the frozen encoder"),),
+    "steer": (("loss", "error of the control's scores", "squared, of all attributes, per code"),),
 }
 STEP_PANELS = (  # metric, title, caption, logarithmic
     ("lr", "learning rate", "learning rate of the optimizer", False),

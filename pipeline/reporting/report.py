@@ -32,7 +32,12 @@ from pipeline.rundir.metrics_log import read_metrics
 from pipeline.rundir.record import Evaluation
 from pipeline.rundir.redact import redact
 
-PHASES = {"train": "Training", "tune": "Tuning the decoder", "refine": "Refining the prior"}
+PHASES = {
+    "train": "Training",
+    "tune": "Tuning the decoder",
+    "refine": "Refining the prior",
+    "steer": "Teaching the control",
+}
 MAP = "of latent vectors, one map for both halves: if the prior fits, equal colours stand at equal places"
 DRAWINGS = {
     "tsne": f"t-SNE {MAP}",

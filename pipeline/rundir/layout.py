@@ -19,6 +19,7 @@ PICTURES = "pictures.json"  # of an evaluation: what its pictures show
 REFERENCE = "features.safetensors"  # of real images
 ONCE_USUAL_CROP = 148  # stands for shard.crop=0 in digests: it was the default for every data set
 CLASSIFIER_FORMAT = 1  # raise it when the classifier's architecture or training changes
+GUIDE_FORMAT = 1  # raise it when a guide's architecture or training changes
 
 # Keys that may change when a run continues: they decide nothing about the weights.
 TRAIN_FREE = {
@@ -167,6 +168,16 @@ def classifier_dir(config: RunConfig) -> Path:
     It holds model.safetensors, model.json and metrics.json, which is written last.
     """
     return shared_output(config, "classifier", classifier_digest(config), "metrics.json")
+
+
+def guide_dir(config: RunConfig, name: str) -> Path:
+    """Return the folder of one guide of the stage `steer`.
+
+    It holds model.safetensors and model.json, which is written last.
+    """
+    parts = ["guide", GUIDE_FORMAT, shards_digest(config), name, config.steer.guide_epochs]
+    settings = [config.classifier.batch_size, config.classifier.precision, config.classifier.seed]
+    return shared_output(config, "guides", digest(parts + settings), "model.json")
 
 
 def reference_dir(config: RunConfig, name: str) -> Path:

@@ -204,7 +204,7 @@ def status(run_dir: Path, config: RunConfig) -> str:
         return "FINISHED"
     if last.get("eval") in OPEN_STATES:
         return "RUNNING"
-    return _first_bad(last, ("tune", "refine", "classifier", "eval")) or "FINISHED"
+    return _first_bad(last, ("tune", "refine", "steer", "classifier", "eval")) or "FINISHED"
 
 
 def _first_bad(last: dict[str, str], stages: tuple[str, ...]) -> str:

@@ -109,7 +109,13 @@ STAGES: dict[str, Stage] = {
         _phase("train", ("shard",)),
         _phase("tune", ("train",)),
         _phase("refine", ("train", "tune")),
+        _phase("steer", ("refine",)),
         Stage("classifier", "pipeline.stages.classifier", ("shard",), _classifier_complete),
-        Stage("eval", "pipeline.stages.eval", ("train", "tune", "refine", "classifier"), _never_complete),
+        Stage(
+            "eval",
+            "pipeline.stages.eval",
+            ("train", "tune", "refine", "steer", "classifier"),
+            _never_complete,
+        ),
     )
 }

@@ -9,7 +9,7 @@ from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import read_metrics
 from pipeline.tracking.mlflow_store import clean_name
 
-PHASES = ("train", "tune", "refine")
+PHASES = ("train", "tune", "refine", "steer")
 
 
 def curve_points(run_dir: Path) -> Iterator[tuple[int, float, str, float]]:

@@ -1,4 +1,4 @@
-"""The loop of a training on all ranks, shared by the stages train, tune and refine.
+"""The loop of a training on all ranks, shared by the stages train, tune, refine and steer.
 
 Training can stop and resume at any step, and any number of ranks follows the same trajectory.
 """

@@ -3,6 +3,7 @@
     train     every weight, by the ELBO
     tune      the decoder; loss terms that are too dear for the whole training join (optional)
     refine    a new prior, on the codes of the frozen encoder (optional)
+    steer     the attribute control, on what classifiers see in decoded codes (optional)
 
 Each phase has a folder with checkpoints of its own, and every checkpoint holds a whole model.
 """
@@ -47,6 +48,12 @@ def phase(name: str, config: RunConfig) -> Phase:
         fitted = ("conditional_prior",)
         start = start_of(name, config)
         return Phase(name, replace(refined, model=model), fitted, start, part.attribute_dropout)
+    if name == "steer" and config.steer.images:
+        section = config.steer
+        steered = _with_length(config, section.images, section.batch_size, section.ema_decay, section.optim)
+        prior = replace(config.refine.prior, reader=section.width)
+        model = replace(config.model, prior=prior)
+        return Phase(name, replace(steered, model=model), ("control",), start_of(name, config))
     raise ConfigError(
         f"key '{name}.images': is 0, so this run has no stage {name!r}; set its length in images"
     )
@@ -56,6 +63,8 @@ def start_of(name: str, config: RunConfig) -> str:
     """Return the phase from whose weights `name` starts; "" for the first one."""
     if name == "train":
         return ""
+    if name == "steer":
+        return "refine"
     return "tune" if name == "refine" and config.tune.images else "train"
 
 
@@ -74,6 +83,8 @@ def finished(name: str, run_dir: Path) -> str:
 
 def last_phase(config: RunConfig) -> str:
     """Return the name of the phase whose weights are evaluated."""
+    if config.steer.images:
+        return "steer"
     if config.refine.images:
         return "refine"
     return "tune" if config.tune.images else "train"

@@ -23,7 +23,10 @@ from pipeline.training.checkpoints.store import Checkpoints
 from pipeline.training.checkpoints.weights import load_model, require_same, restore, state_tensors
 from pipeline.training.health import complaints
 from pipeline.training.inputs import Inputs
-from pipeline.training.objectives import PriorFit, code_spread, fit_control, held_out_loss, objective_of
+from pipeline.training.objectives import objective_of
+from pipeline.training.objectives.code import CodeFit
+from pipeline.training.objectives.moments import code_spread, fit_control
+from pipeline.training.objectives.steer import SteerFit
 from pipeline.training.optim import Ema, Precision, kl_weight, learning_rate, make_optimizer
 from pipeline.training.phases import Phase, finished
 from pipeline.training.step.arithmetic import StepArithmetic
@@ -118,7 +121,7 @@ class Trainer:
         if self.phase.name == "refine":
             spread = code_spread(self.model, self.inputs.calibration, self.ranks)
             self.model.conditional_prior.standardise(*spread)
-            fit_control(self.model, self.inputs.whole_training, self.ranks)
+        fit_control(self.model, self.inputs.whole_training, self.ranks)
         self.log.info("starting from the weights of %s", info.file)
 
     @property
@@ -145,6 +148,8 @@ class Trainer:
         sections = {**layout.trained_sections(self.config), "shards_content": content}
         if self.start:
             sections["start"] = self.start
+        if isinstance(self.objective, SteerFit):
+            sections["guides"] = self.objective.guides.digests
         if self.phase.code_noise:
             sections["code_noise"] = self.phase.code_noise
         return sections
@@ -200,8 +205,8 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Return the values of the val split for the raw and the averaged weights (all ranks)."""
-        if isinstance(self.objective, PriorFit):
-            return self._validate_prior()
+        if isinstance(self.objective, CodeFit):
+            return self._validate_part(self.objective)
         values: dict[str, float] = {}
         averaged: CVAE = self.ema.model  # type: ignore[assignment]
         for name, model in (("val_raw", self.model.eval()), ("val_ema", averaged)):
@@ -219,15 +224,16 @@ class Trainer:
                 self.log.warning("step %d: %s", self.step, complaint)
         return values
 
-    def _validate_prior(self) -> dict[str, float]:
-        """Return the prior's loss on held-out codes; everything else was measured in the phase before."""
+    def _validate_part(self, objective: CodeFit) -> dict[str, float]:
+        """Return the loss on held-out codes; everything else was measured in the phase before."""
         values = dict(self.start_validation)
         averaged: CVAE = self.ema.model  # type: ignore[assignment]
         for name, model in (("val_raw", self.model.eval()), ("val_ema", averaged)):
-            fit = PriorFit(model, 0.0)
-            values[f"{name}/loss"] = held_out_loss(fit, self.inputs.held_out, self.ranks)
+            fit = objective.of(model)
+            values[f"{name}/loss"] = fit.held_out_loss(self.inputs.held_out, self.ranks)
         self.model.train()
-        self.log.info("step %d: loss of the prior on held-out codes %.2f", self.step, values["val_ema/loss"])
+        loss, what = values["val_ema/loss"], self.phase.name
+        self.log.info("step %d: loss of %s on held-out codes %.4g", self.step, what, loss)
         return values
 
     def testify(self, bad_steps: BadSteps) -> Path:

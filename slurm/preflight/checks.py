@@ -34,7 +34,7 @@ NETWORK_FILE_SYSTEMS = (
 )  # fmt: skip
 MOUNTS = Path("/proc/self/mounts")
 OCTAL = re.compile(r"\\(\d{3})")  # how the kernel writes a blank, tab, newline or backslash of a folder
-BATCHES = ("train", "tune", "refine", "classifier")  # stages with a global batch
+BATCHES = ("train", "tune", "refine", "steer", "classifier")  # stages with a global batch
 SMALL_SHARE = 32  # with fewer images in a step a GPU mostly waits for kernel launches and communication
 SHORT_JOB_MIN = 10  # submitit counts every stop of a job as short as this as a time-out
 

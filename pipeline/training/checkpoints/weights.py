@@ -100,7 +100,7 @@ def load_model(
 ) -> tuple[CVAE, CheckpointInfo]:
     """Return the model of a run in eval mode. `which`: best | latest | a step; `weights`: ema | raw.
 
-    `stage`: train | tune | refine; empty: the last one that the configuration asks for.
+    `stage`: train | tune | refine | steer; empty: the last one that the configuration asks for.
     Raises ConfigError for another word. Raises CheckpointError if the checkpoint is missing or damaged,
     belongs to another model, or was saved without a validation.
     """

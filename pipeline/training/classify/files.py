@@ -1,0 +1,44 @@
+"""The files of a trained classifier: weights, and the names, size and digest that belong to them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import nn
+
+from pipeline.errors import CheckpointError
+from pipeline.rundir.files import write_bytes, write_json
+
+
+def save(folder: Path, net: nn.Module, attributes: list[str], size: int) -> None:
+    """Write model.safetensors, then model.json."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    weights = safetensors.torch.save(tensors)
+    meta = {"attributes": attributes, "size": size, "digest": hashlib.sha256(weights).hexdigest()}
+    write_bytes(folder / "model.safetensors", weights)
+    write_json(folder / "model.json", meta)
+
+
+def read(folder: Path, stage: str) -> tuple[dict[str, Any], bytes]:
+    """Return model.json and the bytes of the weights. `stage`: who writes them.
+
+    Raises CheckpointError if a file is missing or the weights do not have the digest in model.json.
+    """
+    try:
+        meta = json.loads((folder / "model.json").read_text())
+        weights = (folder / "model.safetensors").read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{error.filename}: no such file; run the `{stage}` stage of this configuration first"
+        ) from None
+    found = hashlib.sha256(weights).hexdigest()
+    if found != meta["digest"]:
+        raise CheckpointError(
+            f"{folder / 'model.safetensors'}: damaged: sha256 {found[:12]}..., expected"
+            f" {meta['digest'][:12]}...; delete {folder} and run the `{stage}` stage again"
+        )
+    return meta, weights
