@@ -23,6 +23,7 @@ from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.preempt import StopFlag
 from pipeline.training.checkpoints.store import Checkpoints
+from pipeline.training.classify import files
 
 SIZE, ATTRIBUTES = 32, ["Bald", "Eyeglasses", "Heavy_Makeup", "Male", "Smiling", "Young"]
 SMALL = (
@@ -100,7 +101,7 @@ def make_classifier(config: RunConfig) -> None:
     images, labels = val.gather(np.arange(len(val)))
     with torch.no_grad():
         logits = net(to_float(torch.from_numpy(images))).numpy()
-    classifier.save(folder, net, names, val.size)
+    files.save(folder, net, names, val.size)
     scores = classifier.scores(logits, labels, np.median(logits, 0), names)
     write_json(folder / "metrics.json", {"val": scores})
 

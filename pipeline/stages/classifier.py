@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import ClassifierConfig, RunConfig
 from pipeline.data.shards import Shards
 from pipeline.data.staging import open_shards, staged
 from pipeline.evaluation import classifier
@@ -33,9 +33,7 @@ def run(config: RunConfig, context: Context) -> None:
     shards = staged(layout.shards_dir(config), config.data.stage_to, context.log, config.data.damaged)
     splits = {name: open_shards(shards, name, config.data) for name in ("train", "val", "test")}
     start = time.monotonic()
-    torch.manual_seed(config.classifier.seed)
-    net = classifier.AttributeNet(len(splits["train"].attribute_names)).to(ranks.device)
-    supervised.fit(net, config.classifier, splits["train"], splits["val"], context)
+    net = train(config.classifier, splits["train"], splits["val"], context)
     logits = {name: supervised.predict(net, splits[name], ranks) for name in ("val", "test")}
     if ranks.is_main:
         scores = measure(logits, splits)
@@ -45,6 +43,16 @@ def run(config: RunConfig, context: Context) -> None:
             shown = [f"{key} {value:.4f}" for key, value in values.items() if isinstance(value, float)]
             context.log.info("%s: %s", name, ", ".join(shown))
     ranks.barrier()  # no rank goes on before the files are there
+
+
+def train(
+    settings: ClassifierConfig, shards: Shards, val: Shards, context: Context
+) -> classifier.AttributeNet:
+    """Return a classifier trained on every attribute (all ranks call it); see `supervised.fit`."""
+    torch.manual_seed(settings.seed)
+    net = classifier.AttributeNet(len(shards.attribute_names)).to(context.ranks.device)
+    supervised.fit(net, settings, shards, val, context)
+    return net
 
 
 def measure(logits: dict[str, np.ndarray], splits: dict[str, Shards]) -> dict[str, dict[str, Any]]:

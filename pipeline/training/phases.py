@@ -49,9 +49,9 @@ def phase(name: str, config: RunConfig) -> Phase:
         start = start_of(name, config)
         return Phase(name, replace(refined, model=model), fitted, start, part.attribute_dropout)
     if name == "steer" and config.steer.images:
-        section = config.steer
-        steered = _with_length(config, section.images, section.batch_size, section.ema_decay, section.optim)
-        prior = replace(config.refine.prior, reader=section.width)
+        steer = config.steer
+        steered = _with_length(config, steer.images, steer.batch_size, steer.ema_decay, steer.optim)
+        prior = replace(config.refine.prior, reader=steer.width)
         model = replace(config.model, prior=prior)
         return Phase(name, replace(steered, model=model), ("control",), start_of(name, config))
     raise ConfigError(

@@ -78,3 +78,48 @@ def test_an_attribute_that_no_image_has_moves_nothing(data, control):
     after[:, 3] = 1
     assert torch.equal(control.edit(z, y, after), z)
     assert all(buffer.isfinite().all() for buffer in control.buffers())
+
+
+@pytest.fixture(scope="module")
+def steered(data) -> AttributeControl:
+    """A control whose reader has learned a score that no linear map gives: |z_0| > 1 is attribute 2."""
+    z, y = data
+    torch.manual_seed(0)
+    control = AttributeControl(D, A, reader=32).double()
+    control.fit(CodeMoments(z.mean(0), y.mean(0), z.T @ z / N, z.T @ y / N))
+    optimizer = torch.optim.Adam(control.parameters(), 1e-2)
+    for _ in range(300):
+        codes = z + torch.randn_like(z)
+        target = control.scores(codes)
+        target[:, 2] = codes[:, 0].abs() - 1
+        optimizer.zero_grad()
+        (control.read(codes) - target).square().mean().backward()
+        optimizer.step()
+    return control.requires_grad_(False)
+
+
+def test_a_reader_moves_codes_to_what_it_reads_and_keeps_the_rest(data, steered):
+    z, y = (x[:200] for x in data)
+    after = y.clone()
+    after[:, 2] = 1 - after[:, 2]
+    moved = steered.edit(z, y, after, strength=1.0)
+    sign = 2 * after - 1
+    before = steered.read(z)
+    linear = steered.edit_linearly(z, y, after, 1.0)
+    wrong = (sign * before)[:, 2] < 0
+    won, won_linearly = (((sign * steered.read(x))[wrong, 2] > 0).double().mean() for x in (moved, linear))
+    assert won > 0.7 and won > won_linearly + 0.2
+    others = (steered.read(moved) - before)[:, [0, 1, 3]]
+    assert others.square().mean() < 0.02
+
+
+def test_a_code_moves_alike_alone_and_in_a_batch(data, steered):
+    z, y = (x[:8] for x in data)
+    after = y.clone()
+    after[::2, 1] = 1 - after[::2, 1]
+    together = steered.edit(z, y, after, 1.0)
+    alone = torch.cat([steered.edit(z[i : i + 1], y[i : i + 1], after[i : i + 1], 1.0) for i in range(8)])
+    torch.testing.assert_close(together, alone)
+    assert torch.equal(together[1::2], z[1::2])  # nobody asked for a change
+    with torch.no_grad():
+        torch.testing.assert_close(steered.edit(z, y, after, 1.0), together)

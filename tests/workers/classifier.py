@@ -17,6 +17,7 @@ from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import process_group
 from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.stages import classifier as stage
+from pipeline.training.classify import supervised
 from pipeline.training.optim import Precision
 
 BATCH = 7  # the shares of 3 ranks are unequal
@@ -29,14 +30,9 @@ with process_group(timeout_s=60, threads=1) as ranks:
     torch.manual_seed(0)
     net = AttributeNet(len(shards.attribute_names))
     model = DistributedDataParallel(net) if ranks.world_size > 1 else net
-    stage.train_step(
-        model,
-        torch.optim.SGD(net.parameters(), 0.0),
-        Precision("fp32", ranks.device),
-        source,
-        source.at(0),
-        ranks,
-    )
+    x, y, _ = source.to_device(source.at(0), ranks.device, torch.float32)
+    optimizer, precision = torch.optim.SGD(net.parameters(), 0.0), Precision("fp32", ranks.device)
+    supervised.train_step(model, optimizer, precision, x, y, ranks, BATCH)
     if ranks.is_main:
         torch.save({name: p.grad for name, p in net.named_parameters()}, out / "gradients.pt")
     stop = StopFlag()

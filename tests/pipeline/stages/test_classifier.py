@@ -20,6 +20,7 @@ from pipeline.evaluation.metrics.statistics import balanced_accuracy, best_thres
 from pipeline.rundir import layout
 from pipeline.runtime.distributed import Ranks
 from pipeline.stages import classifier as stage
+from pipeline.training.classify import supervised
 from tests.conftest import ROOT, run_ranks
 from tests.tiny_run import ATTRIBUTES, context, make_classifier, make_shards, tiny_config
 
@@ -68,7 +69,7 @@ def test_stage_learns_and_writes_what_load_reads(runs: Path) -> None:
     assert scores["test"]["balanced_accuracy"] > 0.65 > 0.6 > classifier_at_random(runs)
     assert trained.attributes == ATTRIBUTES and list(scores["val"]["per_attribute"]) == ATTRIBUTES
     logits = {
-        name: stage.predict(trained.net, Shards(layout.shards_dir(config), name), Ranks())
+        name: supervised.predict(trained.net, Shards(layout.shards_dir(config), name), Ranks())
         for name in ("val", "test")
     }
     labels = {name: Shards(layout.shards_dir(config), name).attributes().astype(bool) for name in logits}
@@ -92,7 +93,7 @@ def classifier_at_random(runs: Path) -> float:
     """
     torch.manual_seed(0)
     shards = Shards(layout.shards_dir(tiny_config(runs)), "test")
-    logits = stage.predict(classifier.AttributeNet(len(ATTRIBUTES)), shards, Ranks())
+    logits = supervised.predict(classifier.AttributeNet(len(ATTRIBUTES)), shards, Ranks())
     return float(balanced_accuracy(logits > np.median(logits, 0), shards.attributes()).mean())
 
 

@@ -1,4 +1,4 @@
-"""The stages after train: `tune` fits the decoder alone, `refine` the prior alone."""
+"""The stages after train: `tune` fits the decoder alone, `refine` the prior, `steer` the control."""
 
 import shutil
 from pathlib import Path
@@ -8,16 +8,20 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config import load as configuration
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.rundir import layout
 from pipeline.stages import STAGES
 from pipeline.training.checkpoints.weights import load_model
-from pipeline.training.objectives import DecoderFit
+from pipeline.training.classify.guides import Guides
+from pipeline.training.classify.nets import NETS
+from pipeline.training.objectives.decoder import DecoderFit
+from pipeline.training.objectives.steer import SteerFit
 from pipeline.training.phases import last_phase, phase
 from tests.conftest import ROOT, run_ranks, run_stage_here
 
 WORKER = ROOT / "tests" / "workers" / "train_until.py"
 NEVER = "1000000"
+LATER = ("tune", "refine", "steer")
 RESIDUAL = [
     "model.encoder.name=residual",
     "model.decoder.name=residual",
@@ -43,6 +47,10 @@ RESIDUAL = [
     "refine.prior.flow_matching.condition=8",
     "refine.prior.flow_matching.steps=3",
     "refine.prior.flow_matching.draws=2",
+    "steer.images=48",
+    "steer.batch_size=8",
+    "steer.width=16",
+    "steer.guide_epochs=1",
 ]
 
 
@@ -61,10 +69,10 @@ def final(run_dir: Path, stage: str) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def alone(trained, tmp_path_factory) -> Path:
-    """The run after `tune` and `refine` on one rank."""
+    """The run after `tune`, `refine` and `steer` on one rank."""
     run_dir = tmp_path_factory.mktemp("alone") / "run"
     shutil.copytree(trained, run_dir)
-    for stage in ("tune", "refine"):
+    for stage in ("tune", "refine", "steer"):
         run_ranks(WORKER, [str(run_dir), NEVER, stage], 1)
     return run_dir
 
@@ -83,13 +91,19 @@ def test_each_phase_moves_only_what_it_fits(trained, alone):
             assert torch.equal(tuned[name], refined[name]), name
     assert any("velocity" in name for name in refined)
     assert refined["model.control.gain"].abs().sum() > 0
+    steered = final(alone, "steer")
+    assert any("control.reader" in name for name in steered)
+    for name, value in refined.items():
+        if name.startswith("ema."):  # steer starts from the best of refine, which may be an earlier step
+            same = torch.equal(value, steered[name])
+            assert same or "conditional_prior" in name, name
 
 
-@pytest.mark.parametrize("stage", ["tune", "refine"])
+@pytest.mark.parametrize("stage", ["tune", "refine", "steer"])
 def test_two_ranks_and_a_stop_follow_the_same_trajectory(trained, alone, tmp_path, stage):
     """Two ranks equal one in double precision; stopped and resumed they equal themselves bitwise."""
     for name in ("whole", "parts"):
-        shutil.copytree(alone if stage == "refine" else trained, tmp_path / name)
+        shutil.copytree(trained if stage == "tune" else alone, tmp_path / name)
         shutil.rmtree(layout.train_dir(tmp_path / name, stage), ignore_errors=True)
     run_ranks(WORKER, [str(tmp_path / "whole"), NEVER, stage], 2)
     stopped = run_ranks(WORKER, [str(tmp_path / "parts"), "2", stage], 2)
@@ -108,9 +122,9 @@ def test_a_longer_training_makes_the_later_phases_begin_again(alone, tiny_overri
     shutil.copytree(alone, run_dir)
     config = configuration.load([], [*tiny_overrides, *RESIDUAL, "train.images=96"])
     as_before = configuration.load([], [*tiny_overrides, *RESIDUAL])
-    assert all(STAGES[stage].complete(as_before, run_dir) for stage in ("tune", "refine"))
+    assert all(STAGES[stage].complete(as_before, run_dir) for stage in LATER)
     run_stage_here(config, run_dir, "train")
-    assert not any(STAGES[stage].complete(config, run_dir) for stage in ("tune", "refine"))
+    assert not any(STAGES[stage].complete(config, run_dir) for stage in LATER)
     before = final(run_dir, "tune")
     run_stage_here(config, run_dir, "tune")
     after = final(run_dir, "tune")
@@ -121,7 +135,7 @@ def test_a_longer_training_makes_the_later_phases_begin_again(alone, tiny_overri
 
 def test_the_last_phase_is_what_is_loaded(alone):
     model, info = load_model(alone, "best", "ema", torch.device("cpu"))
-    assert info.file.is_relative_to(alone / "refine") and info.s2 > 0
+    assert info.file.is_relative_to(alone / "steer") and info.s2 > 0
     earlier, info = load_model(alone, "best", "ema", torch.device("cpu"), "train")
     assert info.file.is_relative_to(alone / "train")
     assert type(model.conditional_prior) is not type(earlier.conditional_prior)
@@ -150,3 +164,60 @@ def test_the_decoder_learns_on_shifted_codes_and_the_codes_own_noise(trained):
 def test_the_attribute_control_belongs_to_refine():
     with pytest.raises(ConfigError, match="model.prior.control.*refine.prior.control=true"):
         configuration.load([], ["model.prior.control=true"])
+
+
+def test_steering_needs_a_control_of_refine():
+    with pytest.raises(ConfigError, match="steer.images.*refine.prior.control=true"):
+        configuration.load([], ["steer.images=100", "refine.images=100"])
+    with pytest.raises(ConfigError, match="refine.prior.reader.*steer.width"):
+        configuration.load([], ["refine.prior.reader=16"])
+
+
+def test_steering_learns_from_codes_left_alone_edited_and_shifted(alone):
+    """Each kind is decoded as the guides will see it; only edits change the attributes."""
+    model, _ = load_model(alone, "best", "ema", torch.device("cpu"))
+    fit = SteerFit(model, guides=None)
+    z, y = torch.randn(3, model.z_dim), torch.ones(3, model.n_attributes)
+    noise = torch.zeros(3, fit.noise_width)
+    kinds, shares = torch.tensor([-9.0, 9.0, 0.0]), torch.tensor([9.0, -9.0, 9.0])
+    noise[:, model.z_dim] = kinds
+    noise[:, -2] = shares
+    noise[:, -1] = 9.0
+    noise[:, 0] = 1.0
+    varied, shown = fit._varied(z, y, noise)
+    assert torch.equal(varied[0], z[0]) and torch.equal(shown[[0, 2]], y[[0, 2]])
+    after = y.clone()
+    after[1, model.n_attributes // 2] = 0
+    assert torch.equal(shown[1], after[1])
+    torch.testing.assert_close(varied[1], model.control.edit_linearly(z, y, after, 1.0)[1])
+    torch.testing.assert_close(varied[2], z[2] + 0.5 * model.control.factor[:, 0])
+
+
+def test_guides_are_trained_once_and_a_damaged_one_is_named(alone, tiny_overrides, tmp_path):
+    config = configuration.load([], [*tiny_overrides, *RESIDUAL])
+    files = {name: layout.guide_dir(config, name) / "model.safetensors" for name in NETS}
+    made = {name: file.stat().st_mtime_ns for name, file in files.items()}
+    run_dir = tmp_path / "run"
+    shutil.copytree(alone, run_dir)
+    shutil.rmtree(run_dir / "steer")
+    bytes_before = files["patches"].read_bytes()
+    try:
+        files["patches"].write_bytes(b"x" + bytes_before[1:])
+        with pytest.raises(CheckpointError, match="model.safetensors: damaged.*`steer` stage again"):
+            run_stage_here(config, run_dir, "steer")
+    finally:
+        files["patches"].write_bytes(bytes_before)
+    del made["patches"]
+    assert made == {name: files[name].stat().st_mtime_ns for name in made}
+
+
+def test_a_guide_is_undecided_where_as_many_images_are_above_as_have_the_attribute():
+    torch.manual_seed(0)
+    guides = Guides([torch.nn.Flatten()], [0, 2], ["digest"])
+    logits, labels = torch.randn(1000, 1, 2), (torch.rand(1000, 2) < torch.tensor([0.1, 0.6])).float()
+    guides.calibrate(logits, labels)
+    above = (logits[:, 0] > guides.thresholds[0]).float().mean(0)
+    torch.testing.assert_close(above, labels.mean(0), atol=2e-3, rtol=0)
+    x = torch.randn(4, 3, 1, 1)
+    expected = (x[:, [0, 2], 0, 0] - guides.thresholds[0]) / logits[:, 0].std(0)
+    torch.testing.assert_close(guides(x), expected)

@@ -21,6 +21,7 @@ from pipeline.rundir.files import write_json
 from pipeline.runtime.distributed import process_group
 from pipeline.stages import eval as eval_stage
 from pipeline.training.checkpoints.weights import CheckpointInfo
+from pipeline.training.classify import files
 from tools.dev.benchmarks.harness import Bench, Contenders, Result, measure
 from tools.dev.benchmarks.stages import context, make_run
 
@@ -58,7 +59,7 @@ def save_untrained_classifier(config: RunConfig, val: Shards) -> None:
     names = val.attribute_names
     folder = layout.classifier_dir(config)
     net = classifier.AttributeNet(len(names)).eval()
-    classifier.save(folder, net, names, config.shard.size)
+    files.save(folder, net, names, config.shard.size)
     probabilities = np.zeros((len(val), len(names)))
     thresholds = np.zeros(len(names))
     scores = classifier.scores(probabilities, val.attributes(), thresholds, list(names))
