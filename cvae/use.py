@@ -199,7 +199,8 @@ class Model:
 
         Decoding the code z with other attributes would change little, because z carries everything. A
         model with an attribute control moves z until each changed attribute has `strength` times the
-        score of an average image. Without one, the code keeps its noise: u = noise(z; y),
+        score of an average image, or, if the run was steered, is `strength` deviations beyond the decision of
+        classifiers. Without a control, the code keeps its noise: u = noise(z; y),
         z' = sample(u; y'), and the difference between y and y' acts `strength` times as strongly.
         A named attribute that is unknown counts as the opposite before the edit. Attributes that exclude
         a new one are unset. Raises RequestError.

@@ -161,11 +161,11 @@ class SteerConfig:
     """The stage `steer`: teach the attribute control what classifiers see in decoded codes."""
 
     images: int = 0  # images decoded; 0: the stage is left out
-    batch_size: int = 64  # GLOBAL batch, images
+    batch_size: int = 16  # GLOBAL batch, images
     ema_decay: float = 0.998  # of the averaged weights
     optim: OptimConfig = field(default_factory=_steer_optim)  # the optimizer
     width: int = 1024  # units of the network that reads attributes in codes
-    guide_epochs: int = 8  # passes over the training split by each of the three classifiers that teach
+    guide_epochs: int = 8  # passes over the training split by each of the classifiers that teach
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Guides: small classifiers of three kinds that teach the attribute control what decoded codes show.
+"""Guides: small classifiers of four kinds that teach the attribute control what decoded codes show.
 
-None of them judges. The classifier of the evaluation has another architecture. The errors of three kinds
-differ, so their mean is nearer to what a fourth one sees than each of them.
+None of them judges. The classifier of the evaluation has another architecture. The errors of the kinds
+differ, so their mean is nearer to what another classifier sees than each of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The networks of the guides: three kinds, each from images [B, 3, S, S] in [-1, 1] to logits [B, A]."""
+"""The networks of the guides: four kinds, each from images [B, 3, S, S] in [-1, 1] to logits [B, A]."""
 
 from __future__ import annotations
 
@@ -95,9 +95,36 @@ class Strided(nn.Sequential):
         super().__init__(*layers, *head)
 
 
+class Coarse(nn.Module):
+    """Residual convolutions on images of half the size, which see no fine texture."""
+
+    def __init__(self, n_attributes: int, width: int = 48) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, 1, 1)
+        channels = [width, 2 * width, 3 * width, 4 * width]
+        levels = list(zip(channels, channels[1:], strict=False))
+        self.downs = nn.ModuleList(nn.Conv2d(n_in, n_out, 3, 2, 1) for n_in, n_out in levels)
+        self.norms = nn.ModuleList(nn.GroupNorm(GROUPS, n_out) for _, n_out in levels)
+        self.convs = nn.ModuleList(nn.Conv2d(n_out, n_out, 3, 1, 1) for _, n_out in levels)
+        self.head = nn.Linear(channels[-1] * CELLS**2, n_attributes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits [B, A]."""
+        x = self.stem(F.avg_pool2d(x, 2))
+        for down, norm, conv in zip(self.downs, self.norms, self.convs, strict=True):
+            x = down(F.silu(x))
+            x = x + conv(F.silu(norm(x)))
+        return self.head(_cells(F.silu(x)))
+
+
 def _cells(x: Tensor) -> Tensor:
     """Average to a grid of CELLS x CELLS and flatten it."""
     return F.adaptive_avg_pool2d(x, CELLS).flatten(1)
 
 
-NETS: dict[str, Callable[[int], nn.Module]] = {"residual": Residual, "patches": Patches, "strided": Strided}
+NETS: dict[str, Callable[[int], nn.Module]] = {
+    "residual": Residual,
+    "patches": Patches,
+    "strided": Strided,
+    "coarse": Coarse,
+}
