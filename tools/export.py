@@ -27,7 +27,7 @@ from cvae.config import SamplingConfig
 from cvae.io import CARD, MAX_ROWS, Card, ModelFileError, pack
 from cvae.use import Model, RequestError
 from pipeline.command_line import add_run_dir, parser
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import PHASES, RunConfig
 from pipeline.data.grids import grid
 from pipeline.data.loader import attribute_positions
 from pipeline.data.shards import Shards
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     add("folder", metavar="FOLDER", type=Path, nargs="?", help="where to write (default: RUN_DIR/model)")
     add("--checkpoint", metavar="NAME", default="", help="best, latest or a step (default: as evaluated)")
     add("--weights", default="ema", choices=("ema", "raw"), help="averaged or raw weights")
-    add("--stage", choices=("train", "tune", "refine", "steer"), help="of the run (default: its last one)")
+    add("--stage", choices=PHASES, help="of the run (default: its last one)")
     formats = sorted(FORMATS)
     add("--formats", nargs="+", action="extend", default=[], choices=formats, help="programs to write too")
     add("--register", metavar="NAME", default="", help="name in MLflow's model registry")

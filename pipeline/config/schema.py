@@ -269,6 +269,8 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)  # jobs
 
 
+LATER_PHASES = ("tune", "refine", "steer")  # trainings that a configuration may leave out, in their order
+PHASES = ("train", *LATER_PHASES)
 SOURCE_NAMES = ("celeba", "celeba_hq", "parquet", "webdataset", "images+csv")
 OPTIMIZER_NAMES = ("adam",)
 SCHEDULE_NAMES = ("cosine", "linear")
@@ -305,7 +307,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "classifier.precision": ("auto", "fp32", "bf16", "fp16"),
     "eval.split": ("val", "test"),
     "eval.weights": ("ema", "raw"),
-    "eval.stage": ("", "train", "tune", "refine", "steer"),
+    "eval.stage": ("", *PHASES),
     "eval.projection": ("tsne", "umap"),
     "tracking.name": ("mlflow",),
     "cluster.executor": ("local", "debug", "slurm"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.config.load import flatten
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import LATER_PHASES, RunConfig
 
 ABOUT_THE_PLACE = ("cluster.", "tracking.", "runs_dir")  # they decide nothing about the numbers
 MADE_OF_LAYERS = {"model.net.": "conv", "model.residual.": "residual"}  # section -> network that reads it
@@ -32,7 +32,7 @@ def _unused(config: RunConfig, values: dict[str, Any]) -> list[str]:
     prefixes += [section for section, network in MADE_OF_LAYERS.items() if network not in networks]
     if config.model.conditioner.name != "attention":
         prefixes.append("model.conditioner.layers")
-    for phase in ("tune", "refine", "steer"):
+    for phase in LATER_PHASES:
         if not values[f"{phase}.images"]:
             prefixes.append(f"{phase}.")
     for prior in ("model.prior.", "refine.prior."):

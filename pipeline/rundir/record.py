@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.config.load import flatten, load, with_values
 from pipeline.config.paths import database_file, with_database
-from pipeline.config.schema import PATH_KEYS, RunConfig
+from pipeline.config.schema import LATER_PHASES, PATH_KEYS, RunConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.rundir import layout
 from pipeline.rundir.lines import read_json_lines
@@ -204,7 +204,7 @@ def status(run_dir: Path, config: RunConfig) -> str:
         return "FINISHED"
     if last.get("eval") in OPEN_STATES:
         return "RUNNING"
-    return _first_bad(last, ("tune", "refine", "steer", "classifier", "eval")) or "FINISHED"
+    return _first_bad(last, (*LATER_PHASES, "classifier", "eval")) or "FINISHED"
 
 
 def _first_bad(last: dict[str, str], stages: tuple[str, ...]) -> str:

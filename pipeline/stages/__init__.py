@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import PHASES, RunConfig
 from pipeline.rundir import layout
 from pipeline.training.phases import finished, start_of
 
@@ -114,7 +114,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "eval",
             "pipeline.stages.eval",
-            ("train", "tune", "refine", "steer", "classifier"),
+            (*PHASES, "classifier"),
             _never_complete,
         ),
     )

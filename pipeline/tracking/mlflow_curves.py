@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.config.schema import PHASES
 from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import read_metrics
 from pipeline.tracking.mlflow_store import clean_name
-
-PHASES = ("train", "tune", "refine", "steer")
 
 
 def curve_points(run_dir: Path) -> Iterator[tuple[int, float, str, float]]:

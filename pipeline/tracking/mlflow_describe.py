@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import LATER_PHASES, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.rundir import layout
 from pipeline.rundir.headline import HEADLINES, standing_for
@@ -30,7 +30,7 @@ def run_note(config: RunConfig, run_dir: Path, place: str, others: str, headline
     `place` is the address of its files in MLflow's pages, `others` that of the view of all runs.
     """
     prior = config.refine.prior if config.refine.images else config.model.prior
-    phases = [name for name in ("tune", "refine", "steer") if getattr(config, name).images]
+    phases = [name for name in LATER_PHASES if getattr(config, name).images]
     lines = [
         f"**{config.name}**, seed {config.seed}: {config.model.variance.name} decoder variance,"
         f" prior {PRIORS.get(prior.name, prior.name)}, {config.model.decoder.name} decoder,"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pipeline.command_line import version_of
 from pipeline.config.load import flatten
 from pipeline.config.paths import is_remote
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import PHASES, RunConfig
 from pipeline.data.encoded.remote import is_url
 from pipeline.data.sources.base import DatasetInfo, require_sizes_fit
 from pipeline.data.sources.celeba_names import CELEBA_INFO
@@ -34,7 +34,7 @@ NETWORK_FILE_SYSTEMS = (
 )  # fmt: skip
 MOUNTS = Path("/proc/self/mounts")
 OCTAL = re.compile(r"\\(\d{3})")  # how the kernel writes a blank, tab, newline or backslash of a folder
-BATCHES = ("train", "tune", "refine", "steer", "classifier")  # stages with a global batch
+BATCHES = (*PHASES, "classifier")  # stages with a global batch
 SMALL_SHARE = 32  # with fewer images in a step a GPU mostly waits for kernel launches and communication
 SHORT_JOB_MIN = 10  # submitit counts every stop of a job as short as this as a time-out
 
