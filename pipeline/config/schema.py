@@ -129,7 +129,7 @@ def _refine_prior() -> PriorConfig:
 
 
 def _steer_optim() -> OptimConfig:
-    return OptimConfig(lr=1e-3, weight_decay=0.05, warmup_images=6400)
+    return OptimConfig(lr=5e-4, weight_decay=0.05, warmup_images=6400)
 
 
 @dataclass(frozen=True)
