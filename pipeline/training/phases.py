@@ -28,6 +28,7 @@ class Phase:
     fitted: tuple[str, ...] = ()  # modules of the model that are fitted; empty: all of them
     start: str = ""  # the phase whose averaged weights it starts from; empty: random weights
     attribute_dropout: float = 0.0  # share of requests whose attributes are hidden
+    start_from: str = "best"  # which of its checkpoints: best | latest
     code_noise: float = 0.0  # noise on codes for the decoder, in deviations of the codes
 
 
@@ -53,7 +54,9 @@ def phase(name: str, config: RunConfig) -> Phase:
         steered = _with_length(config, steer.images, steer.batch_size, steer.ema_decay, steer.optim)
         prior = replace(config.refine.prior, reader=steer.width)
         model = replace(config.model, prior=prior)
-        return Phase(name, replace(steered, model=model), ("control",), start_of(name, config))
+        # It leaves the prior alone. The latest one draws the better samples, the best has the lower loss.
+        start = start_of(name, config)
+        return Phase(name, replace(steered, model=model), ("control",), start, start_from="latest")
     raise ConfigError(
         f"key '{name}.images': is 0, so this run has no stage {name!r}; set its length in images"
     )

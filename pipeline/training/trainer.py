@@ -112,7 +112,7 @@ class Trainer:
         self.start = finished(phase, self.run_dir)
         if not self.start:
             raise CheckpointError(f"{self.run_dir}: the stage {phase} is not finished; run it first")
-        theirs, info = load_model(self.run_dir, "best", "ema", self.device, phase)
+        theirs, info = load_model(self.run_dir, self.phase.start_from, "ema", self.device, phase)
         weights = theirs.state_dict()
         if self.phase.name == "refine":
             weights = {name: value for name, value in weights.items() if not name.startswith(PRIOR)}

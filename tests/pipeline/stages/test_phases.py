@@ -94,9 +94,10 @@ def test_each_phase_moves_only_what_it_fits(trained, alone):
     steered = final(alone, "steer")
     assert any("control.reader" in name for name in steered)
     for name, value in refined.items():
-        if name.startswith("ema."):  # steer starts from the best of refine, which may be an earlier step
-            same = torch.equal(value, steered[name])
-            assert same or "conditional_prior" in name, name
+        if name.startswith(
+            "ema."
+        ):  # steer starts from the latest of refine and changes nothing that was there
+            assert torch.equal(value.float(), steered[name].float()), name
 
 
 @pytest.mark.parametrize("stage", ["tune", "refine", "steer"])
