@@ -16,13 +16,13 @@ _cvae() {
     "launch.py --cluster") words="$(_cvae_names configs/cluster)" ;;
     "launch.py --config") words="$(_cvae_names configs)" ;;
     "launch.py --overlay") words="$(_cvae_names configs/overlays)" ;;
-    "launch.py --stages") words="shard train tune refine classifier eval" ;;
+    "launch.py --stages") words="shard train tune refine steer classifier eval" ;;
     "launch.py --run-dir") words="$(_cvae_runs)" ;;
     "tools/check_shards.py --repair") words="$(_cvae_runs)" ;;
     "tools/edit.py --device") words="cpu cuda" ;;
     "tools/explore.py --device") words="cpu cuda" ;;
     "tools/export.py --weights") words="ema raw" ;;
-    "tools/export.py --stage") words="train tune refine" ;;
+    "tools/export.py --stage") words="train tune refine steer" ;;
     "tools/export.py --formats") words="onnx pt2" ;;
     "tools/inspect_data.py --kind") words=" celeba celeba_hq parquet webdataset images+csv" ;;
     "tools/sample.py --device") words="cpu cuda" ;;
@@ -36,7 +36,7 @@ _cvae() {
       tools/export.py) words="-h --help --version $(_cvae_runs) --checkpoint --weights --stage --formats --register" ;;
       tools/fetch_weights.py) words="-h --help --version --url" ;;
       tools/inspect_data.py) words="-h --help --version --kind --check --allow-pipe --out" ;;
-      tools/logs.py) words="-h --help --version $(_cvae_runs) shard train tune refine classifier eval finish --rank --follow -f" ;;
+      tools/logs.py) words="-h --help --version $(_cvae_runs) shard train tune refine steer classifier eval finish --rank --follow -f" ;;
       tools/sample.py) words="-h --help --version $(_cvae_runs) --requests --n --seed --temperature --guidance --margin --background --device --out" ;;
       tools/status.py) words="-h --help --version $(_cvae_runs) --follow -f --runs-dir" ;;
       tools/sync_mlflow.py) words="-h --help --version $(_cvae_runs)" ;;
