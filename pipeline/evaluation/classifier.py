@@ -13,7 +13,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import CheckpointError
 from pipeline.evaluation import vision
 from pipeline.evaluation.metrics.statistics import (
     average_precision,
@@ -80,12 +79,7 @@ def load(folder: Path, device: torch.device) -> Classifier:
     Raises CheckpointError if a file is missing or the weights do not have the digest in model.json.
     """
     meta, weights = files.read(folder, "classifier")
-    try:
-        scores = json.loads((folder / "metrics.json").read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{error.filename}: no such file; run the `classifier` stage of this configuration first"
-        ) from None
+    scores = json.loads(files.required(folder / "metrics.json", "classifier"))
     net = AttributeNet(len(meta["attributes"]))
     net.load_state_dict(safetensors.torch.load(weights))
     net.to(device).eval().requires_grad_(False)

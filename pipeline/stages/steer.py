@@ -15,5 +15,6 @@ from pipeline.training.phases import phase
 
 def run(config: RunConfig, context: Context) -> None:
     """Steer until `steer.images` images were decoded (all ranks). Raises what `loop.run` raises."""
+    steering = phase("steer", config)  # refuses a run without this stage before anything is trained
     train_guides(config, context)
-    loop.run(phase("steer", config), context)
+    loop.run(steering, context)

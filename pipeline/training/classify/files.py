@@ -28,13 +28,8 @@ def read(folder: Path, stage: str) -> tuple[dict[str, Any], bytes]:
 
     Raises CheckpointError if a file is missing or the weights do not have the digest in model.json.
     """
-    try:
-        meta = json.loads((folder / "model.json").read_text())
-        weights = (folder / "model.safetensors").read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{error.filename}: no such file; run the `{stage}` stage of this configuration first"
-        ) from None
+    meta = json.loads(required(folder / "model.json", stage))
+    weights = required(folder / "model.safetensors", stage)
     found = hashlib.sha256(weights).hexdigest()
     if found != meta["digest"]:
         raise CheckpointError(
@@ -42,3 +37,13 @@ def read(folder: Path, stage: str) -> tuple[dict[str, Any], bytes]:
             f" {meta['digest'][:12]}...; delete {folder} and run the `{stage}` stage again"
         )
     return meta, weights
+
+
+def required(file: Path, stage: str) -> bytes:
+    """Return the content of a file that `stage` writes. Raises CheckpointError if it is missing."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{file}: no such file; run the `{stage}` stage of this configuration first"
+        ) from None

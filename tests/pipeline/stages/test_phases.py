@@ -167,6 +167,13 @@ def test_the_attribute_control_belongs_to_refine():
         configuration.load([], ["model.prior.control=true"])
 
 
+def test_a_run_without_steering_trains_no_guide(trained, tiny_overrides, tmp_path):
+    config = configuration.load([], [*tiny_overrides, *RESIDUAL, f"runs_dir={tmp_path}", "steer.images=0"])
+    with pytest.raises(ConfigError, match="steer.images"):
+        run_stage_here(config, tmp_path / "run", "steer")
+    assert not (tmp_path / "_shared" / "guides").exists()
+
+
 def test_steering_needs_a_control_of_refine():
     with pytest.raises(ConfigError, match="steer.images.*refine.prior.control=true"):
         configuration.load([], ["steer.images=100", "refine.images=100"])
