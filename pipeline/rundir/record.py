@@ -26,6 +26,7 @@ OF_THE_RUN = {
     "left_out",
     "stage",
     "guidance",
+    "self_guidance",
     "margin",
     "edit_strength",
 }

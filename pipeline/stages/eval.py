@@ -226,6 +226,7 @@ def protocol(config: RunConfig, evidence: Evidence) -> dict[str, Any]:
         "weights": settings.weights,
         "stage": settings.stage or last_phase(config),
         "guidance": settings.guidance,
+        "self_guidance": settings.self_guidance,
         "margin": settings.margin,
         "edit_strength": settings.edit_strength,
         "step": info.step,

@@ -96,6 +96,13 @@ def test_a_margin_acts_on_the_attributes_that_a_request_names(runs: Path) -> Non
         assert (rows[:, named] == 1).all() and (rows[:, ~named] == 0.5).all()
 
 
+@pytest.mark.parametrize("key", ["guidance", "self_guidance"])
+def test_a_prior_without_a_velocity_refuses_to_be_guided(runs: Path, key: str) -> None:
+    own = evidence(runs, **{key: 2.0})
+    with pytest.raises(ConfigError, match=f"eval.{key}.*refine.prior.name=flow_matching"):
+        own.compute("samples")
+
+
 def test_copies_are_searched_with_features_that_do_not_know_the_training_images(runs: Path) -> None:
     class Strange(Cells):
         metric = "fd_strange"
