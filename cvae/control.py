@@ -110,7 +110,7 @@ class AttributeControl(nn.Module):
         """Return scores [B, A] of codes [B, D]: on average 1 where an attribute is present, else -1."""
         return z @ self.weight.T + self.bias
 
-    def edit(self, z: Tensor, before: Tensor, after: Tensor, strength: float = 1.0) -> Tensor:
+    def edit(self, z: Tensor, before: Tensor, after: Tensor, strength: float | Tensor = 1.0) -> Tensor:
         """Move codes [B, D] so that attributes whose value in y [B, A] changes reach their new score.
 
         The new score is `strength`: times that of an average image with the new value, or, if there is a
@@ -127,7 +127,7 @@ class AttributeControl(nn.Module):
         changed = (before != after).to(z)
         return z + (changed * sign * missing) @ self.gain
 
-    def _descend(self, z: Tensor, before: Tensor, after: Tensor, strength: float) -> Tensor:
+    def _descend(self, z: Tensor, before: Tensor, after: Tensor, strength: float | Tensor) -> Tensor:
         """Follow the gradient of what the network reads; other scores and the code stay near."""
         sign, changed = 2 * after - 1, (before != after).to(z)
         start = self.read(z)

@@ -185,20 +185,21 @@ def test_steering_learns_from_codes_left_alone_edited_and_shifted(alone):
     """Each kind is decoded as the guides will see it; only edits change the attributes."""
     model, _ = load_model(alone, "best", "ema", torch.device("cpu"))
     fit = SteerFit(model, guides=None)
-    z, y = torch.randn(3, model.z_dim), torch.ones(3, model.n_attributes)
-    noise = torch.zeros(3, fit.noise_width)
-    kinds, shares = torch.tensor([-9.0, 9.0, 0.0]), torch.tensor([9.0, -9.0, 9.0])
-    noise[:, model.z_dim] = kinds
-    noise[:, -2] = shares
-    noise[:, -1] = 9.0
+    z, y = torch.randn(4, model.z_dim), torch.ones(4, model.n_attributes)
+    noise = torch.zeros(4, fit.noise_width)
+    noise[:, model.z_dim] = torch.special.ndtri(torch.tensor([0.1, 0.4, 0.6, 0.9]))  # one of each kind
+    noise[:, -2] = -9.0  # the smallest strength
+    noise[:, -1] = 9.0  # the largest shift
     noise[:, 0] = 1.0
     varied, shown = fit._varied(z, y, noise)
-    assert torch.equal(varied[0], z[0]) and torch.equal(shown[[0, 2]], y[[0, 2]])
     after = y.clone()
-    after[1, model.n_attributes // 2] = 0
-    assert torch.equal(shown[1], after[1])
-    torch.testing.assert_close(varied[1], model.control.edit_linearly(z, y, after, 1.0)[1])
-    torch.testing.assert_close(varied[2], z[2] + 0.5 * model.control.factor[:, 0])
+    after[2:, model.n_attributes // 2] = 0
+    assert torch.equal(shown, after)
+    assert torch.equal(varied[0], z[0])
+    torch.testing.assert_close(varied[1], z[1] + 0.5 * model.control.factor[:, 0])
+    torch.testing.assert_close(varied[2], model.control.edit_linearly(z, y, after, 1.0)[2])
+    torch.testing.assert_close(varied[3], model.control.edit(z, y, after, 0.5)[3])
+    assert not torch.allclose(varied[3], model.control.edit_linearly(z, y, after, 0.5)[3])
 
 
 def test_guides_are_trained_once_and_a_damaged_one_is_named(alone, tiny_overrides, tmp_path):
