@@ -6,8 +6,11 @@ import hashlib
 import os
 import shutil
 import socket
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,6 +26,7 @@ from pipeline.rundir.files import naming, sha256
 from pipeline.runtime.split import ceil_div
 
 CHUNK = 128  # images in memory at a time
+Read = TypeVar("Read")
 PROBED = 32  # images by whose size the place of encoded shards is estimated
 
 
@@ -179,15 +183,9 @@ def _write(task: ShardTask, temporary: Path) -> ShardReport:
 def _link(task: ShardTask, temporary: Path) -> ShardReport:
     """Index the readable images of another's tar, and make `temporary` a link to it."""
     assert task.tar is not None and isinstance(task.images, InTars)
-    kept: list[int] = []
     skipped: list[list[str]] = []
-    for row, name in enumerate(task.names):
-        try:
-            cut(task.images.read(name), task.config)
-        except ImageError as error:
-            _skip_or_raise(task, row, error, skipped)
-        else:
-            kept.append(row)
+    every = range(len(task.names))
+    kept = [row for row, _ in _readable(task, every, partial(_cut, task), skipped)]
     _require_some(task, kept, skipped)
     places = [task.images.in_tar(task.names[row]) for row in kept]
     index = Index(
@@ -230,13 +228,9 @@ def _render(task: ShardTask, rows: range, skipped: list[list[str]]) -> tuple[lis
     side = task.config.crop or task.config.size
     kept: list[int] = []
     crops = np.empty((len(rows), side, side, 3), np.uint8)
-    for row in rows:
-        try:
-            crops[len(kept)] = cut(task.images.read(task.names[row]), task.config)
-        except ImageError as error:
-            _skip_or_raise(task, row, error, skipped)
-        else:
-            kept.append(row)
+    for row, image in _readable(task, rows, partial(_cut, task), skipped):
+        crops[len(kept)] = image
+        kept.append(row)
     images = resize(crops[: len(kept)], task.config.size)
     if task.config.background == "green":
         images = green_behind(images)
@@ -251,24 +245,42 @@ def _encode(
     """Return the readable ones of `rows` and their records with the image files."""
     kept: list[int] = []
     records: list[bytes] = []
-    for row in rows:
-        try:
-            content, pixels = image_file(task.images, task.names[row])
-            cut(pixels, task.config)  # an image that is too small is found now
-        except ImageError as error:
-            _skip_or_raise(task, row, error, skipped)
-        else:
-            records.append(tar.pack(task.keys[row], task.attributes[row], content))
-            kept.append(row)
+    for row, content in _readable(task, rows, partial(_file, task), skipped):
+        records.append(tar.pack(task.keys[row], task.attributes[row], content))
+        kept.append(row)
     return kept, b"".join(records)
 
 
-def _skip_or_raise(task: ShardTask, row: int, error: ImageError, skipped: list[list[str]]) -> None:
-    """Note a damaged image as [name, reason] if the configuration accepts that, else raise DataError."""
-    name = task.names[row]
-    if not task.config.skip_damaged:
-        raise DataError(
-            f"{task.images.where(name)}: {error}; "
-            "replace it, or set shard.skip_damaged=true to leave out such images"
-        ) from None
-    skipped.append([name, str(error)])
+def _cut(task: ShardTask, row: int) -> np.ndarray:
+    """Return the square of an image that is stored, uint8 [C, C, 3]."""
+    return cut(task.images.read(task.names[row]), task.config)
+
+
+def _file(task: ShardTask, row: int) -> bytes:
+    """Return an image as a file, if its square can be cut."""
+    content, pixels = image_file(task.images, task.names[row])
+    cut(pixels, task.config)  # an image that is too small is found now
+    return content
+
+
+def _readable(
+    task: ShardTask, rows: range, read: Callable[[int], Read], skipped: list[list[str]]
+) -> Iterator[tuple[int, Read]]:
+    """Yield each row that can be read, and what `read` makes of it.
+
+    A damaged image is added to `skipped` as [name, reason] if the configuration accepts that. Otherwise
+    DataError is raised.
+    """
+    for row in rows:
+        name = task.names[row]
+        try:
+            found = read(row)
+        except ImageError as error:
+            if not task.config.skip_damaged:
+                raise DataError(
+                    f"{task.images.where(name)}: {error}; "
+                    "replace it, or set shard.skip_damaged=true to leave out such images"
+                ) from None
+            skipped.append([name, str(error)])
+        else:
+            yield row, found
