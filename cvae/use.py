@@ -66,7 +66,7 @@ class Model:
 
     @property
     def can_be_guided(self) -> bool:
-        """Whether `guidance` and `strength` may differ from 1."""
+        """Whether `guidance`, `self_guidance` and `strength` may differ from 1."""
         prior = self.net.prior(torch.full((1, len(self.attributes)), UNKNOWN, device=self.device))
         return type(prior).guided is not Distribution.guided
 
