@@ -159,6 +159,5 @@ class SamplingConfig:
     """How a model draws and edits unless it is told otherwise."""
 
     guidance: float = 1.0  # how closely samples follow the request
-    self_guidance: float = 1.0  # how far samples are from those of a weakened prior
     margin: float = 0.0  # score that named attributes of samples reach; 1: as average images
     strength: float = 1.0  # how strongly an edit changes an attribute

@@ -77,16 +77,6 @@ class Distribution(ABC):
             " or refine the run with refine.prior.name=flow_matching"
         )
 
-    def self_guided(self, strength: float) -> Distribution:
-        """Return a distribution that is `strength` times as far from a weakened copy of itself.
-
-        Raises ValueError: only a prior with a velocity of at least three blocks can be weakened.
-        """
-        raise ValueError(
-            f"eval.self_guidance: a prior of the kind {type(self).__name__} cannot guide itself; set"
-            " eval.self_guidance=1 or refine the run with refine.prior.name=flow_matching"
-        )
-
 
 @dataclass(frozen=True)
 class DiagonalGaussian(Distribution):

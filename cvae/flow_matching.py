@@ -69,10 +69,10 @@ class VectorVelocity(nn.Module):
         self.modulation = zeroed(nn.Linear(n_condition, 2 * config.width))
         self.last = zeroed(nn.Linear(config.width, z_dim))
 
-    def forward(self, z: Tensor, c: Tensor, weakened: bool = False) -> Tensor:
-        """z [B, D], c [B, C] -> velocity [B, D]; `weakened` leaves out the blocks between first and last."""
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        """z [B, D], c [B, C] -> velocity [B, D]."""
         h = self.first(z)
-        for block in (self.blocks[0], self.blocks[-1]) if weakened else self.blocks:
+        for block in self.blocks:
             h = block(h, c)
         scale, shift = self.modulation(c).chunk(2, dim=1)
         return self.last(self.norm(h) * (1 + scale) + shift)
@@ -124,12 +124,12 @@ class GridVelocity(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
-    def forward(self, z: Tensor, c: Tensor, weakened: bool = False) -> Tensor:
-        """z [B, D], c [B, C] -> velocity [B, D]; `weakened` leaves out blocks of the MLP at the bottom."""
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        """z [B, D], c [B, C] -> velocity [B, D]."""
         x = self.first(z.unflatten(1, (-1, self.side, self.side))) + self.position
         x = self.enter(x, c)
         h = self.low[0](self.down(x), c)
-        h = h + self.whole(h.flatten(1), c, weakened).view(h.shape)
+        h = h + self.whole(h.flatten(1), c).view(h.shape)
         h = self.low[1](h, c)
         x = x + self.up(F.interpolate(h, scale_factor=2, mode="nearest"))
         for block in self.leave:
@@ -148,45 +148,30 @@ class FlowMatchingDistribution(Distribution):
     """p(z|y) as the law of z_1, where dz_t/dt = v(z_t, t, e) starts at z_0 ~ N(0, I).
 
     Codes are standardised first: (z - shift) / scale. With guidance g the velocity is
-    v(no attributes) + g (v(y) - v(no attributes)), arXiv 2207.12598. Self-guidance s adds
-    (s - 1) (v(y) - w(y)), where w is v without its middle blocks: the idea of arXiv 2406.02507, with a
-    weaker copy that needs no training of its own.
+    v(no attributes) + g (v(y) - v(no attributes)), arXiv 2207.12598.
     """
 
     prior: Any  # cvae.prior.FlowMatchingPrior
     e: Tensor  # [B, E]
     e_free: Tensor | None = None  # [B, E], the condition without attributes; only with guidance
     guidance: float = 1.0
-    self_guidance: float = 1.0
 
     def guided(self, unconditional: Distribution, strength: float) -> Distribution:
         """Return this distribution with guidance `strength`; 1 changes nothing."""
         assert isinstance(unconditional, FlowMatchingDistribution)
         return replace(self, e_free=unconditional.e, guidance=strength)
 
-    def self_guided(self, strength: float) -> Distribution:
-        """Return this distribution with self-guidance `strength`; 1 changes nothing. Raises ValueError."""
-        if self.prior.blocks < 3:
-            raise ValueError(
-                f"eval.self_guidance: got {strength}, but the prior has {self.prior.blocks} blocks and none"
-                " between first and last; set eval.self_guidance=1, or refine.prior.flow_matching.blocks=3"
-            )
-        return replace(self, self_guidance=strength)
-
     def velocity(self, z: Tensor, t: float) -> Tensor:
         """Return the velocity [B, D] of standardised codes z [B, D] at time t."""
         times = z.new_full(z.shape[:1], t)
-        found = wanted = self._velocity(z, times, self.e)
-        if self.e_free is not None and self.guidance != 1.0:
-            free = self._velocity(z, times, self.e_free)
-            found = free + self.guidance * (wanted - free)
-        if self.self_guidance != 1.0:
-            weak = self._velocity(z, times, self.e, weakened=True)
-            found = found + (self.self_guidance - 1) * (wanted - weak)
-        return found
+        wanted = self._velocity(z, times, self.e)
+        if self.e_free is None or self.guidance == 1.0:
+            return wanted
+        free = self._velocity(z, times, self.e_free)
+        return free + self.guidance * (wanted - free)
 
-    def _velocity(self, z: Tensor, t: Tensor, e: Tensor, weakened: bool = False) -> Tensor:
-        return self.prior.velocity(z, self.prior.condition(t, e), weakened)
+    def _velocity(self, z: Tensor, t: Tensor, e: Tensor) -> Tensor:
+        return self.prior.velocity(z, self.prior.condition(t, e))
 
     def _integrate(self, z: Tensor, start: float, end: float) -> Tensor:
         """Solve the equation from time `start` to `end` by Heun's method, z [B, D] -> [B, D]."""

@@ -113,7 +113,6 @@ class FlowMatchingPrior(Prior):
         super().__init__()
         settings = config.prior.flow_matching
         self.steps = settings.steps
-        self.blocks = settings.blocks
         self.fit_noise = settings.draws * (config.z_dim + 1)  # a time and a noise for each draw
         self.condition = Condition(n_condition, settings.condition)
         self.velocity = VELOCITIES[settings.net](config.z_dim, settings.condition, settings)

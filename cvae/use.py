@@ -66,7 +66,7 @@ class Model:
 
     @property
     def can_be_guided(self) -> bool:
-        """Whether `guidance`, `self_guidance` and `strength` may differ from 1."""
+        """Whether `guidance` and `strength` may differ from 1."""
         prior = self.net.prior(torch.full((1, len(self.attributes)), UNKNOWN, device=self.device))
         return type(prior).guided is not Distribution.guided
 
@@ -79,19 +79,17 @@ class Model:
         guidance: float | None = None,
         start: int = 0,
         margin: float | None = None,
-        self_guidance: float | None = None,
     ) -> Tensor:
         """Draw images [n, S, S, 3] that show the request.
 
         Attributes that it does not name come from training images; see `labels`. The noise is
         scaled by `temperature`. With `guidance` g, the prior follows the request g times as closely.
         With a `margin`, codes are moved until they show the named attributes that clearly; 1 is an
-        average image. `self_guidance` above 1 leads away from what a weakened prior draws. Without these
-        three, the model draws as it was evaluated (`card.sampling`).
+        average image. Without these two, the model draws as it was evaluated (`card.sampling`).
         Image i depends on the seed and on `start` + i, not on n. Raises RequestError.
         """
         y = self.labels(request, n, seed, start)
-        return self.draw(y, seed, temperature, guidance, start, margin, request, self_guidance)
+        return self.draw(y, seed, temperature, guidance, start, margin, named=request)
 
     def labels(self, request: Request, n: int = 16, seed: int = 0, start: int = 0) -> Tensor:
         """Return the attributes [n, A] of the images that `sample` draws.
@@ -114,7 +112,6 @@ class Model:
         start: int = 0,
         margin: float | None = None,
         named: Iterable[str] | None = None,
-        self_guidance: float | None = None,
     ) -> Tensor:
         """Draw one image for each row of attributes y [n, A], from 0 to 1: [n, S, S, 3].
 
@@ -126,7 +123,6 @@ class Model:
             raise RequestError(f"y: got {list(y.shape)}, expected [n, {len(self.attributes)}]")
         usual = self.card.sampling
         guidance = usual.guidance if guidance is None else guidance
-        away = usual.self_guidance if self_guidance is None else self_guidance
         if margin is None:  # rows of numbers name nothing, as in the evaluation
             margin = 0.0 if named is None else usual.margin
         noise, _ = self._keyed(seed, range(start, start + len(y)), 1)
@@ -139,8 +135,6 @@ class Model:
             if guidance != 1.0:
                 unconditional = self.net.prior(torch.full_like(y, UNKNOWN))
                 prior = self._guided(prior, unconditional, "guidance", guidance)
-            if away != 1.0:
-                prior = self._self_guided(prior, away)
             z = prior.sample(temperature * noise)
             if margin:
                 z = self._control("margin", margin).obey(z, asked, margin)
@@ -282,16 +276,6 @@ class Model:
             raise RequestError(
                 f"{name}: got {value}, expected 1, because the prior {kind!r} cannot be guided;"
                 " a run refined with refine.prior.name=flow_matching can"
-            ) from None
-
-    def _self_guided(self, prior: Distribution, value: float) -> Distribution:
-        try:
-            return prior.self_guided(value)
-        except ValueError:
-            raise RequestError(
-                f"self_guidance: got {value}, expected 1, because the prior {self.card.model.prior.name!r}"
-                " of this model cannot be weakened; a run refined with refine.prior.name=flow_matching and"
-                " 3 blocks can"
             ) from None
 
     def _control(self, name: str, value: float) -> AttributeControl:

@@ -112,7 +112,6 @@ def _sampling(config: RunConfig) -> SamplingConfig:
     guided = prior.name == "flow_matching"
     return SamplingConfig(
         guidance=settings.guidance if guided else 1.0,
-        self_guidance=settings.self_guidance if guided else 1.0,
         margin=settings.margin if prior.control else 0.0,
         strength=settings.edit_strength if guided or prior.control else 1.0,
     )

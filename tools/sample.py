@@ -139,14 +139,7 @@ def draw(
                 n = min(BATCH, order.n - start)
                 y = model.labels(order.request, n, order.seed, start)
                 drawn = model.draw(
-                    y,
-                    order.seed,
-                    args.temperature,
-                    args.guidance,
-                    start,
-                    args.margin,
-                    order.request,
-                    args.self_guidance,
+                    y, order.seed, args.temperature, args.guidance, start, args.margin, order.request
                 )
                 images = drawn.numpy()
                 if args.background is not None:
@@ -190,7 +183,6 @@ def main(argv: list[str] | None = None) -> None:
     add("--temperature", metavar="T", type=float, default=1.0, help="scale of the noise; below 1: tamer")
     usual = "(default: as evaluated)"
     add("--guidance", metavar="G", type=float, help=f"above 1: follow the request more closely {usual}")
-    add("--self-guidance", metavar="S", type=float, help=f"above 1: sharper, less usual faces {usual}")
     add(
         "--margin",
         metavar="M",

@@ -191,7 +191,6 @@ class EvalConfig:
     weights: str = "ema"  # ema (averaged) | raw
     stage: str = ""  # whose weights: train | tune | refine | steer; empty: the last one of this configuration
     guidance: float = 1.0  # how closely samples follow the request; needs refine.prior.name=flow_matching
-    self_guidance: float = 1.0  # above 1: samples go away from those of a weakened prior (flow_matching)
     margin: float = 0.0  # score that named attributes reach, 1: as average images; needs refine.prior.control
     edit_strength: float = 1.0  # how strongly a toggled attribute acts; needs control or flow_matching
     flip_images: int = 200  # images whose request is changed by one attribute at a time

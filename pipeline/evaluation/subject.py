@@ -161,16 +161,15 @@ class Subject:
         return self.model.decode(self._clear(self.prior(y).sample(noise), asked), y)
 
     def prior(self, y: Tensor) -> Distribution:
-        """Return p(z|y), with the guidance and self-guidance of the configuration. Raises ConfigError."""
+        """Return p(z|y), with the guidance of the configuration. Raises ConfigError."""
         prior = self.model.prior(y)
+        strength = self.settings.guidance
+        if strength == 1.0:
+            return prior
         try:
-            if self.settings.guidance != 1.0:
-                prior = prior.guided(self.model.prior(torch.full_like(y, 0.5)), self.settings.guidance)
-            if self.settings.self_guidance != 1.0:
-                prior = prior.self_guided(self.settings.self_guidance)
-        except ValueError as error:  # this kind of prior has no such setting
+            return prior.guided(self.model.prior(torch.full_like(y, 0.5)), strength)
+        except ValueError as error:  # this kind of prior cannot be guided
             raise ConfigError(str(error)) from None
-        return prior
 
     def flip(self, indices: np.ndarray, asked: np.ndarray, wanted: np.ndarray) -> Tensor:
         """Draw samples [b, 3, S, S] of the noise of `indices` for `wanted`, a change of `asked` [b, A].

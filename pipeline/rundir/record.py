@@ -26,7 +26,6 @@ OF_THE_RUN = {
     "left_out",
     "stage",
     "guidance",
-    "self_guidance",
     "margin",
     "edit_strength",
 }

@@ -226,7 +226,6 @@ def protocol(config: RunConfig, evidence: Evidence) -> dict[str, Any]:
         "weights": settings.weights,
         "stage": settings.stage or last_phase(config),
         "guidance": settings.guidance,
-        "self_guidance": settings.self_guidance,
         "margin": settings.margin,
         "edit_strength": settings.edit_strength,
         "step": info.step,

@@ -13,10 +13,9 @@ from cvae.prior import FlowMatchingPrior
 D, E, B = 16, 5, 4
 
 
-def make_prior(net: str = "vector", steps: int = 40, blocks: int = 2) -> FlowMatchingPrior:
+def make_prior(net: str = "vector", steps: int = 40) -> FlowMatchingPrior:
     torch.manual_seed(0)
-    sizes = {"width": 16, "blocks": blocks, "condition": 8, "side": 2, "channels": 8}
-    matching = FlowMatchingConfig(net=net, steps=steps, **sizes)
+    matching = FlowMatchingConfig(net=net, width=16, blocks=2, condition=8, side=2, channels=8, steps=steps)
     config = ModelConfig(z_dim=D, prior=PriorConfig("flow_matching", flow_matching=matching))
     prior = FlowMatchingPrior(config, E).double()
     for parameter in prior.parameters():
@@ -68,34 +67,10 @@ def test_guidance_extrapolates_from_the_other_condition():
     assert torch.allclose(two, 2 * one - zero)
 
 
-def test_self_guidance_extrapolates_from_a_copy_without_middle_blocks():
-    prior = make_prior(blocks=3)
-    plain, z = prior(noise(B, E)), noise(B, D)
-    one, zero, two = (plain.self_guided(s).velocity(z, 0.3) for s in (1.0, 0.0, 2.0))
-    assert torch.equal(one, plain.velocity(z, 0.3))
-    assert not torch.allclose(zero, one)
-    assert torch.allclose(two, 2 * one - zero)
-    del prior.velocity.blocks[1]
-    assert torch.allclose(zero, plain.velocity(z, 0.3))
-
-
-def test_both_guidances_add_up():
-    prior = make_prior(blocks=3)
-    plain, other, z = prior(noise(B, E)), prior(torch.zeros(B, E, dtype=torch.float64)), noise(B, D)
-    base = plain.velocity(z, 0.3)
-    moves = [p.velocity(z, 0.3) - base for p in (plain.guided(other, 2.0), plain.self_guided(2.0))]
-    both = plain.guided(other, 2.0).self_guided(2.0).velocity(z, 0.3)
-    assert torch.allclose(both, base + moves[0] + moves[1])
-
-
 def test_other_priors_refuse_guidance():
     gaussian = DiagonalGaussian(torch.zeros(1, D), torch.zeros(1, D))
     with pytest.raises(ValueError, match="eval.guidance"):
         gaussian.guided(gaussian, 2.0)
-    with pytest.raises(ValueError, match="eval.self_guidance"):
-        gaussian.self_guided(2.0)
-    with pytest.raises(ValueError, match="eval.self_guidance: got 2.0, but the prior has 2 blocks"):
-        make_prior(blocks=2)(noise(B, E)).self_guided(2.0)
 
 
 def test_fitting_finds_a_known_law():

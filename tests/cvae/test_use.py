@@ -41,7 +41,7 @@ def config_of(prior: str, control: bool = False) -> ModelConfig:
         control=control,
         hidden=8,
         flow=FlowConfig(layers=2, hidden=8),
-        flow_matching=FlowMatchingConfig(width=16, blocks=3, condition=8, steps=24),
+        flow_matching=FlowMatchingConfig(width=16, blocks=1, condition=8, steps=24),
     )
     net = NetConfig(channels=[8, 8])
     return ModelConfig(z_dim=8, net=net, conditioner=ConditionerConfig(width=8), prior=settings)
@@ -220,24 +220,17 @@ def test_guidance_acts_on_a_prior_with_a_velocity_alone(folders):
     assert not torch.equal(able.sample({"Male": 1}, n=4, guidance=3.0), plain)
     with pytest.raises(RequestError, match="guidance: got 3.0, expected 1.*flow_matching"):
         unable.sample({"Male": 1}, guidance=3.0)
-    assert not torch.equal(able.sample({"Male": 1}, n=4, self_guidance=3.0), plain)
-    with pytest.raises(RequestError, match="self_guidance: got 3.0, expected 1.*flow_matching"):
-        unable.sample({"Male": 1}, self_guidance=3.0)
 
 
 def test_a_model_draws_and_edits_as_it_was_evaluated(folders, photos, tmp_path):
     net, card = read(folders["flow_matching"])
-    usual = SamplingConfig(guidance=2.0, strength=3.0, self_guidance=1.5)
+    usual = SamplingConfig(guidance=2.0, strength=3.0)
     model = cvae.load(write(tmp_path, net, replace(card, sampling=usual)))
     plain = cvae.load(folders["flow_matching"])
     assert model.card.sampling == usual and plain.card.sampling == SamplingConfig()
     request = {"Male": 1}
-    assert torch.equal(
-        model.sample(request, n=4), plain.sample(request, n=4, guidance=2.0, self_guidance=1.5)
-    )
-    assert torch.equal(
-        model.sample(request, n=4, guidance=1.0, self_guidance=1.0), plain.sample(request, n=4)
-    )
+    assert torch.equal(model.sample(request, n=4), plain.sample(request, n=4, guidance=2.0))
+    assert torch.equal(model.sample(request, n=4, guidance=1.0), plain.sample(request, n=4))
     assert torch.equal(model.edit(photos, request), plain.edit(photos, request, strength=3.0))
     tree = json.loads((folders["flow_matching"] / "model.json").read_text())
     old = {key: value for key, value in tree.items() if key not in ("sampling", "digest")}

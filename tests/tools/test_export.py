@@ -60,7 +60,7 @@ def run_dir(runs) -> Path:
 
 @pytest.mark.parametrize(("evaluated", "step"), [("best", 10), ("latest", 20), ("all", 10), ("20", 20)])
 def test_what_was_evaluated_is_exported(tmp_path, evaluated, step):
-    settings = ("eval.guidance=2", "eval.margin=3", "eval.edit_strength=2.5", "eval.self_guidance=1.5")
+    settings = ("eval.guidance=2", "eval.margin=3", "eval.edit_strength=2.5")
     config = tiny_config(tmp_path / "runs", f"eval.checkpoint={evaluated}", *settings)
     make_shards(config)
     run_dir = tmp_path / "runs" / config.name
@@ -71,8 +71,7 @@ def test_what_was_evaluated_is_exported(tmp_path, evaluated, step):
     assert card.sampling == SamplingConfig()  # this prior has neither a velocity nor a control
     able = replace(config.model.prior, name="flow_matching", control=True)
     able = replace(config, model=replace(config.model, prior=able))
-    expected = SamplingConfig(guidance=2.0, margin=3.0, strength=2.5, self_guidance=1.5)
-    assert export._sampling(able) == expected
+    assert export._sampling(able) == SamplingConfig(guidance=2.0, margin=3.0, strength=2.5)
 
 
 # ---- programs

@@ -206,7 +206,6 @@ MISTAKES = {
     "n": (["Male", "--n", "0"], "expected at least 1"),
     "out": (["Male", "--out", "grid.webp"], "the name of a picture"),
     "guidance": (["Male", "--guidance", "2"], "cannot be guided"),
-    "self_guidance": (["Male", "--self-guidance", "2"], "cannot be weakened"),
 }
 
 

@@ -207,5 +207,5 @@ def _limits(model: Model) -> str:
         "- A code that is decoded with other attributes changes little; `edit` carries its noise instead.",
     ]
     if not model.can_be_guided:
-        lines.append("- The prior cannot be guided: `guidance`, `self_guidance` and `strength` must be 1.")
+        lines.append("- The prior cannot be guided: `guidance` and `strength` must be 1.")
     return "\n".join(lines) + "\n"

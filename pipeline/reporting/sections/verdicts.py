@@ -177,7 +177,7 @@ def _next(answers: list[Verdict], evaluation: Evaluation, records: list[dict[str
 ADVICE = {
     "Is it sharp?": (
         "Sharpen.",
-        "Add the stages tune and refine as the configuration best does, or raise eval.self_guidance.",
+        "Add the stages tune and refine: the configurations sharp and best show how.",
     ),
     "Does it obey?": (
         "Strengthen the request.",

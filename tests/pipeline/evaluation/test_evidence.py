@@ -96,10 +96,9 @@ def test_a_margin_acts_on_the_attributes_that_a_request_names(runs: Path) -> Non
         assert (rows[:, named] == 1).all() and (rows[:, ~named] == 0.5).all()
 
 
-@pytest.mark.parametrize("key", ["guidance", "self_guidance"])
-def test_a_prior_without_a_velocity_refuses_to_be_guided(runs: Path, key: str) -> None:
-    own = evidence(runs, **{key: 2.0})
-    with pytest.raises(ConfigError, match=f"eval.{key}.*refine.prior.name=flow_matching"):
+def test_a_prior_without_a_velocity_refuses_guidance(runs: Path) -> None:
+    own = evidence(runs, guidance=2.0)
+    with pytest.raises(ConfigError, match="eval.guidance.*refine.prior.name=flow_matching"):
         own.compute("samples")
 
 
