@@ -235,19 +235,24 @@ def _error(
 
 
 def last_words(logs: Path, job_id: str) -> str:
-    """Return the error that the last attempt of a job printed on rank 0, or "".
+    """Return the error that the last attempt of a job printed, or "".
 
-    A job that fails before its stage begins (module not found, python not found) leaves no other trace.
+    A job that fails before its stage begins (module not found, python not found) leaves no other trace. srun
+    may end rank 0 before it can say why; then the first other rank with an exception does. Their logs do not
+    tell attempts apart, so they count in the first attempt only.
     """
-    log = logs / f"{job_id}_0_log.err"
-    if not log.exists():
+    files = sorted(logs.glob(f"{job_id}_*_log.err"), key=lambda log: (len(log.name), log.name))
+    texts = [[line.strip() for line in log.read_text(errors="replace").splitlines()] for log in files]
+    if not texts:
         return ""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-    marks = [i for i, line in enumerate(lines) if line.startswith(ATTEMPT_MARK)]
+    marks = [i for i, line in enumerate(texts[0]) if line.startswith(ATTEMPT_MARK)]
     if marks:
-        lines = lines[marks[-1] :]
+        texts[0] = texts[0][marks[-1] :]
+    if len(marks) > 1:
+        texts = texts[:1]
     for pattern in (EXCEPTION, SYSTEM_ERROR):
-        for line in reversed(lines):
-            if pattern.fullmatch(line) and not NOISE.search(line):
-                return line
+        for lines in texts:
+            for line in reversed(lines):
+                if pattern.fullmatch(line) and not NOISE.search(line):
+                    return line
     return ""

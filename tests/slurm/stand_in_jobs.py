@@ -80,6 +80,7 @@ class BadData(StandIn):
         """Fail on every rank."""
         if rank == 1:
             raise DataError("shards/00003.tar: damaged; run the shard stage again")
+        wait_for(lambda: printed(Path(self.run_dir), "shards/00003.tar: damaged"))
         raise RuntimeError("[pair.cc:537] Connection closed by peer [127.0.0.1]:4242")
 
 
@@ -91,6 +92,7 @@ class Bug(StandIn):
         """Fail on every rank."""
         if rank == 1:
             raise ZeroDivisionError("the very bug")
+        wait_for(lambda: printed(Path(self.run_dir), "the very bug"))
         raise RuntimeError("[pair.cc:537] Connection closed by peer [127.0.0.1]:4242")
 
 
@@ -125,6 +127,11 @@ def wait_for(condition, limit_s: float = 30.0) -> None:
         if time.monotonic() > end:
             raise TimeoutError("condition never held")
         time.sleep(0.01)
+
+
+def printed(run_dir: Path, text: str) -> bool:
+    """Whether rank 1 has printed `text`: a peer that is lost earlier would let its error be cut off."""
+    return any(text in log.read_text(errors="replace") for log in run_dir.rglob("*_1_log.err"))
 
 
 def seen(run_dir: Path, rank: int, attempt: int = 0) -> dict:

@@ -369,6 +369,18 @@ def test_the_log_tells_why_a_job_ended_before_its_stage(tmp_path, text, said):
     assert ledger.last_words(tmp_path, "5") == said
 
 
+def test_another_rank_tells_if_srun_ended_rank_0_before_it_could(tmp_path):
+    cut_off = (
+        "### attempt 0 of job 5\nTraceback (most recent call last):\nsrun: Force Terminated StepId=5.0\n"
+    )
+    (tmp_path / "5_0_log.err").write_text(cut_off)
+    (tmp_path / "5_10_log.err").write_text("KeyError: later\n")
+    (tmp_path / "5_2_log.err").write_text(f"{NO_MODULE}\n")
+    assert ledger.last_words(tmp_path, "5") == NO_MODULE
+    (tmp_path / "5_0_log.err").write_text(f"{cut_off}### attempt 1 of job 5\nstep 3 of 9\n")
+    assert ledger.last_words(tmp_path, "5") == ""  # who knows from which attempt rank 2's error is
+
+
 def test_a_local_job_that_cannot_start_says_why(run, tmp_path):
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'torch'\" >&2\nexit 1\n")
