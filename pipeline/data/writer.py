@@ -26,8 +26,8 @@ from pipeline.rundir.files import naming, sha256
 from pipeline.runtime.split import ceil_div
 
 CHUNK = 128  # images in memory at a time
-Read = TypeVar("Read")
 PROBED = 32  # images by whose size the place of encoded shards is estimated
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
