@@ -134,6 +134,8 @@ def tiny_overrides(tmp_path_factory, noise_celeba) -> list[str]:
         "model.prior.flow.hidden=16",
         "train.batch_size=8",
         "train.threads=1",
+        "train.precision=fp32",
+        "classifier.precision=fp32",
         "train.timeout_s=60",
         "optim.warmup_images=16",
         "train.kl_warmup_images=64",

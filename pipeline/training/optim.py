@@ -8,6 +8,7 @@ in pipeline/config/schema.py.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -19,16 +20,25 @@ from pipeline.config.schema import OptimConfig
 from pipeline.errors import ConfigError
 from pipeline.training.step.flat import FlatWeights
 
+log = logging.getLogger("cvae.precision")
+
 
 class Precision:
     """The precision of a device by its name: dtypes, autocast and gradient scaler."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
+        native = _computes_bf16(device)
         if name == "auto":
-            name = _best_precision() if on_gpu else "fp32"
+            name = "bf16" if native else "fp16" if on_gpu else "fp32"
         if name == "fp16" and not on_gpu:
             raise ConfigError("key 'train.precision': fp16 needs a GPU; use bf16 or fp32 on a CPU")
+        if name == "bf16" and not native:
+            log.warning(
+                "precision bf16: this %s has no instructions for it and emulates them, up to 15 times slower;"
+                " precision=auto takes what it has",
+                "GPU" if on_gpu else "CPU",
+            )
         self.name = name
         self.device_type = device.type
         self.half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
@@ -41,8 +51,10 @@ class Precision:
         return torch.autocast(self.device_type, dtype=half, enabled=self.half is not None)
 
 
-def _best_precision() -> str:
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+def _computes_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def adam(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
