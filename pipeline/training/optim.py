@@ -18,32 +18,34 @@ from torch import Tensor, nn
 
 from pipeline.config.schema import OptimConfig
 from pipeline.errors import ConfigError
+from pipeline.runtime.distributed import Ranks
 from pipeline.training.step.flat import FlatWeights
 
 log = logging.getLogger("cvae.precision")
 
 
 class Precision:
-    """The precision of a device by its name: dtypes, autocast and gradient scaler."""
+    """The precision of a training by its name: dtypes, autocast and gradient scaler. All ranks agree."""
 
-    def __init__(self, name: str, device: torch.device) -> None:
-        on_gpu = device.type == "cuda"
-        native = _computes_bf16(device)
+    def __init__(self, name: str, ranks: Ranks) -> None:
+        kind = ranks.device.type
+        lacking = ranks.reduce_sum(torch.tensor(not _computes_bf16(kind), device=ranks.device))
         if name == "auto":
-            name = "bf16" if native else "fp16" if on_gpu else "fp32"
-        if name == "fp16" and not on_gpu:
+            name = "bf16" if not lacking else "fp16" if kind == "cuda" else "fp32"
+        if name == "fp16" and kind != "cuda":
             raise ConfigError("key 'train.precision': fp16 needs a GPU; use bf16 or fp32 on a CPU")
-        if name == "bf16" and not native:
+        if name == "bf16" and lacking and ranks.is_main:
             log.warning(
-                "precision bf16: this %s has no instructions for it and emulates them, up to 15 times slower;"
-                " precision=auto takes what it has",
-                "GPU" if on_gpu else "CPU",
+                "precision bf16: %d of %d ranks run on a device that only emulates it, 15 times slower;"
+                " precision=auto chooses what all devices have",
+                int(lacking),
+                ranks.world_size,
             )
         self.name = name
-        self.device_type = device.type
+        self.device_type = kind
         self.half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
         self.dtype = torch.float64 if name == "fp64" else torch.float32  # of parameters
-        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+        self.scaler = torch.amp.GradScaler(kind, enabled=name == "fp16")
 
     def autocast(self) -> AbstractContextManager:
         """Return the context in which forward passes run."""
@@ -51,8 +53,9 @@ class Precision:
         return torch.autocast(self.device_type, dtype=half, enabled=self.half is not None)
 
 
-def _computes_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
+def _computes_bf16(device_type: str) -> bool:
+    """Whether this rank's device has instructions for bf16."""
+    if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 

@@ -58,7 +58,7 @@ class Trainer:
         torch.backends.cudnn.benchmark = not train.deterministic
         use_side_stream(self.device)
         self.inputs = Inputs(config, self.ranks, self.log)
-        self.precision = Precision(train.precision, self.device)
+        self.precision = Precision(train.precision, self.ranks)
 
         self.model = build_model(config, self.inputs, self.precision, self.device)
         self.start = ""  # the finished phase before

@@ -31,7 +31,7 @@ with process_group(timeout_s=60, threads=1) as ranks:
     net = AttributeNet(len(shards.attribute_names))
     model = DistributedDataParallel(net) if ranks.world_size > 1 else net
     x, y, _ = source.to_device(source.at(0), ranks.device, torch.float32)
-    optimizer, precision = torch.optim.SGD(net.parameters(), 0.0), Precision("fp32", ranks.device)
+    optimizer, precision = torch.optim.SGD(net.parameters(), 0.0), Precision("fp32", ranks)
     supervised.train_step(model, optimizer, precision, x, y, ranks, BATCH)
     if ranks.is_main:
         torch.save({name: p.grad for name, p in net.named_parameters()}, out / "gradients.pt")

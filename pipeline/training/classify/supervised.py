@@ -60,7 +60,7 @@ def fit(
         final_lr_fraction=0.0,
     )
     optimizer = make_optimizer(net, optim)
-    precision = Precision(settings.precision, ranks.device)
+    precision = Precision(settings.precision, ranks)
     # Runs share a classifier, so it stays the one that it has always been: stream 1.
     source = TrainBatches(
         shards, DataConfig(), settings.seed, size, 0, ranks.rank, ranks.world_size, FIRST_STREAM

@@ -6,8 +6,17 @@ import pytest
 import torch
 
 from pipeline.config.schema import OPTIMIZER_NAMES, SCHEDULE_NAMES, OptimConfig
+from pipeline.runtime.distributed import Ranks
 from pipeline.training import optim
-from pipeline.training.optim import OPTIMIZERS, SCHEDULES, Ema, kl_weight, learning_rate, make_optimizer
+from pipeline.training.optim import (
+    OPTIMIZERS,
+    SCHEDULES,
+    Ema,
+    Precision,
+    kl_weight,
+    learning_rate,
+    make_optimizer,
+)
 from pipeline.training.step.flat import FlatWeights
 
 CONFIG = OptimConfig(lr=0.1, warmup_images=100, final_lr_fraction=0.25)
@@ -28,6 +37,33 @@ def test_a_schedule_falls_from_the_peak_to_the_final_fraction(name):
     assert rates[-1] == pytest.approx(0.025)
     assert rates[12] == pytest.approx((0.1 + 0.025) / 2)  # halfway
     assert learning_rate(5000, 1100, config) == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize(
+    "has, expected",
+    [
+        ({"avx2": True}, "fp32"),
+        ({"avx512_f": True}, "fp32"),
+        ({"avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": True}, "bf16"),
+    ],
+)
+def test_auto_precision_is_what_the_cpu_has(monkeypatch, has, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert Precision("auto", Ranks()).name == expected
+
+
+def test_one_rank_without_bf16_decides_for_all(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    monkeypatch.setattr(Ranks, "reduce_sum", lambda self, x: x.double() + 1)  # a peer that lacks it
+    assert Precision("auto", Ranks(0, 2)).name == "fp32"
+
+
+@pytest.mark.parametrize("rank, lines", [(0, 1), (1, 0)])
+def test_emulated_bf16_is_told_once(monkeypatch, caplog, rank, lines):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert Precision("bf16", Ranks(rank)).half is torch.bfloat16
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * lines
 
 
 def one_step(name: str, bad: bool) -> tuple[torch.Tensor, torch.Tensor]:
