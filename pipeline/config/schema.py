@@ -99,9 +99,7 @@ class TrainConfig:
     micro_batch: int = 0  # most images of a rank in one pass (gradient accumulation); 0: its whole share
     kl_warmup_images: int = 15_000  # images over which the KL term's weight rises from 0 to 1
     ema_decay: float = 0.999  # decay of the averaged weights, per step
-    precision: str = (
-        "auto"  # auto (bf16 if the device has it, fp16 on other GPUs) | fp32 | bf16 | fp16 | fp64
-    )
+    precision: str = "auto"  # auto (bf16 if the device has it, else fp16 on GPUs) | fp32 | bf16 | fp16 | fp64
     step: str = "auto"  # how steps run: auto | eager | compiled (torch.compile) | graph (one CUDA graph)
     channels_last: bool = True  # keep images as N x H x W x C in memory
     deterministic: bool = False  # use deterministic kernels on a GPU
