@@ -4,6 +4,9 @@ VENV ?= .venv
 PEERS = .venv-peers
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.installed
+TESTS_READY = $(VENV)/.installed-for-tests
+# Python compiles what it imports at the first use. Compiling all of it here would take as long as the rest.
+INSTALL = -m pip install -q --disable-pip-version-check --no-compile
 PEERS_READY = $(PEERS)/.installed
 PEER_LIST = tools/dev/benchmarks/peers/requirements.txt
 
@@ -12,7 +15,11 @@ PEER_LIST = tools/dev/benchmarks/peers/requirements.txt
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	$(RUN) $(INSTALL) -c constraints.txt -e .
+	touch $@
+
+$(TESTS_READY): $(READY)
+	$(RUN) $(INSTALL) -c constraints.txt -e '.[test,lint]'
 	touch $@
 
 help:  ## list the targets
@@ -21,13 +28,13 @@ help:  ## list the targets
 demo: $(READY)  ## the whole chain on drawn faces; reports and MLflow runs are in runs/demo
 	$(RUN) launch.py
 
-test: $(READY)  ## all tests that need neither a GPU nor much time
+test: $(TESTS_READY)  ## all tests that need neither a GPU nor much time
 	$(RUN) -m pytest -n 2 --dist loadfile
 
-test-slow: $(READY)  ## the slow tests
+test-slow: $(TESTS_READY)  ## the slow tests
 	$(RUN) -m pytest -m "slow"
 
-lint: $(READY)  ## ruff, formatter, mypy, pip check
+lint: $(TESTS_READY)  ## ruff, formatter, mypy, pip check
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
@@ -37,21 +44,21 @@ audit: $(READY)  ## known vulnerabilities of the pinned packages; needs pypi.org
 	$(RUN) -m pip install -q --disable-pip-version-check pip-audit
 	$(RUN) -m pip_audit --strict --no-deps --disable-pip -r constraints.txt
 
-chaos: $(READY)  ## 200 seeded faults: docs/operations/reliability.md
+chaos: $(TESTS_READY)  ## 200 seeded faults: docs/operations/reliability.md
 	$(RUN) tools/dev/chaos.py --trials 200 --json runs/chaos.json
 
-bench: $(READY)  ## speed of loader, stages and evaluation, into runs/bench.md
+bench: $(TESTS_READY)  ## speed of loader, stages and evaluation, into runs/bench.md
 	$(RUN) tools/dev/bench.py --json runs/bench.json --markdown runs/bench.md
 
 $(PEERS_READY): $(PEER_LIST)
 	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install -q --disable-pip-version-check -r $(PEER_LIST)
+	$(PEERS)/bin/python $(INSTALL) -r $(PEER_LIST)
 	touch $@
 
 bench-peers: $(PEERS_READY)  ## the same work done by other libraries, into runs/peers.md
 	$(PEERS)/bin/python tools/dev/bench.py --peers --json runs/peers.json --markdown runs/peers.md
 
-performance: $(READY) $(PEERS_READY)  ## both, briefly, into docs/performance.md; about 12 minutes on two cores
+performance: $(TESTS_READY) $(PEERS_READY)  ## both, briefly, into docs/performance.md; about 12 minutes on two cores
 	$(RUN) tools/dev/bench.py --seconds 0.3 --repeats 3 --json runs/bench.json --page docs/performance.md
 	$(PEERS)/bin/python tools/dev/bench.py --peers --seconds 1 --json runs/peers.json --page docs/performance.md
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import re
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -53,10 +55,18 @@ def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
 
 
 def _structured(config: RunConfig) -> DictConfig:
-    typed = OmegaConf.structured(RunConfig)
-    merged = OmegaConf.merge(typed, _as_written(to_dict(config)))
+    typed = copy.deepcopy(_defaults())
+    if config == RunConfig():
+        return typed
+    merged = OmegaConf.unsafe_merge(typed, _as_written(to_dict(config)))
     assert isinstance(merged, DictConfig)
     return merged
+
+
+@cache
+def _defaults() -> DictConfig:
+    typed: DictConfig = OmegaConf.structured(RunConfig)
+    return typed
 
 
 def _checked(config: DictConfig) -> RunConfig:
@@ -141,7 +151,8 @@ def _merge(config: DictConfig, delta: DictConfig | dict[str, Any], origin: str) 
     try:
         given = OmegaConf.to_container(delta) if isinstance(delta, DictConfig) else delta
         tree = with_new_names(given, origin)  # type: ignore[arg-type]
-        merged = OmegaConf.merge(config, _as_written(tree))
+        # A copy of every key for each override would take most of the time: `config` is not used again.
+        merged = OmegaConf.unsafe_merge(config, _as_written(tree))
     except (ConfigKeyError, ConfigAttributeError) as error:
         key = str(error.full_key)
         raise ConfigError(f"{origin}: unknown key '{key}'{_nearest_key(key)}") from None
