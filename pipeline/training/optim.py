@@ -33,7 +33,7 @@ class Precision:
         if name == "auto":
             name = "bf16" if not lacking else "fp16" if kind == "cuda" else "fp32"
         if name == "fp16" and kind != "cuda":
-            raise ConfigError("key 'train.precision': fp16 needs a GPU; use bf16 or fp32 on a CPU")
+            raise ConfigError("key 'train.precision': fp16 needs a GPU; use auto")
         if name == "bf16" and lacking and ranks.is_main:
             log.warning(
                 "precision bf16: %d of %d ranks run on a device that only emulates it, 15 times slower;"
