@@ -72,8 +72,7 @@ def streamed_overrides(encoded_overrides, tmp_path):
     "world,data,extra",
     [
         (1, "tiny_overrides", ["train.precision=bf16", *ATTENTION]),
-        (3, "tiny_overrides", ["train.micro_batch=2"]),
-        (2, "streamed_overrides", []),
+        (2, "streamed_overrides", ["train.micro_batch=2"]),
         pytest.param(2, "tiny_overrides", ["train.step=compiled"], marks=pytest.mark.slow),
     ],
 )
