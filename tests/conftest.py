@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,7 +16,6 @@ os.environ.setdefault(
 import numpy as np
 import pytest
 
-from pipeline.runtime.ports import free_port
 from tests.browser import chromium, open_page  # noqa: F401  # fixtures
 from tests.survivors import _nothing_survives  # noqa: F401  # a fixture of every session
 
@@ -49,42 +46,6 @@ def full_disk(room: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def run_ranks(
-    script: Path, args: list[str], world_size: int, timeout_s: int = 240
-) -> list[subprocess.CompletedProcess]:
-    """Run `script` on `world_size` real processes of one group; every one must end well."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), *args],
-            env={**env, "RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(world_size)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for r in range(world_size)
-    ]
-    done = []
-    try:
-        for process in ranks:
-            out, err = process.communicate(timeout=timeout_s)
-            done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-    finally:
-        for process in ranks:
-            process.kill()
-    for process in done:
-        assert process.returncode == 0, process.stderr[-3000:]
-    return done
 
 
 def write_noise_celeba(folder: Path, n: int, seed: int = 0) -> Path:

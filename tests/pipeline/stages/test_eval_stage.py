@@ -26,7 +26,8 @@ from pipeline.rundir.files import write_json
 from pipeline.runtime.preempt import Stopped
 from pipeline.stages import eval as stage
 from pipeline.training.checkpoints.store import Checkpoints
-from tests.conftest import ROOT, full_disk, run_ranks
+from tests.conftest import ROOT, full_disk
+from tests.ranks import run_ranks
 from tests.tiny_run import (
     ATTRIBUTES,
     SIZE,

@@ -17,7 +17,8 @@ from pipeline.training.classify.nets import NETS
 from pipeline.training.objectives.decoder import DecoderFit
 from pipeline.training.objectives.steer import SteerFit
 from pipeline.training.phases import last_phase, phase
-from tests.conftest import ROOT, run_ranks, run_stage_here
+from tests.conftest import ROOT, run_stage_here
+from tests.ranks import run_ranks
 
 WORKER = ROOT / "tests" / "workers" / "train_until.py"
 NEVER = "1000000"

@@ -28,7 +28,8 @@ from pipeline.training.checkpoints.weights import load_model
 from pipeline.training.phases import phase
 from pipeline.training.steps import TrainingDiverged
 from pipeline.training.trainer import Trainer
-from tests.conftest import ROOT, run_ranks, run_stage_here
+from tests.conftest import ROOT, run_stage_here
+from tests.ranks import run_ranks
 from tests.tiny_run import ATTENTION
 from tools.dev.benchmarks.store import serving
 

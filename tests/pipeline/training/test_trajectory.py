@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config import load as configuration
-from tests.conftest import ROOT, run_ranks
+from tests.conftest import ROOT
+from tests.ranks import run_ranks
 from tests.tiny_run import ATTENTION
 
 WORKER = ROOT / "tests" / "workers" / "trajectory.py"
