@@ -111,7 +111,7 @@ def repair(folder: Path, names: set[str], run_dir: Path) -> None:
             f"{run_dir}: its shards are {shards}, not {folder}; give a run that was trained on these"
         )
     context = Context(run_dir, Ranks(), StopFlag(), log)
-    source, tasks = planned(config, context, len(os.sched_getaffinity(0)))
+    source, tasks = planned(config, context)
     manifest = read_manifest(folder, strangers="ignore")
     wanted = {entry["file"]: entry["sha256"] for entry in entries_of(manifest)}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".repair-") as made:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit
 
 from pipeline.reporting.entries import (
     Entry,
@@ -126,8 +126,8 @@ def paired_t(pairs: np.ndarray) -> tuple[float, float, float, float]:
     error = float(pairs.std(ddof=1)) / n**0.5
     if error == 0:  # the very same difference every time
         return mean, mean, mean, float(mean == 0)
-    half = float(student.ppf(0.975, n - 1)) * error
-    p = 2 * float(student.sf(abs(mean) / error, n - 1))
+    half = float(stdtrit(n - 1, 0.975)) * error
+    p = 2 * float(stdtr(n - 1, -abs(mean) / error))
     return mean, mean - half, mean + half, p
 
 

@@ -32,6 +32,9 @@ from pipeline.rundir.lock import locked
 from pipeline.runtime.context import Context
 from pipeline.runtime.logs import progress
 from pipeline.runtime.preempt import StopFlag, Stopped
+from pipeline.runtime.split import ceil_div
+
+WORTH_A_PROCESS = 1000  # images that one process writes while another starts
 
 
 def run(config: RunConfig, context: Context) -> None:
@@ -59,16 +62,15 @@ def make_shards(config: RunConfig, context: Context) -> None:
     folder = layout.shards_dir(config)
     if is_complete(config, context):  # no lock: this user may not be able to write beside them
         return
-    processes = len(os.sched_getaffinity(0))
     with held(folder.with_suffix(".lock"), context.stop):
         if is_complete(config, context):
             return
-        source, tasks = planned(config, context, processes)
+        source, tasks = planned(config, context)
         start = time.monotonic()
         journal = Journal(folder / "journal.jsonl")
         done = journal.resume(source.fingerprint, {task.file.name for task in tasks})
         clear_folder(folder, keep=set(done))
-        reports = write_all(tasks, done, journal, context, processes)
+        reports = write_all(tasks, done, journal, context)
         annotations = write_annotations(folder, source.annotated)
         cut = with_usual_crop(config.shard, source.info)
         manifest = build_manifest(source, cut, reports, annotations)
@@ -87,7 +89,6 @@ def make_part(config: RunConfig, context: Context) -> None:
     folder = layout.shards_dir(config)
     if is_complete(config, context):
         return
-    processes = len(os.sched_getaffinity(0))
     # Parts work side by side, but never beside the whole stage, which deletes what it does not know.
     with (
         held(folder.with_suffix(".lock"), context.stop, shared=True),
@@ -95,11 +96,11 @@ def make_part(config: RunConfig, context: Context) -> None:
     ):
         if is_complete(config, context):
             return
-        source, tasks = planned(config, context, processes)
+        source, tasks = planned(config, context)
         mine = tasks[k::n]
         journal = Journal(folder / f"journal-{k}-of-{n}.jsonl")
         done = journal.resume(source.fingerprint, {task.file.name for task in mine})
-        reports = write_all(mine, done, journal, context, processes)
+        reports = write_all(mine, done, journal, context)
     written = sum(report.samples for report in reports)
     context.log.info("part %d of %d: %d images in %d shards", k, n, written, len(reports))
 
@@ -126,7 +127,7 @@ def require_same_crop(folder: Path, config: ShardConfig) -> None:
         )
 
 
-def planned(config: RunConfig, context: Context, processes: int) -> tuple[Source, list[ShardTask]]:
+def planned(config: RunConfig, context: Context) -> tuple[Source, list[ShardTask]]:
     """Open and check the source, and plan its shards. Toy faces are drawn first if there are none yet.
 
     Raises ConfigError if crop and size do not fit the images, DataError if the source is not sound.
@@ -139,7 +140,7 @@ def planned(config: RunConfig, context: Context, processes: int) -> tuple[Source
         # The folder appears by one rename. A complete one may lie where this user cannot make a lock.
         lock = nullcontext() if path.exists() else held(path.with_suffix(".lock"), context.stop)
         with lock:
-            make_toy_celeba(path, config.toy.n, config.toy.seed, processes, context.log, context.stop)
+            make_toy_celeba(path, config.toy.n, config.toy.seed, _cores(), context.log, context.stop)
         source = ToyFaces.open(path)
     require_sizes_fit(config.shard, source.info)
     annotated = len(source.annotated.splits)
@@ -150,13 +151,15 @@ def planned(config: RunConfig, context: Context, processes: int) -> tuple[Source
 
 
 def write_all(
-    tasks: list[ShardTask], done: dict[str, ShardReport], journal: Journal, context: Context, processes: int
+    tasks: list[ShardTask], done: dict[str, ShardReport], journal: Journal, context: Context
 ) -> list[ShardReport]:
     """Write the shards of `tasks` that are not `done`, and note each in `journal` when it is finished."""
     tasks = [replace(task, done=done.get(task.file.name)) for task in tasks]
     if not tasks:
         return []
     check_space(tasks, tasks[0].file.parent)
+    images = sum(len(task.names) for task in tasks)
+    processes = min(_cores(), ceil_div(images, WORTH_A_PROCESS))
     finished = write_shards(tasks, processes, context.stop)
     reports = []
     for report in progress(finished, len(tasks), "shards", context.log):
@@ -164,6 +167,10 @@ def write_all(
             journal.add(report)
         reports.append(report)
     return reports
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from cvae.config import ModelConfig
 from pipeline.config.load import load
-from pipeline.reporting.checks import checks
+from pipeline.reporting.checks import checks, rank_correlation
 from pipeline.rundir.metrics_log import read_metrics
 from pipeline.rundir.record import evaluations
 from tests.fake_run import add_eval, make_run
@@ -32,6 +34,15 @@ def training(
         for m in errors
     ]
     return [{"step": step, "values": v} for step, v in enumerate(values)]
+
+
+def test_the_rank_correlation_is_spearmans():
+    rng = np.random.default_rng(0)
+    for n in (3, 10, 50):
+        a = rng.integers(0, 6, n).astype(float)  # some are equal
+        b = a + rng.normal(size=n).round()
+        assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic)
+    assert rank_correlation(np.ones(3), np.arange(3)) == 0
 
 
 def verdicts(*args) -> dict[str, str]:

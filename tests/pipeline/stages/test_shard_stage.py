@@ -279,6 +279,7 @@ def test_workers_finish_the_shards_in_flight_before_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr("pipeline.stages.shard.WORTH_A_PROCESS", 1)
     config = make_config(make_source(tmp_path / "celeba", train=200), "shard.samples_per_shard=1")
     with pytest.raises(Stopped):
         run(config, StopAfter(0))

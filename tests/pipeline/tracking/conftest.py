@@ -66,7 +66,8 @@ def server(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
         stdout=log,
         stderr=log,
         start_new_session=True,
-        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+        # Neither telemetry nor the processes that run MLflow's own jobs, which take as long as the server.
+        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
     )
     try:
         give_up = time.monotonic() + 240

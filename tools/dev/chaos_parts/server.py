@@ -148,7 +148,10 @@ def _end_keeper(*_: object) -> None:
 
 
 def _start(command: list[str], log: Path) -> subprocess.Popen:
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = os.environ | {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # MLflow's own jobs: processes that nobody needs here
+    }
     with open(log, "a") as out:
         return subprocess.Popen(
             command,
