@@ -22,6 +22,15 @@ from tests.survivors import _nothing_survives  # noqa: F401  # a fixture of ever
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file together, and all on a real Slurm: their worker mostly waits. Long ones first."""
+    items.sort(key=lambda item: item.path.parent.name not in ("slurm", "e2e"))
+    for item in items:
+        on_slurm = "cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else str(item.path)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _private_home(tmp_path_factory):
     """No test leaves anything in the user's cache, and none reaches a real MLflow."""

@@ -35,7 +35,7 @@ TINY = [
 
 def launch(*args: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, str(ROOT / "launch.py"), *args], capture_output=True, text=True, timeout=280
+        [sys.executable, str(ROOT / "launch.py"), *args], capture_output=True, text=True, timeout=900
     )
 
 

@@ -22,8 +22,8 @@ from pipeline.runtime.distributed import Ranks
 from pipeline.stages import classifier as stage
 from pipeline.training.classify import supervised
 from tests.conftest import ROOT
-from tests.ranks import run_ranks
 from tests.tiny_run import ATTRIBUTES, context, make_classifier, make_shards, tiny_config
+from tests.workers.ranks import run_ranks
 
 WORKER = ROOT / "tests" / "workers" / "classifier.py"
 

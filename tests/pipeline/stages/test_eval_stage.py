@@ -27,7 +27,6 @@ from pipeline.runtime.preempt import Stopped
 from pipeline.stages import eval as stage
 from pipeline.training.checkpoints.store import Checkpoints
 from tests.conftest import ROOT, full_disk
-from tests.ranks import run_ranks
 from tests.tiny_run import (
     ATTRIBUTES,
     SIZE,
@@ -37,6 +36,7 @@ from tests.tiny_run import (
     make_shards,
     tiny_config,
 )
+from tests.workers.ranks import run_ranks
 
 WORKER = ROOT / "tests" / "workers" / "evaluation.py"
 READ = ["Male", "Heavy_Makeup", "Young", "Smiling"]

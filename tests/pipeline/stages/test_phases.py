@@ -18,7 +18,7 @@ from pipeline.training.objectives.decoder import DecoderFit
 from pipeline.training.objectives.steer import SteerFit
 from pipeline.training.phases import last_phase, phase
 from tests.conftest import ROOT, run_stage_here
-from tests.ranks import run_ranks
+from tests.workers.ranks import run_ranks
 
 WORKER = ROOT / "tests" / "workers" / "train_until.py"
 NEVER = "1000000"

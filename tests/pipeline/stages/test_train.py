@@ -29,8 +29,8 @@ from pipeline.training.phases import phase
 from pipeline.training.steps import TrainingDiverged
 from pipeline.training.trainer import Trainer
 from tests.conftest import ROOT, run_stage_here
-from tests.ranks import run_ranks
 from tests.tiny_run import ATTENTION
+from tests.workers.ranks import run_ranks
 from tools.dev.benchmarks.store import serving
 
 WORKER = ROOT / "tests" / "workers" / "train_until.py"

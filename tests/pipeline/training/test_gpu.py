@@ -26,8 +26,8 @@ from pipeline.training.phases import phase
 from pipeline.training.step import modes
 from pipeline.training.trainer import Trainer
 from tests.conftest import ROOT, run_stage_here
-from tests.ranks import run_ranks
 from tests.tiny_run import ATTENTION, make_checkpoint, make_classifier, make_shards, tiny_config
+from tests.workers.ranks import run_ranks
 
 pytestmark = [
     pytest.mark.gpu,

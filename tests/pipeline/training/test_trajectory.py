@@ -6,8 +6,8 @@ from safetensors.torch import load_file
 
 from pipeline.config import load as configuration
 from tests.conftest import ROOT
-from tests.ranks import run_ranks
 from tests.tiny_run import ATTENTION
+from tests.workers.ranks import run_ranks
 
 WORKER = ROOT / "tests" / "workers" / "trajectory.py"
 WORLDS = (1, 2, 3, 4)

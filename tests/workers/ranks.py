@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipeline.runtime.ports import free_port
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     ["torch._inductor", "pipeline.run", "pipeline.training.loop", "pipeline.stages.eval", "sklearn.manifold"]
