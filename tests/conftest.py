@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file together, and all on a real Slurm: their worker mostly waits. Long ones first."""
+    """Keep the tests of a file together, and all on a real Slurm, which mostly wait. Long ones come first."""
     items.sort(key=lambda item: item.path.parent.name not in ("slurm", "e2e"))
     for item in items:
         on_slurm = "cluster" in getattr(item, "fixturenames", ())
