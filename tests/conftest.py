@@ -22,13 +22,25 @@ from tests.survivors import _nothing_survives  # noqa: F401  # a fixture of ever
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)
+ON_SLURM = ("test_chain_on_slurm.py", "test_faults.py", "test_operate.py", "test_queued.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Keep the tests of a file together, and all on a real Slurm: their worker mostly waits."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "slurm" if file.endswith(ON_SLURM) else file
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file together, and all on a real Slurm, which mostly wait. Long ones come first."""
-    items.sort(key=lambda item: item.path.parent.name not in ("slurm", "e2e"))
-    for item in items:
-        on_slurm = "cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else str(item.path)))
+    """Begin with what takes longest."""
+    items.sort(key=lambda item: (item.path.name not in ON_SLURM, item.path.parent.name != "e2e"))
 
 
 @pytest.fixture(scope="session", autouse=True)
