@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 ON_SLURM = ("test_chain_on_slurm.py", "test_faults.py", "test_operate.py", "test_queued.py")
+LONG = ("test_chain.py", "test_chaos.py", "test_eval_stage.py", "test_trajectory.py")  # minutes each
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -40,7 +41,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest."""
-    items.sort(key=lambda item: (item.path.name not in ON_SLURM, item.path.parent.name != "e2e"))
+    items.sort(key=lambda item: (item.path.name not in ON_SLURM, item.path.name not in LONG))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -74,6 +74,7 @@ def written(tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory)
     )
 
 
+@pytest.mark.slow
 def test_every_benchmark_reports_sane_numbers(written: tuple[dict, str, Path]) -> None:
     report, _, _ = written
     assert list(report["benchmarks"]) == [
@@ -134,6 +135,7 @@ def test_every_benchmark_reports_sane_numbers(written: tuple[dict, str, Path]) -
     )
 
 
+@pytest.mark.slow
 def test_page_is_made_from_the_json(written: tuple[dict, str, Path]) -> None:
     report, page, _ = written
     assert page == page_of.markdown(report)
@@ -145,12 +147,14 @@ def test_page_is_made_from_the_json(written: tuple[dict, str, Path]) -> None:
     assert "| launch.py --help | 123,456 |" in page_of.markdown(report)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind(written: tuple[dict, str, Path]) -> None:
     _, _, runs = written
     assert not list(runs.iterdir())
     assert Path(os.environ["XDG_CACHE_HOME"]).name.startswith("cache")
 
 
+@pytest.mark.slow
 def test_a_page_gets_the_tables_of_its_suite_and_machine(
     written: tuple[dict, str, Path], tmp_path: Path
 ) -> None:

@@ -65,7 +65,7 @@ def wait_for_end(pids: list[int]) -> list[int]:
 def test_one_trial_of_each_fault(tmp_path):
     outcomes_file = tmp_path / "outcomes.json"
     folder = tmp_path / "chaos"
-    done = run_chaos("--worlds", "2,3", "--folder", str(folder), "--json", str(outcomes_file))
+    done = run_chaos("--worlds", "2", "--folder", str(folder), "--json", str(outcomes_file))
     assert done.returncode == 0, done.stdout + done.stderr[-5000:]
     outcomes = json.loads(outcomes_file.read_text())
     assert {o["kind"] for o in outcomes} == set(FAULTS)

@@ -64,14 +64,14 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """Runs evaluated by 1, 2 and 4 ranks; the last one finds the reference features of the second."""
+    """Runs evaluated by one rank and by three, whose shares are unequal; each computes its own reference."""
     here = Site(tmp_path_factory.mktemp("runs"))
     config = tiny_config(here.folder)
     make_shards(config, train=400, val=80, test=80)
     make_classifier(config)
-    for world_size in (1, 2, 4):
+    for world_size in (1, 3):
         _, run_dir = here.new_run(f"run{world_size}")
-        if world_size == 2:
+        if world_size == 3:
             shutil.rmtree(layout.shared_dir(config) / "reference")
         run_ranks(WORKER, [str(run_dir)], world_size)
     return here
@@ -109,10 +109,9 @@ def reference_files(folder: Path) -> set[Path]:
     return set((folder / "_shared/reference").glob("*/features.safetensors"))
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_numbers_do_not_depend_on_the_ranks(site: Site, world_size: int) -> None:
+def test_numbers_do_not_depend_on_the_ranks(site: Site) -> None:
     alone = numbers(results(site.evaluated(1)))
-    together = numbers(results(site.evaluated(world_size)))
+    together = numbers(results(site.evaluated(3)))
     assert alone.keys() == together.keys()
     for path, value in alone.items():
         expected = pytest.approx(value, rel=1e-9, abs=1e-9) if isinstance(value, float) else value
@@ -274,7 +273,7 @@ def test_some_metrics_on_several_ranks_leave_the_headline_to_the_complete_evalua
     """
     _, run_dir = site.new_run("partial", "eval.metrics=[likelihood]")
     run_ranks(WORKER, [str(run_dir)], 2)
-    (complete,), (partial,) = record.evaluations(site.evaluated(2)), record.evaluations(run_dir)
+    (complete,), (partial,) = record.evaluations(site.evaluated(3)), record.evaluations(run_dir)
     assert complete.complete and not partial.complete
     assert "frechet" in partial.protocol["left_out"].split(",")
     bound = "iw_log_likelihood_nats"
