@@ -195,17 +195,17 @@ def test_paths_are_expanded_and_absolute(monkeypatch, tmp_path):
     monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    for key in schema.PATH_KEYS:
-        for written, meant in (
-            ("$SCRATCH/a", "scratch/a"),
-            ("${SCRATCH}_2/a", "scratch_2/a"),
-            ("~/a", "home/a"),
-            ("a", "a"),
-        ):
-            config = absolute_paths(load([], [f"{key}={written}"]))
+    for written, meant in (
+        ("$SCRATCH/a", "scratch/a"),
+        ("${SCRATCH}_2/a", "scratch_2/a"),
+        ("~/a", "home/a"),
+        ("a", "a"),
+    ):
+        config = absolute_paths(load([], [f"{key}={written}" for key in schema.PATH_KEYS]))
+        for key in schema.PATH_KEYS:
             assert flatten(config)[key] == str(tmp_path / meant), (key, written)
-            (tmp_path / "x.yaml").write_text(configuration.dump(config))
-            assert absolute_paths(load([tmp_path / "x.yaml"])) == config
+        (tmp_path / "x.yaml").write_text(configuration.dump(config))
+        assert absolute_paths(load([tmp_path / "x.yaml"])) == config
 
 
 def test_every_tar_of_a_list_becomes_absolute(monkeypatch, tmp_path):

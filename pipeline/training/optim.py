@@ -8,10 +8,12 @@ in pipeline/config/schema.py.
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +62,32 @@ def _computes_bf16(device_type: str) -> bool:
     return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
+class AdamW(torch.optim.AdamW):
+    """AdamW that starts without torch's compiler.
+
+    Torch's optimizers import it, which takes seconds in every process, only to tell it to leave some of their
+    methods alone. Nothing here compiles an optimizer.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for method in vars(torch.optim.Optimizer).values():
+            as_written = getattr(method, "__wrapped__", None)
+            if as_written is not None and not hasattr(as_written, "__dynamo_disable"):
+                setattr(as_written, "__dynamo_disable", as_written)  # torch keeps its answer there
+        super().__init__(*args, **kwargs)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Update the parameters as torch's AdamW does."""
+        return _ADAMW_STEP(self, closure)
+
+
+_ADAMW_STEP = inspect.unwrap(torch.optim.AdamW.step)
+
+
 def adam(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW with decoupled weight decay; Adam if weight_decay is 0."""
-    return torch.optim.AdamW(
+    return AdamW(
         parameters,
         lr=config.lr,
         betas=(config.beta1, config.beta2),

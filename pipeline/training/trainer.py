@@ -54,7 +54,8 @@ class Trainer:
         self.stop = context.stop
         self.log = context.log
         self.run_dir = context.run_dir
-        torch.use_deterministic_algorithms(train.deterministic)
+        if train.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports a compiler
+            torch.use_deterministic_algorithms(train.deterministic)
         torch.backends.cudnn.benchmark = not train.deterministic
         use_side_stream(self.device)
         self.inputs = Inputs(config, self.ranks, self.log)

@@ -139,6 +139,7 @@ def test_a_second_launch_finds_everything_complete_and_evaluates_again(chain):
     assert again["metrics"] == {name: before[name] for name in again["metrics"]}  # the same digits
 
 
+@pytest.mark.slow
 def test_a_stage_runs_without_submitit_and_training_goes_on(chain):
     runs, _ = chain
     run_dir = runs / "sigma_cvae"

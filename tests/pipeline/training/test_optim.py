@@ -1,5 +1,7 @@
 """Optimizers, schedules and the moving average, over their registries."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -18,6 +20,7 @@ from pipeline.training.optim import (
     make_optimizer,
 )
 from pipeline.training.step.flat import FlatWeights
+from tests.conftest import ROOT
 
 CONFIG = OptimConfig(lr=0.1, warmup_images=100, final_lr_fraction=0.25)
 
@@ -111,3 +114,37 @@ def test_the_average_follows_the_weights(step, pace):
     ema.update(torch.tensor(ema.pace(step)))
     torch.testing.assert_close(ema.model.weight, start + pace)
     torch.testing.assert_close(model.weight, start + 1)
+
+
+ALONE = """
+import sys, torch
+from pipeline.config.schema import OptimConfig
+from pipeline.training.optim import OPTIMIZERS, make_optimizer
+for name in OPTIMIZERS:
+    model = torch.nn.Linear(3, 2)
+    optimizer = make_optimizer(model, OptimConfig(name=name))
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.zero_grad()
+sys.exit("torch._dynamo" in sys.modules)
+"""
+
+
+def test_an_optimizer_starts_without_the_compiler():
+    """To import it takes seconds, at each start of each rank."""
+    assert subprocess.run([sys.executable, "-c", ALONE], cwd=ROOT).returncode == 0
+
+
+def test_a_step_is_that_of_torchs_adamw():
+    moved = []
+    for kind in (optim.AdamW, torch.optim.AdamW):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        optimizer = kind(model.parameters(), lr=0.1, weight_decay=0.1, fused=True)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.ones(1, 3)).square().sum().backward()
+            optimizer.step()
+        moved.append(model.weight)
+    assert torch.equal(*moved) and not moved[0].grad_fn
