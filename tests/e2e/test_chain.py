@@ -30,6 +30,7 @@ TINY = [
     "eval.iw_images=8",
     "eval.iw_samples=4",
     "eval.rare_samples=8",
+    "cluster.stages={classifier: {tasks_per_node: 1}, eval: {tasks_per_node: 1}}",
 ]
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.reporting.comparison import compare
 from pipeline.reporting.text import text_table
 from pipeline.tracking.sync import tracker_of
 from tests.conftest import ROOT
 from tests.fake_run import add_eval, make_run, sources_and_tags
+from tools.compare import main
 
 
 def line_of(text: str, start: str) -> str:
@@ -121,7 +122,7 @@ def test_an_evaluation_can_be_named_by_its_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("with_store")
-def test_runs_by_their_tag_in_mlflow(tmp_path: Path) -> None:
+def test_runs_by_their_tag_in_mlflow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed, (name, fd) in enumerate({"flow-s0": 20.25, "flow-s1": 21.5, "plain-s0": 30.0}.items()):
         run = make_run(
             tmp_path,
@@ -134,24 +135,16 @@ def test_runs_by_their_tag_in_mlflow(tmp_path: Path) -> None:
         tracker_of(run).push()
     where = ["--uri", f"sqlite:///{tmp_path}/mlflow.db", "--experiment", "tags"]
 
-    def call(*more):
-        command = [sys.executable, "tools/compare.py", *where, *more]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-    found = call("--tag", "seed=0", "--tag", "headline.complete=True")
-    assert (
-        found.returncode == 0
-        and "flow-s0" in found.stdout
-        and "plain-s0" in found.stdout
-        and "flow-s1" not in found.stdout
-    )
+    main([*where, "--tag", "seed=0", "--tag", "headline.complete=True"])
+    found = capsys.readouterr().out
+    assert "flow-s0" in found and "plain-s0" in found and "flow-s1" not in found
     for wrong, message in (
         ("seed=7", "no run in experiment 'tags'"),
         ("seed", "expected KEY=VALUE"),
         ("a=' or", "without quotes"),
     ):
-        failed = call("--tag", wrong)
-        assert failed.returncode == 2 and message in failed.stderr and "Traceback" not in failed.stderr
+        with pytest.raises(UserError, match=message):
+            main([*where, "--tag", wrong])
 
 
 @pytest.mark.parametrize(
