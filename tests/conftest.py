@@ -20,15 +20,13 @@ from tests.browser import chromium, open_page  # noqa: F401  # fixtures
 from tests.survivors import _nothing_survives  # noqa: F401  # a fixture of every session
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
 ON_SLURM = ("test_chain_on_slurm.py", "test_faults.py", "test_operate.py", "test_queued.py")
 LONG = ("test_chain.py", "test_chaos.py", "test_eval_stage.py", "test_trajectory.py")  # minutes each
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Keep the tests of a file together, and all on a real Slurm: their worker mostly waits."""
+    """Keep the tests of a file together, and all on a real Slurm, so that one cluster runs at a time."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):

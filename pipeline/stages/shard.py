@@ -34,7 +34,7 @@ from pipeline.runtime.logs import progress
 from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.runtime.split import ceil_div
 
-WORTH_A_PROCESS = 1000  # images that one process writes while another starts
+WORTH_A_PROCESS = 1000  # images: fewer are written before another process has started
 
 
 def run(config: RunConfig, context: Context) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import torch._dynamo  # noqa: F401  # an optimizer imports it: once here, rather than in every forked rank
+import torch._dynamo  # noqa: F401  # DDP imports it: once here, rather than in every forked rank
 
 from pipeline.errors import UserError
 from pipeline.run import run_stage
