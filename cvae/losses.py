@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cvae.config import LossConfig
 from cvae.distributions import DiagonalGaussian
 from cvae.nets.layers import full_precision
-from cvae.nets.perceptual import load_features, relative_distance
+from cvae.nets.perceptual import fine_detail, load_features, relative_distance, style_distance
 
 Sums = dict[str, Tensor]  # over images: their number "images", and each name of `Terms.values`, []
 
@@ -99,13 +99,18 @@ class Perceptual(LossTerm):
         self.features: Frozen | None = None
 
     def forward(self, images: Tensor, decoded: Tensor, y: Tensor) -> Tensor:
-        """Return P times the relative feature error -> [B], so that weight 1 is one nat per dimension."""
+        """Return P times the distance of features -> [B], so that weight 1 is one nat per dimension."""
+        images, decoded = full_precision(images), full_precision(decoded)
         if self.features is None:
             self.features = Frozen(load_features(self.config.network, self.config.size))
         with torch.no_grad():
-            wanted = self.features(full_precision(images))
-        found = self.features(full_precision(decoded))
-        return images[0].numel() * relative_distance(wanted, found)
+            wanted = self.features(images)
+        found = self.features(decoded)
+        distance = relative_distance(wanted, found)
+        if self.config.style:
+            style = style_distance([*wanted, *fine_detail(images)], [*found, *fine_detail(decoded)])
+            distance = distance + self.config.style * style
+        return images[0].numel() * distance
 
 
 LOSS_TERMS: dict[str, type[LossTerm]] = {"edges": Edges, "perceptual": Perceptual}

@@ -24,6 +24,8 @@ PACKAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77
 EPSILON = 1e-3  # of the published network's normalisations
 DEPTHS = (0, 2, 4, 10)  # blocks whose outputs are compared: strides 2, 4, 8 and 16
 
+FLAT, TINY = 1e-3, 1e-8  # least variance of a channel: a share of the mean variance, and for constant images
+
 
 class Stage(NamedTuple):
     """A run of equal blocks of EfficientNet-Lite0."""
@@ -129,6 +131,40 @@ def relative_distance(wanted: list[Tensor], found: list[Tensor]) -> Tensor:
     for a, b in zip(wanted, found, strict=True):
         a, b = a.float(), b.float()
         parts.append((a - b).square().flatten(1).mean(1) / a.square().flatten(1).mean(1))
+    return torch.stack(parts).mean(0)
+
+
+def fine_detail(images: Tensor) -> list[Tensor]:
+    """Second differences of images [B, 3, S, S] down, across, and both -> three maps.
+
+    The network sees enlarged images, so it is nearly blind to patterns of single pixels.
+    """
+    down = _second_difference(images, 2)
+    return [down, _second_difference(images, 3), _second_difference(down, 3)]
+
+
+def _second_difference(x: Tensor, axis: int) -> Tensor:
+    """Return x[i] - 2 x[i + 1] + x[i + 2] along `axis`."""
+    size = x.shape[axis] - 2
+    first, middle, last = (x.narrow(axis, start, size) for start in (0, 1, 2))
+    return first - 2 * middle + last
+
+
+def style_distance(wanted: list[Tensor], found: list[Tensor]) -> Tensor:
+    """Return KL(N(m, v) || N(m', v')), averaged over channels and maps -> [B], nats.
+
+    m and v are the mean and the variance of one channel over the positions of its map. So it compares
+    how strongly each feature occurs, not where (cf. arXiv 1701.01036). A blurred map has too small a v'.
+    """
+    parts = []
+    for a, b in zip(wanted, found, strict=True):
+        a, b = a.float().flatten(2), b.float().flatten(2)
+        v, v_found = a.var(2, correction=0), b.var(2, correction=0)
+        # A channel that is flat in one image must not outweigh all others.
+        floor = FLAT * v.mean(1, keepdim=True) + TINY
+        ratio = (v + floor) / (v_found + floor)
+        shift = (a.mean(2) - b.mean(2)).square() / (v_found + floor)
+        parts.append(0.5 * (ratio + shift - 1 - ratio.log()).mean(1))
     return torch.stack(parts).mean(0)
 
 

@@ -273,7 +273,7 @@ def test_importance_weighted_bound_grows_with_k_and_contains_the_elbo():
 def shown_terms(name: str, images: torch.Tensor, decoded: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     if name == "perceptual":
         pytest.importorskip(PACKAGE, reason="needs the extra perceptual")
-    config = {"edges": EdgesConfig(1.0), "perceptual": PerceptualConfig(1.0, size=32)}[name]
+    config = {"edges": EdgesConfig(1.0), "perceptual": PerceptualConfig(1.0, style=1.0, size=32)}[name]
     return LOSS_TERMS[name](config)(images, decoded, y)
 
 

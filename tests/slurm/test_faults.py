@@ -11,12 +11,7 @@ from real import AT, FAULTS, INTERVAL, STEPS, disturbed, entry, resumed_at, seri
 from pipeline.tracking.sync import sync_run
 
 pytestmark = pytest.mark.slurm
-HERE = (
-    "signal",
-    "preempt",
-    "kill_rank",
-    "kill_slurmd",
-)  # a requeue acts like a preemption: test_faults_wide.py
+HERE = ("signal", "kill_slurmd")  # a training that may say goodbye and one that may not; all: test_faults_wide.py
 
 
 @pytest.fixture(scope="module")

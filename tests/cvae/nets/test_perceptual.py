@@ -8,7 +8,15 @@ import torch.nn.functional as F
 
 from cvae.config import LossConfig, PerceptualConfig
 from cvae.losses import loss_terms
-from cvae.nets.perceptual import DEPTHS, PACKAGE, load_features, relative_distance, weights_file
+from cvae.nets.perceptual import (
+    DEPTHS,
+    PACKAGE,
+    fine_detail,
+    load_features,
+    relative_distance,
+    style_distance,
+    weights_file,
+)
 
 needs_weights = pytest.mark.skipif(
     importlib.util.find_spec(PACKAGE) is None, reason=f"needs the package {PACKAGE} (extra: perceptual)"
@@ -51,6 +59,51 @@ def test_term_is_0_for_equal_images_and_does_not_mix_a_batch():
 def test_distance_is_relative_to_the_wanted_features():
     wanted, found = [torch.full((2, 1, 2, 2), 2.0)], [torch.full((2, 1, 2, 2), 3.0)]
     assert relative_distance(wanted, found).tolist() == [0.25, 0.25]
+
+
+def test_style_is_the_kl_of_normal_distributions_whatever_the_positions():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 3, 8, 8, generator=g), 0.6 * torch.randn(2, 3, 8, 8, generator=g) + 0.1
+    found = style_distance([a], [b])
+    for image in range(2):
+        normal = [
+            torch.distributions.Normal(x[image].mean((1, 2)), x[image].var((1, 2), correction=0).sqrt())
+            for x in (a, b)
+        ]
+        wanted = torch.distributions.kl_divergence(*normal).mean()
+        assert float(found[image]) == pytest.approx(float(wanted), rel=0.01)
+    shuffled = a.flatten(2)[..., torch.randperm(64, generator=g)].view_as(a)
+    assert float(style_distance([a], [shuffled]).abs().max()) < 1e-6
+    blurred = torch.nn.functional.avg_pool2d(a, 3, 1, 1)
+    assert (style_distance([a], [blurred]) > style_distance([a], [1.1 * a])).all()
+
+
+def test_a_constant_image_has_a_finite_style():
+    flat = torch.zeros(1, 2, 4, 4, requires_grad=True)
+    for wanted, found in ((flat.detach(), flat), (torch.randn(1, 2, 4, 4), flat)):
+        value = style_distance([wanted], [found])
+        value.sum().backward()
+        assert value.isfinite().all() and flat.grad.isfinite().all()
+
+
+def test_fine_detail_sees_stripes_of_single_pixels():
+    stripes = torch.tensor([1.0, -1.0]).repeat(4)[None, None, :, None].expand(1, 3, 8, 8)
+    down, across, both = fine_detail(stripes)
+    assert float(down.abs().min()) == 4 and float(across.abs().max()) == 0 == float(both.abs().max())
+    ramp = torch.linspace(-1, 1, 8)[None, None, :, None].expand(1, 3, 8, 8)
+    assert max(float(part.abs().max()) for part in fine_detail(ramp)) < 1e-6
+
+
+@needs_weights
+def test_style_joins_the_term_by_its_weight():
+    x, other, y = images(2), images(2, seed=1), torch.zeros(2, 1)
+    plain, half, whole = (
+        loss_terms(LossConfig(perceptual=PerceptualConfig(weight=1.0, style=style, size=32)))["perceptual"](
+            x, other, y
+        )
+        for style in (0.0, 0.5, 1.0)
+    )
+    assert (whole > plain).all() and torch.allclose(2 * (half - plain), whole - plain, rtol=1e-4)
 
 
 @needs_weights
