@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cvae.config import LossConfig
 from cvae.distributions import DiagonalGaussian
 from cvae.nets.layers import full_precision
-from cvae.nets.perceptual import fine_detail, load_features, relative_distance, style_distance
+from cvae.nets.perceptual import load_features, relative_distance, style_distance
 
 Sums = dict[str, Tensor]  # over images: their number "images", and each name of `Terms.values`, []
 
@@ -108,8 +108,7 @@ class Perceptual(LossTerm):
         found = self.features(decoded)
         distance = relative_distance(wanted, found)
         if self.config.style:
-            style = style_distance([*wanted, *fine_detail(images)], [*found, *fine_detail(decoded)])
-            distance = distance + self.config.style * style
+            distance = distance + self.config.style * style_distance(wanted, found)
         return images[0].numel() * distance
 
 

@@ -134,22 +134,6 @@ def relative_distance(wanted: list[Tensor], found: list[Tensor]) -> Tensor:
     return torch.stack(parts).mean(0)
 
 
-def fine_detail(images: Tensor) -> list[Tensor]:
-    """Second differences of images [B, 3, S, S] down, across, and both -> three maps.
-
-    The network sees enlarged images, so it is nearly blind to patterns of single pixels.
-    """
-    down = _second_difference(images, 2)
-    return [down, _second_difference(images, 3), _second_difference(down, 3)]
-
-
-def _second_difference(x: Tensor, axis: int) -> Tensor:
-    """Return x[i] - 2 x[i + 1] + x[i + 2] along `axis`."""
-    size = x.shape[axis] - 2
-    first, middle, last = (x.narrow(axis, start, size) for start in (0, 1, 2))
-    return first - 2 * middle + last
-
-
 def style_distance(wanted: list[Tensor], found: list[Tensor]) -> Tensor:
     """Return KL(N(m, v) || N(m', v')), averaged over channels and maps -> [B], nats.
 

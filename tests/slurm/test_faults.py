@@ -11,7 +11,8 @@ from real import AT, FAULTS, INTERVAL, STEPS, disturbed, entry, resumed_at, seri
 from pipeline.tracking.sync import sync_run
 
 pytestmark = pytest.mark.slurm
-HERE = ("signal", "kill_slurmd")  # a training that may say goodbye and one that may not; all: test_faults_wide.py
+# One end with a warning and one without; the others are in test_faults_wide.py.
+HERE = ("signal", "kill_slurmd")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from cvae.losses import loss_terms
 from cvae.nets.perceptual import (
     DEPTHS,
     PACKAGE,
-    fine_detail,
     load_features,
     relative_distance,
     style_distance,
@@ -84,14 +83,6 @@ def test_a_constant_image_has_a_finite_style():
         value = style_distance([wanted], [found])
         value.sum().backward()
         assert value.isfinite().all() and flat.grad.isfinite().all()
-
-
-def test_fine_detail_sees_stripes_of_single_pixels():
-    stripes = torch.tensor([1.0, -1.0]).repeat(4)[None, None, :, None].expand(1, 3, 8, 8)
-    down, across, both = fine_detail(stripes)
-    assert float(down.abs().min()) == 4 and float(across.abs().max()) == 0 == float(both.abs().max())
-    ramp = torch.linspace(-1, 1, 8)[None, None, :, None].expand(1, 3, 8, 8)
-    assert max(float(part.abs().max()) for part in fine_detail(ramp)) < 1e-6
 
 
 @needs_weights
