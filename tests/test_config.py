@@ -53,6 +53,7 @@ def test_base_comes_first(tmp_path):
             "'model.prior.name': got 'flwo', expected one of standard, gaussian, flow; did you mean 'flow'",
         ),
         ("train.batch_size=0", "'train.batch_size': got 0, expected at least 1"),
+        ("tune.losses.perceptual.style=-1", "'tune.losses.perceptual.style': got -1.0, expected at least 0"),
         ("nonsense", "expected key=value"),
         ("name=../x", "expected letters, digits"),
         ("train.batch_size=[1", "override"),

@@ -23,7 +23,6 @@ PACKAGE_FILE = "models/efficientnet-lite0-57934424.pth"
 PACKAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 EPSILON = 1e-3  # of the published network's normalisations
 DEPTHS = (0, 2, 4, 10)  # blocks whose outputs are compared: strides 2, 4, 8 and 16
-
 FLAT, TINY = 1e-3, 1e-8  # least variance of a channel: a share of the mean variance, and for constant images
 
 

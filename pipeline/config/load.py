@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from pipeline.config.renamed import with_new_names
-from pipeline.config.schema import AT_LEAST_ONE, CHOICES, ClusterConfig, RunConfig
+from pipeline.config.schema import AT_LEAST_ONE, AT_LEAST_ZERO, CHOICES, ClusterConfig, RunConfig
 from pipeline.config.suggest import suggest
 from pipeline.errors import ConfigError
 
@@ -212,11 +212,10 @@ def _check(config: RunConfig) -> None:
         if values[key] not in choices:
             hint = suggest(str(values[key]), choices)
             raise ConfigError(f"key '{key}': got {values[key]!r}, expected one of {', '.join(choices)}{hint}")
-    for key in AT_LEAST_ONE:
-        if values[key] < 1:
-            raise ConfigError(f"key '{key}': got {values[key]}, expected at least 1")
-    if config.shard.crop < 0:
-        raise ConfigError(f"key 'shard.crop': got {config.shard.crop}, expected at least 0")
+    for keys, least in ((AT_LEAST_ONE, 1), (AT_LEAST_ZERO, 0)):
+        for key in keys:
+            if values[key] < least:
+                raise ConfigError(f"key '{key}': got {values[key]}, expected at least {least}")
     if config.shard.background != "keep" and config.shard.stored_as == "encoded":
         raise ConfigError(
             f"key 'shard.background': got {config.shard.background}, expected keep: encoded shards hold the "

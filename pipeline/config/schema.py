@@ -343,6 +343,18 @@ AT_LEAST_ONE = (
     "cluster.signal_delay_s",
 )
 
+# Keys whose value must be at least 0. A negative weight would reward what a loss term measures.
+AT_LEAST_ZERO = (
+    "shard.crop",
+    "model.losses.edges.weight",
+    "model.losses.perceptual.weight",
+    "model.losses.perceptual.style",
+    "tune.code_noise",
+    "tune.losses.edges.weight",
+    "tune.losses.perceptual.weight",
+    "tune.losses.perceptual.style",
+)
+
 # Keys that name a file or folder. A launch expands `~` and `$VARIABLES` in them and makes them absolute.
 # URLs stay as they are. `data.stage_to` and `data.cache_dir` are not among them: they name a folder of the
 # node where the job runs.
