@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from cvae.config import ConditionerConfig
 from cvae.nets.attention import TransformerBlock
 
+UNKNOWN = 0.5  # value of an attribute that is not known
+
 
 class MultiHot(nn.Module):
     """One linear map of the attributes as signs +1 and -1, followed by SiLU."""
@@ -22,7 +24,7 @@ class MultiHot(nn.Module):
         self.net = nn.Sequential(nn.Linear(n_attributes, config.width), nn.SiLU())
 
     def forward(self, y: Tensor) -> Tensor:
-        """Map y [B, A] to e(y) [B, width]; y = 0.5 (unknown) has the sign 0."""
+        """Map y [B, A] to e(y) [B, width]; UNKNOWN has the sign 0."""
         return self.net(y + (y - 1))
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cvae.flow import Flow
+from cvae.priors.flow import Flow
 
 
 class Divergence(NamedTuple):

@@ -25,7 +25,7 @@ from cvae.losses import (
 )
 from cvae.nets.decoder import DECODERS
 from cvae.nets.encoder import ENCODERS
-from cvae.prior import PRIORS
+from cvae.priors.prior import PRIORS
 from cvae.variance import DECODER_VARIANCES
 
 

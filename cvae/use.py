@@ -6,39 +6,20 @@ Images go in and come out as uint8 [n, S, S, 3]. Attributes are given by name.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cvae.attributes import UNKNOWN
 from cvae.control import AttributeControl
 from cvae.distributions import Distribution
-from cvae.io import Card, nearest
+from cvae.io import Card
 from cvae.model import CVAE
+from cvae.request import Request, RequestError, Requests
 
 BATCH = 64  # images that pass through the networks together
-UNKNOWN = 0.5  # value of an attribute that is not known
-
-Request = Mapping[str, int]  # attribute name -> 1 (present) or 0 (absent)
-
-
-class RequestError(ValueError):
-    """A request that the model cannot serve; the message says what it can."""
-
-
-def parse_request(text: str) -> dict[str, int]:
-    """Read "Male,Heavy_Makeup,!Smiling" or "Male=1,Smiling=0". Raises RequestError."""
-    request = {}
-    for word in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = word.partition("=")
-        if not equals:
-            value = "0" if word.startswith("!") else "1"
-            name = word.removeprefix("!")
-        if value not in ("0", "1"):
-            raise RequestError(f"request {word!r}: expected NAME, !NAME, NAME=1 or NAME=0")
-        request[name.strip()] = int(value)
-    return request
 
 
 class Model:
@@ -52,6 +33,7 @@ class Model:
     def __init__(self, net: CVAE, card: Card, device: str = "cpu") -> None:
         self.net = net.to(device).eval().requires_grad_(False)
         self.card = card
+        self.requests = Requests(card)
         self.device = torch.device(device)
 
     @property
@@ -94,11 +76,11 @@ class Model:
     def labels(self, request: Request, n: int = 16, seed: int = 0, start: int = 0) -> Tensor:
         """Return the attributes [n, A] of the images that `sample` draws.
 
-        Each image takes them from a training image of `complete`, which the seed and its number pick.
+        Each image takes them from a training image of `Requests.complete`, picked by the seed and its number.
         """
         if n < 1:
             raise RequestError(f"n: got {n}, expected at least 1")
-        rows = self.complete(request)
+        rows = self.requests.complete(request)
         _, picked = self._keyed(seed, range(start, start + n), len(rows))
         return rows[picked]
 
@@ -127,7 +109,8 @@ class Model:
             margin = 0.0 if named is None else usual.margin
         noise, _ = self._keyed(seed, range(start, start + len(y)), 1)
         asked = torch.full(shape, UNKNOWN)
-        columns = list(self._wanted(dict.fromkeys(self.attributes if named is None else named, 1)))
+        acting = dict.fromkeys(self.attributes if named is None else named, 1)
+        columns = list(self.requests.wanted(acting))
         asked[:, columns] = y[:, columns].float()
 
         def block(y: Tensor, noise: Tensor, asked: Tensor) -> Tensor:
@@ -142,49 +125,18 @@ class Model:
 
         return _levels(self._blocks(block, y.float(), noise, asked))
 
-    def complete(self, request: Request) -> Tensor:
-        """Return rows of attributes [M, A] that carry the request.
-
-        These are the label rows of training images that carry all of it. If there is none, they are
-        those that carry most of it. The named attributes are then set, and attributes that exclude
-        one of them are unset, unless they are named too. Raises RequestError.
-        """
-        wanted = self._wanted(request)
-        rows, carried = self._carriers(wanted)
-        return rows if carried == len(wanted) else self._changed(rows, wanted)
-
-    def origin(self, request: Request) -> str:
-        """Say in words where the attributes come from that the request does not name."""
-        wanted = self._wanted(request)
-        rows, carried = self._carriers(wanted)
-        stored = f"{len(rows):,} of {len(self.card.rows):,} stored training images"
-        if not wanted:
-            return f"all attributes come from {len(rows):,} stored training images"
-        if carried == len(wanted):
-            return f"attributes that are not named come from {stored}, which carry the request"
-        share = f"no stored training image carries the request; {len(rows):,} of {len(self.card.rows):,}"
-        return f"{share} carry {carried} of its {len(wanted)} attributes and lend the others"
-
-    def _carriers(self, wanted: dict[int, int]) -> tuple[Tensor, int]:
-        """Return the label rows that carry most of the wanted attributes, and how many these are."""
-        rows = self.card.rows.float()
-        values = torch.tensor(list(wanted.values()), dtype=rows.dtype)
-        carried = (rows[:, list(wanted)] == values).sum(1)
-        most = int(carried.max())
-        return rows[carried == most], most
-
     @torch.no_grad()
     def encode(self, images: Any, attributes: Request | Tensor | None = None) -> Tensor:
         """Return the mean code z [n, D] of images."""
         x = self._images(images)
-        y = self._described(attributes, len(x))
+        y = self.requests.described(attributes, len(x))
         return torch.cat([code.cpu() for code in self._blocks(self._code, x, y)])
 
     @torch.no_grad()
     def reconstruct(self, images: Any, attributes: Request | Tensor | None = None) -> Tensor:
         """Encode images and decode their mean codes."""
         x = self._images(images)
-        y = self._described(attributes, len(x))
+        y = self.requests.described(attributes, len(x))
         return _levels(self._blocks(lambda some, its: self.net.decode(self._code(some, its), its), x, y))
 
     @torch.no_grad()
@@ -205,14 +157,14 @@ class Model:
         A named attribute that is unknown counts as the opposite before the edit. Attributes that exclude
         a new one are unset. Raises RequestError.
         """
-        wanted = self._wanted(request)
+        wanted = self.requests.wanted(request)
         strength = self.card.sampling.strength if strength is None else strength
         x = self._images(images)
-        before = self._described(attributes, len(x))
+        before = self.requests.described(attributes, len(x))
         for column, value in wanted.items():
             unknown = before[:, column] == UNKNOWN
             before[unknown, column] = 1.0 - value
-        after = self._changed(before, wanted)
+        after = self.requests.changed(before, wanted)
 
         def change(x: Tensor, y: Tensor, new: Tensor) -> Tensor:
             if self.net.control is not None:
@@ -241,7 +193,7 @@ class Model:
             raise RequestError(f"steps: got {steps}, expected at least 2")
         t = torch.linspace(0, 1, steps)[None, :, None]
         z = torch.lerp(first[:, None], last[:, None], t).flatten(0, 1)
-        y = self._described(attributes, len(first)).repeat_interleave(steps, 0)
+        y = self.requests.described(attributes, len(first)).repeat_interleave(steps, 0)
         images = _levels(self._blocks(self.net.decode, z, y))
         return images.unflatten(0, (len(first), steps))
 
@@ -285,46 +237,6 @@ class Model:
                 " a run refined with refine.prior.control=true has one"
             )
         return self.net.control
-
-    def _wanted(self, request: Request) -> dict[int, int]:
-        """Return {column: 0 or 1}; a misspelt name is refused with the nearest one."""
-        wanted = {}
-        for name, value in request.items():
-            if name not in self.attributes:
-                listed = f"; the model reads {', '.join(self.attributes)}"
-                hint = nearest(str(name), self.attributes) or listed
-                raise RequestError(f"attribute {name!r}: is unknown{hint}")
-            if value not in (0, 1):
-                raise RequestError(f"attribute {name!r}: got {value!r}, expected 1 (present) or 0 (absent)")
-            wanted[self.attributes.index(name)] = int(value)
-        return wanted
-
-    def _changed(self, rows: Tensor, wanted: dict[int, int]) -> Tensor:
-        """Set the wanted attributes in a copy of rows [M, A], and unset what excludes them."""
-        rows = rows.clone()
-        named = {self.attributes[column] for column in wanted}
-        present = {self.attributes[column] for column, value in wanted.items() if value}
-        for group in self.card.exclusive:
-            for name in set(group) - named:
-                if present & set(group) and name in self.attributes:
-                    rows[:, self.attributes.index(name)] = 0
-        for column, value in wanted.items():
-            rows[:, column] = value
-        return rows
-
-    def _described(self, attributes: Request | Tensor | None, n: int) -> Tensor:
-        """Return the attributes of given images [n, A]; unknown ones are UNKNOWN."""
-        shape = (n, len(self.attributes))
-        if isinstance(attributes, Tensor):
-            if attributes.shape != shape:
-                raise RequestError(
-                    f"attributes: got a tensor of shape {list(attributes.shape)}, expected {list(shape)}"
-                )
-            return attributes.detach().cpu().float().clone()
-        y = torch.full(shape, UNKNOWN)
-        for column, value in self._wanted(attributes or {}).items():
-            y[:, column] = value
-        return y
 
     def _images(self, images: Any) -> Tensor:
         """Return images as a tensor uint8 [n, S, S, 3]; arrays are read through their buffer."""

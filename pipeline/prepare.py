@@ -18,7 +18,7 @@ from pipeline.rundir.lines import append_line
 from pipeline.rundir.record import run_config
 from pipeline.rundir.redact import redact
 from pipeline.stages import STAGES
-from pipeline.tracking.mlflow_store import with_store
+from pipeline.tracking.address import with_store
 
 ROOT = Path(__file__).resolve().parents[1]  # of the code
 

@@ -155,7 +155,7 @@ def run_stage_here(config, run_dir: Path, stage: str) -> None:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory) -> Path:
     """An MLflow database without runs: to set one up takes MLflow many seconds."""
-    from pipeline.tracking.mlflow_store import open_client
+    from pipeline.tracking.mlflow.store import open_client
 
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     open_client(f"sqlite:///{file}").search_experiments()

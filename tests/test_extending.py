@@ -14,7 +14,7 @@ from tests.test_docs import FENCE
 
 PAGE = ROOT / "docs/extending.md"
 REGISTRIES = (
-    "cvae.prior:PRIORS",
+    "cvae.priors.prior:PRIORS",
     "pipeline.evaluation.metrics.registry:METRICS",
     "pipeline.data.sources.registry:SOURCES",
     "cvae.losses:LOSS_TERMS",

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline.command_line import add_out, add_run_dirs, parser
 from pipeline.errors import ConfigError, exit_code
 from pipeline.reporting.comparison import compare
-from pipeline.tracking.mlflow_store import tagged_run_dirs
+from pipeline.tracking.mlflow.store import tagged_run_dirs
 
 EXAMPLES = """\
   python tools/compare.py runs/sigma_cvae runs/sigma_cvae_nf --out comparison.html

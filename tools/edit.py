@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from cvae.use import Model, parse_request
+from cvae.request import parse_request
+from cvae.use import Model
 from pipeline.command_line import add_device, add_model, add_out, parser
 from pipeline.data.grids import enlarged, grid
 from pipeline.errors import exit_code

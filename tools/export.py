@@ -25,7 +25,8 @@ import torch
 import cvae
 from cvae.config import SamplingConfig
 from cvae.io import CARD, MAX_ROWS, Card, ModelFileError, pack
-from cvae.use import Model, RequestError
+from cvae.request import RequestError
+from cvae.use import Model
 from pipeline.command_line import add_run_dir, parser
 from pipeline.config.schema import PHASES, RunConfig
 from pipeline.data.grids import grid
@@ -37,7 +38,7 @@ from pipeline.rundir import layout
 from pipeline.rundir.files import write_bytes
 from pipeline.rundir.record import commit, run_config
 from pipeline.runtime.split import spread
-from pipeline.tracking.mlflow_model import register
+from pipeline.tracking.mlflow.model import register
 from pipeline.training.checkpoints.weights import CheckpointInfo, load_model
 from pipeline.training.phases import Phase, last_phase, phase
 from tools.parts.model_card import GITATTRIBUTES, PICTURE, model_card

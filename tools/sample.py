@@ -29,7 +29,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cvae.use import BATCH, Model, parse_request
+from cvae.request import parse_request
+from cvae.use import BATCH, Model
 from pipeline.command_line import add_device, add_model, add_out, add_seed, parser
 from pipeline.data.grids import enlarged, grid, save_png
 from pipeline.data.pixels import crop_centre, put_behind, resize
@@ -107,7 +108,7 @@ def require_possible(model: Model, orders: list[Order], args: argparse.Namespace
     for order in orders:
         if order.n < 1:
             raise UserError(f"n: got {order.n}, expected at least 1")
-        print(f"{_words(order.request)}: {model.origin(order.request)}", file=sys.stderr)
+        print(f"{_words(order.request)}: {model.requests.origin(order.request)}", file=sys.stderr)
     return as_grid
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cvae.attributes import UNKNOWN
 from cvae.distributions import DiagonalGaussian, Distribution
 from cvae.losses import squared_error
 from cvae.model import CVAE
@@ -155,7 +156,7 @@ class Subject:
     def draw_named(self, attributes: tuple[str, ...], indices: np.ndarray, labels: np.ndarray) -> Tensor:
         """Draw samples [b, 3, S, S] for `requests` that name `attributes`, with `eval.margin`."""
         y, noise = self.condition(labels), self.noise(purpose_of(attributes), indices)
-        asked = torch.full_like(y, 0.5)
+        asked = torch.full_like(y, UNKNOWN)
         columns = [self.info.attributes.index(name) for name in attributes]
         asked[:, columns] = y[:, columns]
         return self.model.decode(self._clear(self.prior(y).sample(noise), asked), y)
@@ -167,7 +168,7 @@ class Subject:
         if strength == 1.0:
             return prior
         try:
-            return prior.guided(self.model.prior(torch.full_like(y, 0.5)), strength)
+            return prior.guided(self.model.prior(torch.full_like(y, UNKNOWN)), strength)
         except ValueError as error:  # this kind of prior cannot be guided
             raise ConfigError(str(error)) from None
 

@@ -17,7 +17,7 @@ LONGEST_WAIT = 16  # intervals between two tries during an outage
 
 # tracking.name: the module and the class. Modules are imported when they are used, because mlflow is slow.
 TRACKERS = {
-    "mlflow": ("pipeline.tracking.mlflow_tracker", "MlflowTracker"),
+    "mlflow": ("pipeline.tracking.mlflow.tracker", "MlflowTracker"),
 }
 
 

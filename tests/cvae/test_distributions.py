@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cvae.config import PRIOR_NAMES, FlowConfig, FlowMatchingConfig, ModelConfig, NetConfig, PriorConfig
 from cvae.distributions import DiagonalGaussian, Distribution
-from cvae.prior import PRIORS
+from cvae.priors.prior import PRIORS
 
 D, E, B = 6, 5, 3
 

@@ -5,8 +5,8 @@ import torch
 from torch.autograd.functional import jacobian
 
 from cvae.config import FlowConfig
-from cvae.flow import Flow
 from cvae.nets import onednn
+from cvae.priors.flow import Flow
 
 DIM, CONDITION = 7, 5
 

@@ -7,8 +7,8 @@ import torch
 
 from cvae.config import FlowMatchingConfig, ModelConfig, PriorConfig
 from cvae.distributions import DiagonalGaussian
-from cvae.flow_matching import VELOCITIES, FlowMatchingDistribution
-from cvae.prior import FlowMatchingPrior
+from cvae.priors.flow_matching import VELOCITIES, FlowMatchingDistribution
+from cvae.priors.prior import FlowMatchingPrior
 
 D, E, B = 16, 5, 4
 

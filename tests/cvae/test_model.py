@@ -39,7 +39,7 @@ from cvae.nets.encoder import ENCODERS
 from cvae.nets.layers import ACTIVATIONS, norm
 from cvae.nets.perceptual import PACKAGE
 from cvae.nets.residual import without_checkerboard
-from cvae.prior import PRIORS
+from cvae.priors.prior import PRIORS
 from cvae.variance import DECODER_VARIANCES
 from pipeline.evaluation.importance import importance_weighted_bound
 

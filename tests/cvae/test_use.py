@@ -27,7 +27,8 @@ from cvae.config import (
 from cvae.control import CodeMoments
 from cvae.io import Card, ModelFileError, pack, read
 from cvae.model import CVAE
-from cvae.use import BATCH, Model, RequestError, parse_request
+from cvae.request import RequestError, parse_request
+from cvae.use import BATCH, Model
 from pipeline.data.pixels import to_uint8
 from tests.conftest import ROOT
 from tests.tiny_run import ATTRIBUTES, SIZE, tiny_images
@@ -177,7 +178,7 @@ def test_without_noise_one_request_gives_one_image(flow):
 
 
 def test_unnamed_attributes_come_from_images_that_carry_the_request(flow):
-    rows = flow.complete({"Male": 1, "Smiling": 0})
+    rows = flow.requests.complete({"Male": 1, "Smiling": 0})
     stored = {tuple(row) for row in flow.card.rows.tolist()}
     assert {tuple(row) for row in rows.int().tolist()} <= stored
     assert (rows[:, 3] == 1).all() and (rows[:, 4] == 0).all()
@@ -185,17 +186,19 @@ def test_unnamed_attributes_come_from_images_that_carry_the_request(flow):
 
 
 def test_a_combination_that_no_image_carries_is_completed(flow):
-    rows = flow.complete({"Male": 1, "Heavy_Makeup": 1, "Bald": 1})
+    rows = flow.requests.complete({"Male": 1, "Heavy_Makeup": 1, "Bald": 1})
     assert (rows[:, [0, 2, 3]] == 1).all()
     assert (rows[:, 5] == 0).all()  # Young excludes Bald here
     assert rows[:, [1, 4]].any()
 
 
 def test_the_model_says_where_unnamed_attributes_come_from(flow):
-    carried = flow.complete({"Male": 1})
-    assert f"come from {len(carried)} of 60 stored training images" in flow.origin({"Male": 1})
-    assert "no stored training image carries the request" in flow.origin({"Male": 1, "Heavy_Makeup": 1})
-    assert "carry 1 of its 2 attributes" in flow.origin({"Male": 1, "Heavy_Makeup": 1})
+    carried = flow.requests.complete({"Male": 1})
+    assert f"come from {len(carried)} of 60 stored training images" in flow.requests.origin({"Male": 1})
+    assert "no stored training image carries the request" in flow.requests.origin(
+        {"Male": 1, "Heavy_Makeup": 1}
+    )
+    assert "carry 1 of its 2 attributes" in flow.requests.origin({"Male": 1, "Heavy_Makeup": 1})
 
 
 def test_labels_are_what_sample_draws(model):

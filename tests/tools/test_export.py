@@ -192,7 +192,7 @@ def test_a_registered_model_has_a_signature_and_no_pickle(runs, registered, tmp_
     from mlflow.pyfunc import load_model
     from pandas import DataFrame
 
-    from pipeline.tracking.mlflow_store import open_client
+    from pipeline.tracking.mlflow.store import open_client
 
     store = registered.store
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)  # where MLflow looks for registered models

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cvae.attributes import UNKNOWN
 from cvae.model import CVAE
 from pipeline.training.objectives.code import CodeFit
-
-UNKNOWN = 0.5  # the value of an attribute that is hidden from the prior
 
 
 class PriorFit(CodeFit):

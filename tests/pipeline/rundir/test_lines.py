@@ -14,7 +14,7 @@ from pipeline.rundir import record
 from pipeline.rundir.lines import append_line, read_json_lines
 from pipeline.rundir.metrics_log import MetricsLog
 from pipeline.runtime.node import NodeMonitor
-from pipeline.tracking.mlflow_curves import curve_points
+from pipeline.tracking.mlflow.curves import curve_points
 from slurm.overview import overview
 from slurm.status import LogTail, as_table, survey, tail
 from tests.conftest import ROOT

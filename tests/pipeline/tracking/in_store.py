@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.rundir.metrics_log import read_metrics
-from pipeline.tracking import mlflow_store
+from pipeline.tracking.mlflow import store as mlflow_store
 
 
 def client(runs_dir: Path) -> Any:

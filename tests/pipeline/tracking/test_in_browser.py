@@ -10,8 +10,8 @@ from urllib.parse import quote
 import pytest
 
 from pipeline.rundir.headline import HEADLINES
-from pipeline.tracking import mlflow_store
-from pipeline.tracking.mlflow_view import view_address
+from pipeline.tracking.mlflow import store as mlflow_store
+from pipeline.tracking.mlflow.view import view_address
 from pipeline.tracking.sync import tracker_of
 from tests.browser import WIDTHS, OpenPage, assert_fits
 from tests.fake_run import make_run

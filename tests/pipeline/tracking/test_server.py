@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.errors import exit_code
 from pipeline.runtime.ports import free_port
-from pipeline.tracking import mlflow_store
+from pipeline.tracking.mlflow import store as mlflow_store
 from pipeline.tracking.sync import LiveSync, sync_run, tracker_of
 from tests.conftest import ROOT
 from tests.fake_run import add_eval, add_metrics, make_run

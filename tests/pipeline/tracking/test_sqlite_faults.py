@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tracking import mlflow_store
+from pipeline.tracking.mlflow import store as mlflow_store
 from pipeline.tracking.sync import sync_run, tracker_of
 from tests.conftest import ROOT
 from tests.fake_run import add_metrics, make_run

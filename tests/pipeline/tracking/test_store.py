@@ -11,8 +11,9 @@ import requests
 from pipeline.config.load import dump, load
 from pipeline.config.paths import database_file
 from pipeline.errors import ConfigError
+from pipeline.tracking.address import experiment_name, store_uri, with_store
 from pipeline.tracking.base import TrackingError
-from pipeline.tracking.mlflow_store import experiment_name, open_client, store_uri, with_store
+from pipeline.tracking.mlflow.store import open_client
 from pipeline.tracking.sync import make_tracker
 
 
@@ -129,7 +130,7 @@ def requests_of_mlflow(monkeypatch, tmp_path):
         return answer
 
     monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", send)
-    monkeypatch.setattr("pipeline.tracking.mlflow_store.require_listening", lambda uri: None)
+    monkeypatch.setattr("pipeline.tracking.mlflow.health.require_listening", lambda uri: None)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)

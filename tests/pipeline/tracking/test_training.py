@@ -12,9 +12,9 @@ import pytest
 from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import MetricsLog
 from pipeline.rundir.record import run_config
-from pipeline.tracking import mlflow_store
 from pipeline.tracking.base import TrackingError
-from pipeline.tracking.mlflow_view import TAG
+from pipeline.tracking.mlflow import store as mlflow_store
+from pipeline.tracking.mlflow.view import TAG
 from pipeline.tracking.sync import sync_run, tracker_of
 from tests.fake_run import add_eval, add_metrics, make_run, png, train_values
 from tests.pipeline.tracking.in_store import assert_holds_file_once, client, parent_of, runs_of

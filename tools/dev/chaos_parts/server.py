@@ -186,7 +186,7 @@ def _sync_and_check(run_dir: Path, uri: str) -> int:
     Runs in its own process: the campaign never imports mlflow.
     """
     from pipeline.rundir.record import read_json
-    from pipeline.tracking.mlflow_store import open_client
+    from pipeline.tracking.mlflow.store import open_client
     from pipeline.tracking.sync import tracker_of
 
     for _ in range(2):

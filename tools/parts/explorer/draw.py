@@ -22,7 +22,7 @@ def draw_tab(models: dict[str, Model]) -> None:
             own = known_to(card.model, request)
             settings = noise.settings(card.model)
             images = await drawn(card.model.sample, own, int(count.value), **settings)
-            note = card.model.origin(own)
+            note = card.model.requests.origin(own)
             unread = sorted(set(request) - set(own))
             if unread:
                 note += f"; this model does not read {', '.join(map(readable, unread))}"

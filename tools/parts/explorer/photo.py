@@ -6,7 +6,8 @@ import numpy as np
 from nicegui import events, run, ui
 from PIL import Image
 
-from cvae.use import Model, RequestError
+from cvae.request import RequestError
+from cvae.use import Model
 from pipeline.data.sources.base import ImageError
 from pipeline.data.sources.decode import decode
 from tools.parts.explorer.parts import Card, Latest, all_attributes, known_to, readable, slider

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cvae.config import FlowConfig
 from cvae.distributions import DiagonalGaussian, FlowDistribution
-from cvae.flow import Flow
+from cvae.priors.flow import Flow
 from tools.dev.benchmarks.harness import Bench, Contenders, Result, endless_rate, measure
 
 BATCH, DIM, LAYERS, HIDDEN = 256, 128, 8, 256

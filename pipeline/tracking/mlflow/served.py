@@ -16,7 +16,7 @@ from mlflow.pyfunc import PythonModel
 from PIL import Image
 
 import cvae
-from cvae.use import RequestError, parse_request
+from cvae.request import RequestError, parse_request
 
 
 class Faces(PythonModel):

@@ -151,7 +151,7 @@ class FlowMatchingDistribution(Distribution):
     v(no attributes) + g (v(y) - v(no attributes)), arXiv 2207.12598.
     """
 
-    prior: Any  # cvae.prior.FlowMatchingPrior
+    prior: Any  # cvae.priors.prior.FlowMatchingPrior
     e: Tensor  # [B, E]
     e_free: Tensor | None = None  # [B, E], the condition without attributes; only with guidance
     guidance: float = 1.0

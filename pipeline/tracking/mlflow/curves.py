@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.config.schema import PHASES
 from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import read_metrics
-from pipeline.tracking.mlflow_store import clean_name
+from pipeline.tracking.mlflow.store import clean_name
 
 
 def curve_points(run_dir: Path) -> Iterator[tuple[int, float, str, float]]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from cvae.config import ModelConfig
 from cvae.distributions import DiagonalGaussian, Distribution, FlowDistribution
-from cvae.flow import Flow
-from cvae.flow_matching import VELOCITIES, Condition, FlowMatchingDistribution
 from cvae.nets.layers import full_precision, mlp, soft_floor, zeroed
+from cvae.priors.flow import Flow
+from cvae.priors.flow_matching import VELOCITIES, Condition, FlowMatchingDistribution
 
 
 class AttributeConv(nn.Module):

@@ -19,26 +19,24 @@ from pipeline.rundir import record
 from pipeline.rundir.files import write_json
 from pipeline.rundir.record import Evaluation, read_json
 from pipeline.rundir.redact import redact
-from pipeline.tracking import mlflow_store, mlflow_view
+from pipeline.tracking.address import experiment_name, is_server, runs_dir, store_uri
 from pipeline.tracking.base import Tracker, TrackingError
-from pipeline.tracking.mlflow_curves import curve_points
-from pipeline.tracking.mlflow_describe import dataset_input, run_note
-from pipeline.tracking.mlflow_evaluations import NOTE as DESCRIPTION
-from pipeline.tracking.mlflow_evaluations import send_evaluation, send_headline
-from pipeline.tracking.mlflow_files import NOTE, FileSender
-from pipeline.tracking.mlflow_store import (
+from pipeline.tracking.mlflow import health, view
+from pipeline.tracking.mlflow.curves import curve_points
+from pipeline.tracking.mlflow.describe import dataset_input, run_note
+from pipeline.tracking.mlflow.evaluations import NOTE as DESCRIPTION
+from pipeline.tracking.mlflow.evaluations import send_evaluation, send_headline
+from pipeline.tracking.mlflow.files import NOTE, FileSender
+from pipeline.tracking.mlflow.health import first_line, store_errors
+from pipeline.tracking.mlflow.store import (
     as_text,
     database_lock,
-    experiment_name,
-    first_line,
     held,
     held_metric,
-    is_server,
+    log_metrics,
+    log_params,
     open_client,
-    runs_dir,
     set_tags,
-    store_errors,
-    store_uri,
     the_run,
 )
 
@@ -77,15 +75,15 @@ class MlflowTracker(Tracker):
     def require_answer(self) -> None:
         """Raise TrackingError if the store is a server that nobody listens for."""
         if self.live:
-            mlflow_store.require_listening(self.uri)
+            health.require_listening(self.uri)
 
     def problem(self) -> str:
         """Return what is wrong with the server, with the database, or with the file of SQLite; else ""."""
         if self.live:
-            return mlflow_store.server_problem(self.uri)
+            return health.server_problem(self.uri)
         file = database_file(self.uri)
         if file is None:
-            return mlflow_store.database_problem(self.uri)
+            return health.database_problem(self.uri)
         there = next(path for path in (file, *file.parents) if path.exists())
         return "" if os.access(there, os.W_OK) else f"key 'tracking.uri': {there}: cannot be written"
 
@@ -127,7 +125,7 @@ class MlflowTracker(Tracker):
             write_json(self.run_dir / NOTE, {**identity, **here, "sent": {}})
 
     def _experiment_id(self, name: str) -> str:
-        tags = {KIND: KIND_OF_MODELS, mlflow_view.TAG: mlflow_view.view_tag()}
+        tags = {KIND: KIND_OF_MODELS, view.TAG: view.view_tag()}
         experiment = self._client.get_experiment_by_name(name)
         if experiment is not None:
             for tag in tags.keys() - experiment.tags.keys():  # people may have changed the view
@@ -146,7 +144,7 @@ class MlflowTracker(Tracker):
         params = {key: as_text(value) for key, value in used(self.config).items()}
         held_params = self._run.data.params
         new = {key: value for key, value in params.items() if key not in held_params}
-        mlflow_store.log_params(self._client, self._run.info.run_id, new)
+        log_params(self._client, self._run.info.run_id, new)
         tags = self._changed(params) | self._identity() | _job_tags(record.jobs(self.run_dir))
         set_tags(self._client, self._run, tags)
         self._send_dataset()
@@ -191,7 +189,7 @@ class MlflowTracker(Tracker):
         if newest:
             send_headline(self._client, self._run, newest)
         info = self._run.info
-        others = mlflow_view.view_address(info.experiment_id)
+        others = view.view_address(info.experiment_id)
         place = f"#/experiments/{info.experiment_id}/runs/{info.run_id}/artifacts"
         note = run_note(self.config, self.run_dir, place, others, newest)
         set_tags(self._client, self._run, {DESCRIPTION: note})
@@ -206,7 +204,7 @@ class MlflowTracker(Tracker):
                 self._known[name] = {m.step for m in held_metric(self._client, self._run, name)}
             if math.isfinite(value) and step not in self._known[name]:
                 new.append(Metric(name, value, int(time_s * 1000), step))
-        mlflow_store.log_metrics(self._client, self._run.info.run_id, new)
+        log_metrics(self._client, self._run.info.run_id, new)
         for metric in new:
             self._known[metric.key].add(metric.step)
 

@@ -19,8 +19,10 @@ from pipeline.config.schema import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.rundir.record import read_json, run_config
 from pipeline.rundir.redact import redact
+from pipeline.tracking.address import store_uri
 from pipeline.tracking.base import TrackingError
-from pipeline.tracking.mlflow_store import database_lock, first_line, open_client, store_errors, store_uri
+from pipeline.tracking.mlflow.health import first_line, store_errors
+from pipeline.tracking.mlflow.store import database_lock, open_client
 from pipeline.tracking.sync import tracker_of
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
     from mlflow.tracking import MlflowClient
 
-SERVED = Path(__file__).with_name("mlflow_served.py")
+SERVED = Path(__file__).with_name("served.py")
 NEEDED = ("torch", "safetensors", "pillow", "mlflow")  # of the environment that serves
 DEFAULT_STORE = "MLFLOW_TRACKING_URI"
 PORT = 5001  # MLflow's own interface listens at 5000

@@ -15,7 +15,7 @@ from pipeline.rundir.files import write_json
 from pipeline.rundir.record import Evaluation, read_json
 from pipeline.rundir.redact import redact
 from pipeline.tracking.base import TrackingError
-from pipeline.tracking.mlflow_store import first_line
+from pipeline.tracking.mlflow.health import first_line
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

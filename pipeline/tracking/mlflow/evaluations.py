@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.load import digest
 from pipeline.rundir.headline import HEADLINES, standing_for
 from pipeline.rundir.record import Evaluation
-from pipeline.tracking import mlflow_store
-from pipeline.tracking.mlflow_describe import evaluation_note
-from pipeline.tracking.mlflow_store import as_text, clean_name, set_tags, the_run
+from pipeline.tracking.mlflow import store as mlflow_store
+from pipeline.tracking.mlflow.describe import evaluation_note
+from pipeline.tracking.mlflow.store import as_text, clean_name, set_tags, the_run
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

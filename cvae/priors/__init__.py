@@ -1,0 +1,1 @@
+"""Priors p(z|y) and the flows that they are made of."""

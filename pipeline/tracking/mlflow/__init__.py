@@ -1,0 +1,1 @@
+"""MLflow: what a run directory holds goes into a store. The only room that imports mlflow."""
