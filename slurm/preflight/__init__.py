@@ -8,7 +8,7 @@ from functools import partial
 
 from pipeline.errors import ConfigError
 from slurm.chain import Chain, Run, batches
-from slurm.preflight.checks import EVERYWHERE, ON_A_CLUSTER, Finding, inputs_are_made, torch_sees_gpus
+from slurm.preflight.checks import EVERYWHERE, OF_A_CHAIN, ON_A_CLUSTER, Finding, torch_sees_gpus
 from slurm.preflight.request import slurm_accepts
 from slurm.queue import ask
 
@@ -21,7 +21,7 @@ def check_this_machine(runs: list[Run], chain: Chain) -> list[str]:
     Raises ConfigError with every problem, one a line.
     """
     checks = _of_runs(runs, EVERYWHERE)
-    checks += [partial(inputs_are_made, chain), partial(torch_sees_gpus, chain)]
+    checks += [partial(check, chain) for check in (*OF_A_CHAIN, torch_sees_gpus)]
     return _warnings(checks, "nothing was started")
 
 
@@ -36,7 +36,7 @@ def check_cluster(runs: list[Run], chain: Chain) -> list[str]:
             "cluster, or wait until its controller is back"
         )
     checks = _of_runs(runs, ON_A_CLUSTER)
-    checks.append(partial(inputs_are_made, chain))
+    checks += [partial(check, chain) for check in OF_A_CHAIN]
     checks += [partial(slurm_accepts, group) for group in batches(chain)]
     return _warnings(checks, "nothing was submitted")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.command_line import version_of
+from pipeline.config.extras import missing_packages
 from pipeline.config.load import flatten
 from pipeline.config.paths import is_remote
 from pipeline.config.schema import PHASES, RunConfig
@@ -129,13 +130,15 @@ def weights_are_there(run: Run) -> Iterator[Finding]:
     if start and not (Path(start) / "config.yaml").is_file():
         yield Finding(f"key 'train.init_from': {start}: is no run directory (no config.yaml in it)", True)
     hints = {
-        "inception_weights": "; `tools/fetch_weights.py` fetches it on a machine with internet access",
-        "network": "",
+        "eval.inception_weights": "; `tools/fetch_weights.py` fetches it on a machine with internet access",
+        "eval.network": "",
+        "model.losses.perceptual.network": "",
+        "tune.losses.perceptual.network": "",
     }
+    values = flatten(run.config)
     for key, hint in hints.items():
-        weights = getattr(run.config.eval, key)
-        if weights and not Path(weights).is_file():
-            yield Finding(f"key 'eval.{key}': {weights}: no such file{hint}", True)
+        if values[key] and not Path(values[key]).is_file():
+            yield Finding(f"key '{key}': {values[key]}: no such file{hint}", True)
 
 
 def torch_sees_gpus(chain: Chain) -> Iterator[Finding]:
@@ -157,6 +160,17 @@ def torch_sees_gpus(chain: Chain) -> Iterator[Finding]:
                 True,
             )
             return  # it is the same for the other stages
+
+
+def extras_are_installed(chain: Chain) -> Iterator[Finding]:
+    """The optional packages that a stage needs are here.
+
+    A stage with a Python of its own (`cluster.python`) may have others.
+    """
+    for step in chain.steps:
+        if not stage_resources(step.run.config, step.stage).python:
+            for text, fatal in missing_packages(step.run.config, step.stage):
+                yield Finding(text, fatal)
 
 
 def tracker_answers(run: Run) -> Iterator[Finding]:
@@ -254,6 +268,9 @@ def _begun(run: Run, stage: str) -> bool:
     if kind.complete(run.config, run.run_dir):
         return True
     return stage not in SHARED and kind.progress(run.config, run.run_dir) > 0
+
+
+OF_A_CHAIN = (inputs_are_made, extras_are_installed)
 
 
 def _existing(path: Path) -> Path:

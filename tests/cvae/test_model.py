@@ -16,6 +16,7 @@ from cvae.config import (
     ENCODER_NAMES,
     LOSS_TERM_NAMES,
     NORM_NAMES,
+    PERCEPTUAL_PACKAGE,
     PRIOR_NAMES,
     TRAINED_PRIOR_NAMES,
     VARIANCE_NAMES,
@@ -37,7 +38,6 @@ from cvae.model import CVAE
 from cvae.nets.decoder import DECODERS
 from cvae.nets.encoder import ENCODERS
 from cvae.nets.layers import ACTIVATIONS, norm
-from cvae.nets.perceptual import PACKAGE
 from cvae.nets.residual import without_checkerboard
 from cvae.priors.prior import PRIORS
 from cvae.variance import DECODER_VARIANCES
@@ -272,7 +272,7 @@ def test_importance_weighted_bound_grows_with_k_and_contains_the_elbo():
 
 def shown_terms(name: str, images: torch.Tensor, decoded: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     if name == "perceptual":
-        pytest.importorskip(PACKAGE, reason="needs the extra perceptual")
+        pytest.importorskip(PERCEPTUAL_PACKAGE, reason="needs the extra perceptual")
     config = {"edges": EdgesConfig(1.0), "perceptual": PerceptualConfig(1.0, style=1.0, size=32)}[name]
     return LOSS_TERMS[name](config)(images, decoded, y)
 

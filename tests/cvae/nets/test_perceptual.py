@@ -6,11 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cvae.config import LossConfig, PerceptualConfig
+from cvae.config import PERCEPTUAL_PACKAGE, LossConfig, PerceptualConfig
 from cvae.losses import loss_terms
 from cvae.nets.perceptual import (
     DEPTHS,
-    PACKAGE,
     load_features,
     relative_distance,
     style_distance,
@@ -18,7 +17,8 @@ from cvae.nets.perceptual import (
 )
 
 needs_weights = pytest.mark.skipif(
-    importlib.util.find_spec(PACKAGE) is None, reason=f"needs the package {PACKAGE} (extra: perceptual)"
+    importlib.util.find_spec(PERCEPTUAL_PACKAGE) is None,
+    reason=f"needs the package {PERCEPTUAL_PACKAGE} (extra: perceptual)",
 )
 
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from pipeline.config.extras import JUDGE_CODE, JUDGE_WEIGHTS, installed
 from pipeline.errors import DataError
 from pipeline.evaluation import judge
 
-needs_judge = pytest.mark.skipif(not judge.installed(), reason="needs the extra `judge`")
+needs_judge = pytest.mark.skipif(not installed(JUDGE_CODE, JUDGE_WEIGHTS), reason="needs the extra `judge`")
 
 
 @needs_judge
