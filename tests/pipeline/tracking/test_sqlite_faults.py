@@ -16,6 +16,7 @@ from pipeline.tracking.sync import sync_run, tracker_of
 from tests.conftest import ROOT
 from tests.fake_run import add_metrics, make_run
 from tests.pipeline.tracking.in_store import assert_holds_file_once, client, parent_of
+from tools import sync_mlflow
 
 
 def test_locked_store_is_given_up(
@@ -44,6 +45,21 @@ def test_a_database_that_another_program_locks_is_completed_later(
     holder.close()
     tracker_of(run).push()
     assert_holds_file_once(client(tmp_path), parent_of(client(tmp_path), "cvae").info.run_id, run)
+
+
+@pytest.mark.usefixtures("with_store")
+def test_a_run_that_was_never_sent_can_be_sent_to_any_store(tmp_path: Path) -> None:
+    """Nodes without a network train with tracking.enabled=false; another machine sends their runs."""
+    run = make_run(tmp_path, overrides=("tracking.enabled=false",), steps=2)
+    before = (run / "config.yaml").read_bytes()
+    sync_mlflow.main([str(run)])
+    other = tmp_path / "other"
+    other.mkdir()
+    words = [str(run), "--uri", f"sqlite:///{other}/mlflow.db", "--experiment", "faces"]
+    for _ in range(2):
+        sync_mlflow.main(words)
+    assert_holds_file_once(client(other), parent_of(client(other), "faces").info.run_id, run)
+    assert (run / "config.yaml").read_bytes() == before
 
 
 @pytest.mark.slow  # three processes that import mlflow; a locked database takes the same way
