@@ -139,7 +139,7 @@ class TuneConfig:
     images: int = 0  # images seen; 0: the stage is left out
     batch_size: int = 32  # GLOBAL batch
     ema_decay: float = 0.99  # of the averaged weights
-    code_noise: float = 0.0  # most noise that the decoder learns to forgive, in deviations of the codes
+    code_noise: float = 0.0  # most noise that the decoder learns to forgive, in standard deviations of the codes
     optim: OptimConfig = field(default_factory=_tune_optim)  # the optimizer
     losses: LossConfig = field(default_factory=LossConfig)  # terms beside the negative ELBO
 
@@ -346,13 +346,10 @@ AT_LEAST_ONE = (
 # Keys whose value must be at least 0. A negative weight would reward what a loss term measures.
 AT_LEAST_ZERO = (
     "shard.crop",
-    "model.losses.edges.weight",
-    "model.losses.perceptual.weight",
-    "model.losses.perceptual.style",
     "tune.code_noise",
-    "tune.losses.edges.weight",
-    "tune.losses.perceptual.weight",
+    "model.losses.perceptual.style",
     "tune.losses.perceptual.style",
+    *(f"{part}.losses.{term}.weight" for part in ("model", "tune") for term in cvae_config.LOSS_TERM_NAMES),
 )
 
 # Keys that name a file or folder. A launch expands `~` and `$VARIABLES` in them and makes them absolute.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cvae.config import LOSS_TERM_NAMES
 from pipeline.config.load import flatten
 from pipeline.config.schema import LATER_PHASES, RunConfig
 
@@ -38,7 +39,7 @@ def _unused(config: RunConfig, values: dict[str, Any]) -> list[str]:
     for prior in ("model.prior.", "refine.prior."):
         prefixes += _unused_of_prior(prior, values[f"{prior}name"])
     for losses in ("model.losses.", "tune.losses."):
-        for term in ("edges", "perceptual"):
+        for term in LOSS_TERM_NAMES:
             if not values[f"{losses}{term}.weight"]:
                 prefixes.append(f"{losses}{term}.")
     if not config.eval.network:
