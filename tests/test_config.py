@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import limits, renamed, schema
 from pipeline.config import load as configuration
-from pipeline.config import renamed, schema
 from pipeline.config.load import flatten, load, with_values
 from pipeline.config.paths import absolute_paths
 from pipeline.config.renamed import OLD_STAGE_KEYS
@@ -54,6 +54,14 @@ def test_base_comes_first(tmp_path):
         ),
         ("train.batch_size=0", "'train.batch_size': got 0, expected at least 1"),
         ("tune.losses.perceptual.style=-1", "'tune.losses.perceptual.style': got -1.0, expected at least 0"),
+        ("tune.batch_size=0", "'tune.batch_size': got 0, expected at least 1"),
+        ("refine.images=-5", "'refine.images': got -5, expected at least 0"),
+        ("refine.attribute_dropout=10", "'refine.attribute_dropout': got 10.0, expected 0 to 1"),
+        ("train.ema_decay=1", "'train.ema_decay': got 1.0, expected 0 to less than 1"),
+        ("steer.optim.beta1=1.5", "'steer.optim.beta1': got 1.5, expected 0 to less than 1"),
+        ("optim.lr=.nan", "'optim.lr': got nan, expected more than 0"),
+        ("model.prior.flow.layers=0", "'model.prior.flow.layers': got 0, expected at least 1"),
+        ("data.attributes=[Male,Young,Male]", "'data.attributes': names Male twice"),
         ("nonsense", "expected key=value"),
         ("name=../x", "expected letters, digits"),
         ("train.batch_size=[1", "override"),
@@ -132,7 +140,8 @@ def test_nothing_changes_a_configuration_after_loading():
 
 def test_every_choice_bound_and_path_names_a_real_key():
     keys = flatten(RunConfig()).keys()
-    assert {*schema.CHOICES, *schema.AT_LEAST_ONE, *schema.PATH_KEYS, *renamed.RENAMED.values()} <= keys
+    ranges = {*limits.AT_LEAST_ONE, *limits.AT_LEAST_ZERO, *limits.ABOVE_ZERO, *limits.SHARES, *limits.DECAYS}
+    assert {*limits.CHOICES, *ranges, *schema.PATH_KEYS, *renamed.RENAMED.values()} <= keys
     assert not renamed.RENAMED.keys() & keys
 
 
@@ -149,7 +158,7 @@ def test_every_key_has_one_comment_that_gives_its_choices(section):
         (line,) = [line for line in lines if line.startswith(f"    {field.name}: ")]
         comment = line.partition("  # ")[2]
         assert comment, f"{section.__name__}.{field.name} has no comment"
-        choices = schema.CHOICES.get(f"{names.get(section, '')}.{field.name}", ())
+        choices = limits.CHOICES.get(f"{names.get(section, '')}.{field.name}", ())
         assert all(choice in comment for choice in choices), field.name
 
 

@@ -22,7 +22,7 @@ REGISTRIES = (
     "pipeline.training.optim:SCHEDULES",
     "pipeline.stages:STAGES",
     "pipeline.tracking.sync:TRACKERS",
-    "pipeline.config.schema:CHOICES",
+    "pipeline.config.limits:CHOICES",
 )
 
 

@@ -16,8 +16,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from pipeline.config.limits import require_in_range
 from pipeline.config.renamed import with_new_names
-from pipeline.config.schema import AT_LEAST_ONE, AT_LEAST_ZERO, CHOICES, ClusterConfig, RunConfig
+from pipeline.config.schema import ClusterConfig, RunConfig
 from pipeline.config.suggest import suggest
 from pipeline.errors import ConfigError
 
@@ -208,21 +209,15 @@ def flatten(config: RunConfig) -> dict[str, Any]:
 def _check(config: RunConfig) -> None:
     """Raise ConfigError that names the first key whose value is out of range."""
     values = flatten(config)
-    for key, choices in CHOICES.items():
-        if values[key] not in choices:
-            hint = suggest(str(values[key]), choices)
-            raise ConfigError(f"key '{key}': got {values[key]!r}, expected one of {', '.join(choices)}{hint}")
-    for keys, least in ((AT_LEAST_ONE, 1), (AT_LEAST_ZERO, 0)):
-        for key in keys:
-            if values[key] < least:
-                raise ConfigError(f"key '{key}': got {values[key]}, expected at least {least}")
+    require_in_range(values)
+    doubled = {name for name in config.data.attributes if config.data.attributes.count(name) > 1}
+    if doubled:
+        raise ConfigError(f"key 'data.attributes': names {', '.join(sorted(doubled))} twice")
     if config.shard.background != "keep" and config.shard.stored_as == "encoded":
         raise ConfigError(
             f"key 'shard.background': got {config.shard.background}, expected keep: encoded shards hold the "
             "image files as they are; set shard.format=strided"
         )
-    if not 0 <= config.data.random_crop <= 1:
-        raise ConfigError(f"key 'data.random_crop': got {config.data.random_crop}, expected 0 to 1")
     for stage in config.cluster.stages:
         resources(config.cluster, stage)
     if not _RUN_NAME.fullmatch(config.name):

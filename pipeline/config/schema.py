@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cvae import config as cvae_config
 from cvae.config import LossConfig, ModelConfig, PriorConfig
 
 EXECUTOR_NAMES = ("local", "debug", "slurm")
@@ -108,7 +107,7 @@ class TrainConfig:
     max_lost_steps: int = 300  # most steps that a crash may cost; a checkpoint is written every half of it
     keep_checkpoints: int = 2  # newest checkpoints to keep, besides the best one
     keep_every: int = 0  # keep the checkpoints at multiples of this too, steps; 0: none
-    max_bad_steps: int = 5  # non-finite losses in a row after which the run stops
+    max_bad_steps: int = 5  # most non-finite losses in a row; one more stops the run
     profile: int = 0  # steps to trace with torch.profiler; 0: none
     threads: int = 0  # CPU threads of a rank; 0: the node's cores shared by its ranks
     timeout_s: int = 600  # longest wait of one rank for another while training starts, seconds
@@ -139,7 +138,7 @@ class TuneConfig:
     images: int = 0  # images seen; 0: the stage is left out
     batch_size: int = 32  # GLOBAL batch
     ema_decay: float = 0.99  # of the averaged weights
-    code_noise: float = 0.0  # most noise that the decoder learns to forgive, in standard deviations of the codes
+    code_noise: float = 0.0  # most noise that the decoder learns to forgive, in standard deviations of codes
     optim: OptimConfig = field(default_factory=_tune_optim)  # the optimizer
     losses: LossConfig = field(default_factory=LossConfig)  # terms beside the negative ELBO
 
@@ -275,83 +274,6 @@ SOURCE_NAMES = ("celeba", "celeba_hq", "parquet", "webdataset", "images+csv")
 OPTIMIZER_NAMES = ("adam",)
 SCHEDULE_NAMES = ("cosine", "linear")
 
-# The words that a key accepts. A test compares the names of components with their registries.
-CHOICES: dict[str, tuple[str, ...]] = {
-    "model.encoder.name": cvae_config.ENCODER_NAMES,
-    "model.decoder.name": cvae_config.DECODER_NAMES,
-    "model.conditioner.name": cvae_config.CONDITIONER_NAMES,
-    "model.prior.name": cvae_config.TRAINED_PRIOR_NAMES,
-    "model.prior.net": cvae_config.PRIOR_NET_NAMES,
-    "model.prior.flow_matching.net": cvae_config.VELOCITY_NAMES,
-    "refine.prior.name": cvae_config.PRIOR_NAMES,
-    "refine.prior.net": cvae_config.PRIOR_NET_NAMES,
-    "refine.prior.flow_matching.net": cvae_config.VELOCITY_NAMES,
-    "model.variance.name": cvae_config.VARIANCE_NAMES,
-    "model.net.norm": cvae_config.NORM_NAMES,
-    "model.net.activation": cvae_config.ACTIVATION_NAMES,
-    "shard.source_kind": ("", *SOURCE_NAMES),
-    "shard.background": ("keep", "green"),
-    "shard.format": ("auto", "strided", "encoded", "in_place"),
-    "data.verify": ("once", "always"),
-    "data.damaged": ("stop", "exclude"),
-    "optim.name": OPTIMIZER_NAMES,
-    "optim.schedule": SCHEDULE_NAMES,
-    "tune.optim.name": OPTIMIZER_NAMES,
-    "tune.optim.schedule": SCHEDULE_NAMES,
-    "refine.optim.name": OPTIMIZER_NAMES,
-    "refine.optim.schedule": SCHEDULE_NAMES,
-    "steer.optim.name": OPTIMIZER_NAMES,
-    "steer.optim.schedule": SCHEDULE_NAMES,
-    "train.precision": ("auto", "fp32", "bf16", "fp16", "fp64"),
-    "train.step": ("auto", "eager", "compiled", "graph"),
-    "classifier.precision": ("auto", "fp32", "bf16", "fp16"),
-    "eval.split": ("val", "test"),
-    "eval.weights": ("ema", "raw"),
-    "eval.stage": ("", *PHASES),
-    "eval.projection": ("tsne", "umap"),
-    "tracking.name": ("mlflow",),
-    "cluster.executor": ("local", "debug", "slurm"),
-}
-
-# Keys whose value must be at least 1.
-AT_LEAST_ONE = (
-    "toy.n",
-    "shard.size",
-    "shard.samples_per_shard",
-    "data.shards_at_once",
-    "model.z_dim",
-    "train.images",
-    "train.batch_size",
-    "train.log_interval",
-    "train.val_interval",
-    "train.max_lost_steps",
-    "train.keep_checkpoints",
-    "classifier.epochs",
-    "classifier.batch_size",
-    "steer.width",
-    "steer.guide_epochs",
-    "eval.n",
-    "eval.block",
-    "eval.iw_samples",
-    "eval.neighbour_images",
-    "eval.kid_subsets",
-    "eval.kid_subset_size",
-    "eval.network_size",
-    "cluster.nodes",
-    "cluster.tasks_per_node",
-    "cluster.jobs",
-    "cluster.signal_delay_s",
-)
-
-# Keys whose value must be at least 0. A negative weight would reward what a loss term measures.
-AT_LEAST_ZERO = (
-    "shard.crop",
-    "tune.code_noise",
-    "model.losses.perceptual.style",
-    "tune.losses.perceptual.style",
-    *(f"{part}.losses.{term}.weight" for part in ("model", "tune") for term in cvae_config.LOSS_TERM_NAMES),
-)
-
 # Keys that name a file or folder. A launch expands `~` and `$VARIABLES` in them and makes them absolute.
 # URLs stay as they are. `data.stage_to` and `data.cache_dir` are not among them: they name a folder of the
 # node where the job runs.
@@ -361,6 +283,7 @@ PATH_KEYS = (
     "data.shards",
     "data.tars",
     "train.init_from",
+    "model.losses.perceptual.network",
     "tune.losses.perceptual.network",
     "eval.inception_weights",
     "eval.network",

@@ -7,7 +7,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from pipeline.config.schema import CHOICES
+from pipeline.config.limits import CHOICES
 from pipeline.errors import ConfigError
 from pipeline.reporting.drawings import PROJECTIONS, require_projection
 
