@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.command_line import parser
 from pipeline.config import load as configuration
 from pipeline.config.schema import ClusterConfig, RunConfig
-from pipeline.config.sweep import read_sweep
+from pipeline.config.sweep import read_sweep, with_command_line
 from pipeline.errors import ConfigError, exit_code
 from pipeline.prepare import (
     evaluates_only,
@@ -159,7 +159,7 @@ def resolve(args: argparse.Namespace) -> list[Run]:
 
 
 def _swept(args: argparse.Namespace, files: list[Path]) -> list[Run]:
-    """Return one run for each cell of the sweep. The command line holds for all of them."""
+    """Return one run for each cell of the sweep; the command line holds for all. Raises ConfigError."""
     if args.config or args.run_dir:
         raise ConfigError(
             f"--sweep {args.sweep}: the file names its configurations, "
@@ -167,7 +167,7 @@ def _swept(args: argparse.Namespace, files: list[Path]) -> list[Run]:
         )
     runs = []
     for cell in read_sweep(args.sweep):
-        overrides = [*args.overrides, *cell.overrides]
+        overrides = with_command_line(cell, args.overrides, args.sweep)
         config = configuration.load([_file(cell.config, CONFIGS), *files], overrides)
         runs.append(_run(config, None))
     return _distinct(runs)

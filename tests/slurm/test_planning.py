@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from submitit.core.utils import UncompletedJobError
 
-from pipeline.config.load import dump
-from pipeline.config.sweep import read_sweep
+from pipeline.config.load import dump, load
+from pipeline.config.sweep import read_sweep, with_command_line
 from pipeline.errors import ConfigError, DataError
 from pipeline.rundir import layout
 from slurm import ledger
@@ -37,7 +37,31 @@ def test_a_sweep_is_configs_times_grid_times_seeds(tmp_path):
     cells = read_sweep(file)
     assert len(cells) == 8
     assert cells[1].config == "a"
-    assert cells[1].overrides == ["train.images=100", "model.z_dim=8", "seed=7", "name=a-z_dim8-s7"]
+    assert cells[1].common == ["train.images=100"]
+    assert cells[1].own == ["model.z_dim=8", "seed=7", "name=a-z_dim8-s7"]
+
+
+def test_the_command_line_wins_over_what_a_sweep_sets_for_all_runs(tmp_path):
+    text = "configs: [a]\ngrid: {model.z_dim: [8]}\noverrides: {train.images: 100, train.init_from: x}\n"
+    file = sweep(tmp_path, text)
+    (cell,) = read_sweep(file)
+    given = ["train.images=7"]
+    assert load([], with_command_line(cell, given, file)).train.images == 7
+    for own in ("model.z_dim=16", "seed=3", "name=mine"):
+        with pytest.raises(ConfigError, match=f"override '{own}': the sweep .*sweep.yaml sets"):
+            with_command_line(cell, [*given, own], file)
+
+
+def test_values_of_a_sweep_keep_their_kind(tmp_path):
+    text = (
+        "configs: [a]\ngrid: {model.net.channels: [[8], [16, 32]]}\n"
+        "overrides: {cluster.constraint: null, data.flip: false}\n"
+    )
+    file = sweep(tmp_path, text)
+    configs = [load([], with_command_line(cell, [], file)) for cell in read_sweep(file)]
+    assert [config.model.net.channels for config in configs] == [[8], [16, 32]]
+    assert [config.name for config in configs] == ["a-channels8-s0", "a-channels16_32-s0"]
+    assert configs[0].data.flip is False and configs[0].cluster.constraint is None
 
 
 @pytest.mark.parametrize(
@@ -46,6 +70,7 @@ def test_a_sweep_is_configs_times_grid_times_seeds(tmp_path):
         ("seeds: [0]", "expected the keys configs"),
         ("configs: [a]\nseed: [1]", "seed"),
         ("configs: [a]\nseeds: 3", "'seeds'"),
+        ("configs: [a]\noverrides: [train.images=5]", "'overrides': got ['train.images=5'], expected keys"),
         (":", "YAML"),
     ],
 )
