@@ -51,9 +51,14 @@ class Checkpoint:
 
     @property
     def loss(self) -> float:
-        """Validation loss of the averaged weights; infinite if it was not measured."""
+        """What the training minimises, of the averaged weights on val; infinite if it was not measured.
+
+        `val_ema/loss` is the negative ELBO alone. Loss terms stand beside it and count with their weight.
+        """
         validation = self.meta.get("validation") or {}
         loss = validation.get("val_ema/loss", math.inf)
+        for name, term in self.meta["sections"].get("model", {}).get("losses", {}).items():
+            loss += term["weight"] * validation.get(f"val_ema/{name}", 0.0)
         return loss if math.isfinite(loss) else math.inf
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:

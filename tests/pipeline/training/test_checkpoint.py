@@ -31,6 +31,17 @@ def weights(value: float = 0.0) -> dict[str, torch.Tensor]:
     return {"model.w": torch.full((4, 3), value)}
 
 
+def test_the_best_one_is_the_best_in_what_was_minimised(tmp_path):
+    """The loss of a validation is the negative ELBO; other loss terms count with their weight."""
+    store = Checkpoints(tmp_path, keep=3)
+    losses = {"edges": {"weight": 0.0}, "perceptual": {"weight": 2.0, "style": 8.0}}
+    for step, elbo, perceptual in ((10, -7952.2, 6631.8), (20, -7941.4, 6609.0), (30, -7945.0, 6640.0)):
+        values = {"val_ema/loss": elbo, "val_ema/perceptual": perceptual, "val_ema/edges": -1e6}
+        meta = META | {"sections": {"model": {"losses": losses}}, "validation": values}
+        store.save(step, weights(step), meta)
+    assert store.best() == 20
+
+
 def test_the_last_the_best_and_every_nth_are_kept(tmp_path):
     store = Checkpoints(tmp_path, keep=2, keep_every=400)
     for step, loss in zip(range(100, 1100, 100), [9, 5, 7, 8, 9, 9, 9, 9, 9, float("nan")], strict=True):
