@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config import load as configuration
 from pipeline.config.paths import absolute_paths
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import PHASES, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_text
@@ -58,17 +58,28 @@ def changes(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
 
 
 def require_continuable(run_dir: Path, config: RunConfig) -> None:
-    """Raise ConfigError that names the keys that keep `config` from continuing `run_dir`."""
+    """Raise ConfigError that names the keys that keep `config` from continuing `run_dir`.
+
+    Each phase that has checkpoints holds its keys. Its length may change.
+    """
     old = recorded(run_dir)
-    if old is None or not _newest_step(run_dir, config):
+    if old is None:
         return
+    changed = changes(old, config)
     fixed = configuration.leaves(layout.trained_sections(config))
-    differing = {key: pair for key, pair in changes(old, config).items() if key in fixed}
-    if differing:
-        raise ConfigError(
-            f"{run_dir}: its checkpoints were trained with other settings ({listed(differing)}); "
-            f"use another name=... or --run-dir, or start anew from its weights: train.init_from={run_dir}"
-        )
+    for phase in PHASES:
+        if not STAGES[phase].progress(config, run_dir):
+            continue
+        own = fixed if phase == "train" else [key for key in changed if key.startswith(f"{phase}.")]
+        differing = {key: changed[key] for key in changed if key in own and key != f"{phase}.images"}
+        if differing:
+            again = f"start anew from its weights: train.init_from={run_dir}"
+            if phase != "train":
+                again = f"remove {layout.train_dir(run_dir, phase)} to repeat this stage"
+            raise ConfigError(
+                f"{run_dir}: its checkpoints of the stage {phase} were trained with other settings "
+                f"({listed(differing)}); use another name=... or --run-dir, or {again}"
+            )
 
 
 def evaluates_only(run_dir: Path, config: RunConfig, stages: list[str]) -> bool:

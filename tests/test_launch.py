@@ -197,6 +197,22 @@ def test_checkpoints_are_continued_only_with_the_settings_that_made_them(trained
     assert "train.images" not in str(refused.value)
 
 
+def test_a_later_phase_holds_its_settings_too(trained):
+    """Else it would count as complete, and config.yaml would tell what was never trained."""
+    asked = ("--run-dir", str(trained), "refine.images=64")
+    launch.prepare(trained, resolve(*asked)[0].config, ["refine"])
+    other = resolve(*asked, "refine.attribute_dropout=0.5", "refine.images=128")[0]
+    launch.require_continuable(trained, other.config)  # the stage has not begun
+    (trained / "refine/checkpoints").mkdir(parents=True)
+    (trained / "refine/checkpoints/step_00000001.json").write_text("{}")
+    with pytest.raises(ConfigError) as refused:
+        launch.require_continuable(trained, other.config)
+    for text in ("of the stage refine", "refine.attribute_dropout: 0.1 -> 0.5", f"remove {trained}/refine"):
+        assert text in str(refused.value)
+    assert "refine.images" not in str(refused.value)
+    launch.require_continuable(trained, resolve(*asked, "refine.images=128")[0].config)
+
+
 def test_refused_launch_changes_nothing(trained, capsys):
     before = (trained / "config.yaml").read_text()
     assert exit_code(lambda: launch.main(["--run-dir", str(trained), "--cluster", "local", "seed=4"])) == 2

@@ -70,8 +70,6 @@ class Trainer:
         self._open_stream(NEWEST_STREAM)
         self.weights = FlatWeights(self.model)
         self.ema = Ema(self.model, self.weights, train.ema_decay)
-        if train.init_from:
-            self._start_from(Path(train.init_from))
         self.weights.gather_gradients()
         self.optimizer = make_optimizer(self.weights, config.optim)
 
@@ -103,9 +101,20 @@ class Trainer:
         self.batches = self.inputs.batches(self.objective.noise_width, stream)
 
     def _start_from(self, run_dir: Path) -> None:
+        """Take over the averaged weights of another run. Raises CheckpointError if they do not fit."""
         theirs, info = load_model(run_dir, "best", "ema", self.device, "train")
-        self.model.load_state_dict(theirs.state_dict())
-        self.ema.model.load_state_dict(theirs.state_dict())
+        where = f"key 'train.init_from': {run_dir}"
+        if list(info.attributes) != list(self.inputs.attributes):
+            raise CheckpointError(
+                f"{where}: its model reads {', '.join(info.attributes)}, but this run "
+                f"{', '.join(self.inputs.attributes)}; give data.attributes the same names in the same order"
+            )
+        try:
+            for model in (self.model, self.ema.model):
+                model.load_state_dict(theirs.state_dict())
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{where}: its weights do not fit this model: {reason}") from None
         self.log.info("starting from the weights of %s", info.file)
 
     def _follow(self, phase: str) -> None:
@@ -153,10 +162,12 @@ class Trainer:
             sections["guides"] = self.objective.guides.digests
         if self.phase.code_noise:
             sections["code_noise"] = self.phase.code_noise
+        if self.phase.name == "refine":
+            sections["attribute_dropout"] = self.phase.attribute_dropout
         return sections
 
     def resume(self) -> None:
-        """Continue from the newest intact checkpoint, if there is one.
+        """Continue from the newest intact checkpoint; without one, start with `train.init_from` if it is set.
 
         Rank 0 chooses the checkpoint; all ranks read it. Raises CheckpointError if none is intact or the
         configuration or the shards have changed.
@@ -173,11 +184,16 @@ class Trainer:
             write_json(self.run_dir / "inputs.json", {"shards": shards.content_digest, "size": shards.size})
         step = self.ranks.text_from_main(str(chosen.step) if chosen else "")
         if not step:
+            if self.config.train.init_from:
+                self._start_from(Path(self.config.train.init_from))
             return
         checkpoint = chosen or self.checkpoints.read(int(step))
-        require_same(checkpoint.meta["sections"], self.sections(), self.run_dir)
+        now = self.sections()
+        then = {key: now[key] for key in ("attribute_dropout",) if key in now}  # older ones do not hold it
+        require_same(then | checkpoint.meta["sections"], now, self.run_dir)
         restore(checkpoint, self.model, self.ema.model, self.weights, self.optimizer)
-        self.precision.scaler.load_state_dict(checkpoint.meta["scaler"])
+        if checkpoint.meta["scaler"]:  # empty after another precision than fp16
+            self.precision.scaler.load_state_dict(checkpoint.meta["scaler"])
         self._open_stream(checkpoint.meta.get("stream", FIRST_STREAM))  # older checkpoints do not name it
         self.step = checkpoint.step
         self.seconds_before = checkpoint.meta["seconds"]

@@ -248,6 +248,7 @@ def test_init_from_starts_with_the_best_weights_of_another_run(trained, tiny_ove
     trainer = Trainer(
         phase("train", config), Context(tmp_path / "run", Ranks(), StopFlag(), logging.getLogger("test"))
     )
+    trainer.resume()
     best, _ = load_model(trained, "best", "ema", torch.device("cpu"))
     assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), best.parameters(), strict=True))
 
@@ -263,8 +264,37 @@ def test_init_from_takes_the_trained_weights_of_a_run_that_goes_on_to_refine(
     config = make_run(tmp_path / "run", [*tiny_overrides, f"train.init_from={other}"])
     context = Context(tmp_path / "run", Ranks(), StopFlag(), logging.getLogger("test"))
     trainer = Trainer(phase("train", config), context)
+    trainer.resume()
     best, _ = load_model(trained, "best", "ema", torch.device("cpu"), "train")
     assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), best.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ("data.attributes=[Male,Smiling]", "'train.init_from': .* its model reads .*data.attributes"),
+        ("model.variance.name=learned", "'train.init_from': .* its weights do not fit this model"),
+    ],
+)
+def test_init_from_refuses_a_model_of_another_kind(trained, tiny_overrides, tmp_path, changed, said):
+    config = make_run(tmp_path / "run", [*tiny_overrides, f"train.init_from={trained}", changed])
+    context = Context(tmp_path / "run", Ranks(), StopFlag(), logging.getLogger("test"))
+    with pytest.raises(CheckpointError, match=said):
+        Trainer(phase("train", config), context).resume()
+
+
+def test_a_run_with_checkpoints_needs_its_source_no_more_and_no_state_of_fp16(
+    trained, tiny_overrides, tmp_path
+):
+    """Checkpoints of other precisions hold no state of the gradient's scaler."""
+    shutil.copytree(trained, tmp_path / "run")
+    longer = ["train.images=208", f"train.init_from={tmp_path}/gone"]
+    config = make_run(tmp_path / "run", [*tiny_overrides, *SHORT, *longer])
+    context = Context(tmp_path / "run", Ranks(), StopFlag(), logging.getLogger("test"))
+    trainer = Trainer(phase("train", config), context)
+    trainer.precision.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    trainer.resume()
+    assert trainer.step > 0
 
 
 def poisoned_trainer(config: RunConfig, run_dir: Path, steps: set[int]) -> Trainer:
