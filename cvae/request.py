@@ -19,7 +19,7 @@ class RequestError(ValueError):
 
 def parse_request(text: str) -> dict[str, int]:
     """Read "Male,Heavy_Makeup,!Smiling" or "Male=1,Smiling=0". Raises RequestError."""
-    request = {}
+    request: dict[str, int] = {}
     for word in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = word.partition("=")
         if not equals:
@@ -27,7 +27,8 @@ def parse_request(text: str) -> dict[str, int]:
             name = word.removeprefix("!")
         if value not in ("0", "1"):
             raise RequestError(f"request {word!r}: expected NAME, !NAME, NAME=1 or NAME=0")
-        request[name.strip()] = int(value)
+        if request.setdefault(name.strip(), int(value)) != int(value):
+            raise RequestError(f"request {text!r}: asks for {name.strip()} and for its opposite")
     return request
 
 

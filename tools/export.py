@@ -40,7 +40,7 @@ from pipeline.rundir.record import commit, run_config
 from pipeline.runtime.split import spread
 from pipeline.tracking.mlflow.model import register
 from pipeline.training.checkpoints.weights import CheckpointInfo, load_model
-from pipeline.training.phases import Phase, last_phase, phase
+from pipeline.training.phases import Phase, evaluated_phase, phase
 from tools.parts.model_card import GITATTRIBUTES, PICTURE, model_card
 from tools.parts.programs import FORMATS, write_programs
 
@@ -52,15 +52,16 @@ EXAMPLES = """\
 """
 
 
-def export(run_dir: Path, folder: Path, which: str = "", weights: str = "ema", stage: str = "") -> Path:
+def export(run_dir: Path, folder: Path, which: str = "", weights: str = "", stage: str = "") -> Path:
     """Write the model of a run to `folder` and return it.
 
-    `which`: best | latest | a step; empty: as evaluated. `weights`: ema | raw. `stage`:
-    train | tune | refine | steer; empty: the last one of the configuration. The run's shards must be there,
-    since the export keeps label rows of training images. Raises UserError.
+    `which`: best | latest | a step. `weights`: ema | raw. `stage`: train | tune | refine | steer. What is
+    empty is as evaluated. The run's shards must be there, since the export keeps label rows of training
+    images. Raises UserError.
     """
     config = run_config(run_dir)
-    stage = stage or last_phase(config)
+    stage = stage or evaluated_phase(config)
+    weights = weights or config.eval.weights
     evaluated = config.eval.checkpoint
     which = which or ("best" if evaluated == "all" else evaluated)
     net, info = load_model(run_dir, which, weights, torch.device("cpu"), stage)
@@ -72,7 +73,7 @@ def export(run_dir: Path, folder: Path, which: str = "", weights: str = "ema", s
 
 def _card(run_dir: Path, trained: Phase, info: CheckpointInfo, weights: str) -> Card:
     config = trained.config
-    shards = open_shards(layout.shards_dir(config), "train", config.data, config.data.damaged)
+    shards = open_shards(layout.shards_dir(config), "train", config.data)
     read = attribute_positions(shards.attribute_names, info.attributes)
     labels = shards.attributes()[:, read]
     rows = labels[spread(min(MAX_ROWS, len(labels)), len(labels))]
@@ -138,13 +139,13 @@ def open_model(path: Path, device: str = "cpu") -> Model:
 
     Raises UserError.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no GPU is visible; use --device cpu")
     if (path / "config.yaml").is_file() and not _is_current(path):
         if not _may_export(path):
             return _exported_for_now(path, device)
         export(path, layout.model_dir(path))
         print(f"exported {path} to {layout.model_dir(path)}", file=sys.stderr)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no GPU is visible; use --device cpu")
     with user_errors():
         return cvae.load(path, device)
 
@@ -166,7 +167,7 @@ def _is_current(run_dir: Path) -> bool:
     card = layout.model_dir(run_dir) / CARD
     if not card.is_file():
         return False
-    checkpoints = layout.checkpoints_dir(run_dir, last_phase(run_config(run_dir)))
+    checkpoints = layout.checkpoints_dir(run_dir, evaluated_phase(run_config(run_dir)))
     written = [file.stat().st_mtime_ns for file in checkpoints.glob("step_*.json")]
     return max(written, default=0) <= card.stat().st_mtime_ns
 
@@ -187,14 +188,19 @@ def main(argv: list[str] | None = None) -> None:
     add = words.add_argument
     add("folder", metavar="FOLDER", type=Path, nargs="?", help="where to write (default: RUN_DIR/model)")
     add("--checkpoint", metavar="NAME", default="", help="best, latest or a step (default: as evaluated)")
-    add("--weights", default="ema", choices=("ema", "raw"), help="averaged or raw weights")
-    add("--stage", choices=PHASES, help="of the run (default: its last one)")
+    add(
+        "--weights",
+        default="",
+        choices=("ema", "raw"),
+        help="averaged or raw weights (default: as evaluated)",
+    )
+    add("--stage", default="", choices=PHASES, help="of the run (default: as evaluated)")
     formats = sorted(FORMATS)
     add("--formats", nargs="+", action="extend", default=[], choices=formats, help="programs to write too")
     add("--register", metavar="NAME", default="", help="name in MLflow's model registry")
     args = words.parse_args(argv)
     folder = args.folder or layout.model_dir(args.run_dir)
-    export(args.run_dir, folder, args.checkpoint, args.weights, args.stage or "")
+    export(args.run_dir, folder, args.checkpoint, args.weights, args.stage)
     with user_errors():
         model = cvae.load(folder)
     programs = write_programs(model, folder, args.formats)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config.schema import DataConfig
+from pipeline.config.suggest import suggest
 from pipeline.data.encoded.crops import random_boxes
 from pipeline.data.order import NEWEST_STREAM, STREAMS
 from pipeline.data.shards import Shards
@@ -65,7 +66,14 @@ def rotate_images(x: Tensor, angle: Tensor) -> Tensor:
 
 
 def attribute_positions(names: list[str], wanted: list[str]) -> list[int]:
-    """Return the positions of the attributes `wanted` among `names`. An empty `wanted` means all."""
+    """Return the positions of the attributes `wanted` among `names`. An empty `wanted` means all.
+
+    Raises ConfigError with the nearest name.
+    """
+    for name in wanted:
+        if name not in names:
+            hint = suggest(name, names) or f"; the shards have {', '.join(names)}"
+            raise ConfigError(f"key 'data.attributes': unknown attribute {name!r}{hint}")
     return [names.index(name) for name in wanted or names]
 
 

@@ -28,7 +28,7 @@ CHUNK = 1 << 22  # bytes
 SPARE = 1.05  # of the shards' size that must be free
 
 
-def open_shards(folder: Path, split: str, data: DataConfig, damaged: str = "stop") -> Shards:
+def open_shards(folder: Path, split: str, data: DataConfig) -> Shards:
     """Open one split of the shards in `folder`, whatever their format. Raises ConfigError, DataError."""
     manifest = read_manifest(folder, "ignore")
     if stored_as(manifest) == "strided":
@@ -37,12 +37,12 @@ def open_shards(folder: Path, split: str, data: DataConfig, damaged: str = "stop
                 f"key 'data.tars': the tars of {folder} are strided, so they must lie beside their manifest; "
                 "empty the key, or make shards with shard.format=encoded"
             )
-        return Shards(folder, split, data.verify, damaged)
+        return Shards(folder, split, data.verify, data.damaged)
     if not is_url(data.tars):
         place = Path(data.tars).expanduser() if data.tars else folder
-        return EncodedShards(folder, split, data.verify, damaged, place)
+        return EncodedShards(folder, split, data.verify, data.damaged, place)
     cache = node_cache(data, manifest["content_digest"])
-    return EncodedShards(folder, split, data.verify, damaged, cache)
+    return EncodedShards(folder, split, data.verify, data.damaged, cache)
 
 
 def node_cache(data: DataConfig, content: str) -> NodeCache:

@@ -257,8 +257,13 @@ def _combinations(subject: Subject) -> np.ndarray:
     # Columns are sent plus one, so that 0 means "none" and the sum over ranks is rank 0's message.
     message = torch.zeros((MOST_COMBINATIONS, 3), dtype=torch.float64, device=subject.ranks.device)
     if subject.ranks.is_main:
-        shown = [tuple(names.index(name) for name in case) for case in subject.showcase]
-        found = [*subject.counts.rare(2), *subject.counts.rare(3), *shown]
+        found = [*subject.counts.rare(2), *subject.counts.rare(3)]
+        for case in subject.showcase:
+            columns = tuple(names.index(name) for name in case)
+            if sorted(columns) not in [
+                sorted(other) for other in found
+            ]:  # else it is drawn and counted already
+                found.append(columns)
         for row, combination in zip(message, found, strict=False):
             row[: len(combination)] = 1 + torch.tensor(combination)
     chosen = subject.ranks.reduce_sum(message).cpu().numpy().astype(np.int64) - 1

@@ -167,10 +167,17 @@ class Subject:
         strength = self.settings.guidance
         if strength == 1.0:
             return prior
+        return self._guided(prior, torch.full_like(y, UNKNOWN), "eval.guidance", strength)
+
+    def _guided(self, prior: Distribution, free: Tensor, key: str, strength: float) -> Distribution:
+        """Guide `prior` away from p(z|free). Raises ConfigError that names the key."""
         try:
-            return prior.guided(self.model.prior(torch.full_like(y, UNKNOWN)), strength)
-        except ValueError as error:  # this kind of prior cannot be guided
-            raise ConfigError(str(error)) from None
+            return prior.guided(self.model.prior(free), strength)
+        except ValueError:
+            raise ConfigError(
+                f"key '{key}': got {strength}, expected 1, because this prior cannot be guided; "
+                "refine the run with refine.prior.name=flow_matching"
+            ) from None
 
     def flip(self, indices: np.ndarray, asked: np.ndarray, wanted: np.ndarray) -> Tensor:
         """Draw samples [b, 3, S, S] of the noise of `indices` for `wanted`, a change of `asked` [b, A].
@@ -217,7 +224,7 @@ class Subject:
         prior = self.model.prior(after)
         strength = self.settings.edit_strength
         if strength != 1.0:
-            prior = prior.guided(self.model.prior(before), strength)
+            prior = self._guided(prior, before, "eval.edit_strength", strength)
         return self.model.decode(prior.sample(noise), after)
 
     def frequent(self, most: int) -> np.ndarray:

@@ -37,7 +37,7 @@ from pipeline.runtime.preempt import Stopped
 from pipeline.tracking.sync import sync_run
 from pipeline.training.checkpoints.store import Checkpoints
 from pipeline.training.checkpoints.weights import load_model
-from pipeline.training.phases import last_phase
+from pipeline.training.phases import evaluated_phase
 
 
 def run(config: RunConfig, context: Context) -> None:
@@ -50,7 +50,7 @@ def run(config: RunConfig, context: Context) -> None:
     metrics = chosen_metrics(config.eval.metrics)
     require_projection(config.eval.projection)
     # Convolutions in TF32 would move features by more than two good models differ.
-    stage = config.eval.stage or last_phase(config)
+    stage = evaluated_phase(config)
     exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     with torch.no_grad(), exact:
         for checkpoint in checkpoints(context.run_dir, config.eval.checkpoint, stage):
@@ -224,7 +224,7 @@ def protocol(config: RunConfig, evidence: Evidence) -> dict[str, Any]:
         "size": info.size,
         "crop": evidence.crop,
         "weights": settings.weights,
-        "stage": settings.stage or last_phase(config),
+        "stage": evaluated_phase(config),
         "guidance": settings.guidance,
         "margin": settings.margin,
         "edit_strength": settings.edit_strength,
@@ -234,6 +234,7 @@ def protocol(config: RunConfig, evidence: Evidence) -> dict[str, Any]:
         "checkpoint_digest": info.digest,
         "classifier_digest": evidence.classifier.digest,
         "shards_digest": evidence.splits[settings.split].content_digest,
+        **_excluded(evidence),
         "features": ",".join(extractor.metric for extractor in evidence.extractors),
         "features_digest": digest([extractor.digest for extractor in evidence.extractors]),
         "reference_digest": digest(keys),
@@ -249,3 +250,9 @@ def protocol(config: RunConfig, evidence: Evidence) -> dict[str, Any]:
         "device": evidence.ranks.device.type,
         **library_versions(),
     }
+
+
+def _excluded(evidence: Evidence) -> dict[str, int]:
+    """Return how many images of each split are left out because their tars are damaged; mostly nothing."""
+    counts = {split: sum(shards.excluded.values()) for split, shards in evidence.splits.items()}
+    return {f"excluded_{split}": n for split, n in counts.items() if n}

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cvae.model import CVAE
 from pipeline.config.schema import RunConfig
+from pipeline.errors import ConfigError
 from pipeline.runtime.distributed import Ranks
 from pipeline.training.inputs import Inputs
 from pipeline.training.objectives import Objective
@@ -18,9 +19,15 @@ from pipeline.training.optim import Precision
 
 
 def build_model(config: RunConfig, inputs: Inputs, precision: Precision, device: torch.device) -> CVAE:
-    """Return a model with random weights, which depend on the seed only (all ranks)."""
+    """Return a model with random weights, which depend on the seed only (all ranks).
+
+    Raises ConfigError if its parts do not fit together.
+    """
     torch.manual_seed(config.seed)
-    model = CVAE(config.model, inputs.shards.size, len(inputs.attributes))
+    try:
+        model = CVAE(config.model, inputs.shards.size, len(inputs.attributes))
+    except ValueError as error:
+        raise ConfigError(f"key 'model': {error}") from None
     model = model.to(device, precision.dtype)
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -25,8 +25,8 @@ class Inputs:
         self.ranks = ranks
         data = config.data
         folder = staged(layout.shards_dir(config), data.stage_to, log, data.damaged)
-        self.shards = open_shards(folder, "train", data, data.damaged)
-        val = open_shards(folder, "val", data, data.damaged)
+        self.shards = open_shards(folder, "train", data)
+        val = open_shards(folder, "val", data)
         self.excluded = self.shards.excluded | val.excluded  # damaged shard -> number of its samples
         mine = json.dumps(self.excluded)
         if ranks.text_from_main(mine) != mine:

@@ -35,7 +35,7 @@ class Precision:
         if name == "auto":
             name = "bf16" if not lacking else "fp16" if kind == "cuda" else "fp32"
         if name == "fp16" and kind != "cuda":
-            raise ConfigError("key 'train.precision': fp16 needs a GPU; use auto")
+            raise ConfigError("precision: fp16 needs a GPU; set train.precision or classifier.precision=auto")
         if name == "bf16" and lacking and ranks.is_main:
             log.warning(
                 "precision bf16: %d of %d ranks run on a device that only emulates it, 15 times slower;"

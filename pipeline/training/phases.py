@@ -85,12 +85,17 @@ def finished(name: str, run_dir: Path) -> str:
 
 
 def last_phase(config: RunConfig) -> str:
-    """Return the name of the phase whose weights are evaluated."""
+    """Return the name of the last phase that the configuration asks for."""
     if config.steer.images:
         return "steer"
     if config.refine.images:
         return "refine"
     return "tune" if config.tune.images else "train"
+
+
+def evaluated_phase(config: RunConfig) -> str:
+    """Return the name of the phase whose weights are evaluated: `eval.stage`, or the last one."""
+    return config.eval.stage or last_phase(config)
 
 
 def _with_length(

@@ -59,7 +59,7 @@ class StepMonitor:
         self.recorder = recorder
         self.log = log
         self.testify = testify
-        self.n_bad = 0  # bad steps in all
+        self.n_bad = 0  # bad steps of this attempt
         self.bad_in_a_row: BadSteps = []
         self.pending: tuple[Record, Tensor, torch.cuda.Event | None] | None = None
         self.start = self.window_start = time.monotonic()

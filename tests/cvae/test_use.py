@@ -356,6 +356,8 @@ def test_requests_are_read_from_text():
     assert parse_request("") == {}
     with pytest.raises(RequestError, match="expected NAME"):
         parse_request("Male=2")
+    with pytest.raises(RequestError, match="asks for Smiling and for its opposite"):
+        parse_request("Smiling,Male,!Smiling")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json"])

@@ -74,6 +74,15 @@ def test_what_was_evaluated_is_exported(tmp_path, evaluated, step):
     assert export._sampling(able) == SamplingConfig(guidance=2.0, margin=3.0, strength=2.5)
 
 
+def test_weights_and_stage_of_an_export_are_those_of_the_evaluation(tmp_path):
+    config = tiny_config(tmp_path / "runs", "eval.weights=raw", "eval.stage=train", "refine.images=64")
+    make_shards(config)
+    run_dir = tmp_path / "runs" / config.name
+    make_checkpoint(run_dir, config, ATTRIBUTES)  # of the stage train; refine has not run
+    found = cvae.load(export.export(run_dir, tmp_path / "exported")).card.provenance
+    assert (found["weights"], found["stage"]) == ("raw", "train")
+
+
 # ---- programs
 
 
@@ -105,6 +114,11 @@ def test_programs_equal_the_live_model(tmp_path, prior):
     images = run["decoder"](["image"], {"attributes": y.numpy(), "z": codes})[0]
     assert np.abs(codes - z.numpy()).max() < 1e-5 * max(1, float(z.abs().max()))
     assert np.abs(images - image.numpy()).max() < 1e-5
+
+
+def test_without_a_format_nothing_is_traced(tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "_traced", lambda *parts: pytest.fail("it was traced"))
+    assert programs.write_programs(small("flow"), tmp_path, []) == {}
 
 
 def test_a_program_that_differs_is_not_written(tmp_path, monkeypatch):

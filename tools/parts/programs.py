@@ -77,7 +77,7 @@ def write_programs(model: Model, folder: Path, formats: list[str]) -> dict[Path,
     `formats`: names of FORMATS. Raises UserError if a package is missing or a program is wrong.
     """
     written = {}
-    for name, part in PARTS.items():
+    for name, part in PARTS.items() if formats else ():
         module = part.module(model.net).cpu().eval()
         inputs = _inputs(model, CHECKED)
         with torch.no_grad():

@@ -31,6 +31,7 @@ class AttributeFlip(Metric):
         if not rows:
             return
         counted = [row for row in rows if row["n"]]
+        sides = [row["side_effects"] for row in rows if row["side_effects"] is not None]
         ceilings = [row["ceiling"] for row in counted if row["ceiling"] is not None]
         n = sum(row["n"] for row in counted)
         success = float(np.mean([row["success"] for row in counted])) if counted else np.nan
@@ -53,7 +54,7 @@ class AttributeFlip(Metric):
         yield (
             f"{self.prefix}_side_effects",
             Value(
-                value=float(np.mean([row["side_effects"] for row in rows])),
+                value=float(np.mean(sides)) if sides else np.nan,
                 direction="lower",
                 meaning=f"share of the other decisions that change with {self.what}",
                 n=sum(row["images"] for row in rows),
@@ -107,7 +108,7 @@ def flip_rows(evidence: Evidence, part: str) -> list[dict[str, Any]]:
                 "toggled": int(toggled.sum()),
                 "success": finite(toggled.sum() / n) if n else None,
                 "ceiling": _ceiling(evidence, decided_real[:, column], k, asked[right]),
-                "side_effects": float(others.mean()),
+                "side_effects": finite(others.mean()) if others.size else None,
             }
         )
     return found

@@ -102,6 +102,25 @@ def test_a_prior_without_a_velocity_refuses_guidance(runs: Path) -> None:
         own.compute("samples")
 
 
+def test_edits_of_a_prior_without_a_velocity_name_their_own_key(runs: Path) -> None:
+    own = evidence(runs, edit_strength=2.0)
+    with pytest.raises(ConfigError, match="'eval.edit_strength': got 2.0.*refine.prior.name=flow_matching"):
+        own.compute("flips")
+
+
+def test_a_showcase_that_is_among_the_rarest_is_drawn_once(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = evidence(runs)
+    names = own.info.attributes
+    rarest = own.counts.rare(2)[0]
+    reverse = (names[rarest[1]], names[rarest[0]])
+    monkeypatch.setattr(type(own), "showcase", property(lambda self: [reverse]))
+    own.compute("rare")
+    drawn = [frozenset(combination.attributes) for combination in own.rare_combinations()]
+    assert len(drawn) == len(set(drawn)) and frozenset(reverse) in drawn
+
+
 def test_copies_are_searched_with_features_that_do_not_know_the_training_images(runs: Path) -> None:
     class Strange(Cells):
         metric = "fd_strange"
