@@ -10,6 +10,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -336,3 +337,9 @@ def test_an_unknown_metric_is_named_with_the_nearest(site: Site) -> None:
     config, run_dir = site.new_run("misspelt", "eval.metrics=[frechett]")
     with pytest.raises(ConfigError, match="unknown metric 'frechett'.*did you mean 'frechet'"):
         stage.run(config, context(run_dir))
+
+
+def test_images_of_damaged_tars_that_are_left_out_stand_in_the_protocol():
+    whole, damaged = SimpleNamespace(excluded={}), SimpleNamespace(excluded={"test-00001.tar": 40, "b": 2})
+    evidence = SimpleNamespace(splits={"train": whole, "val": whole, "test": damaged})
+    assert stage._excluded(evidence) == {"excluded_test": 42}

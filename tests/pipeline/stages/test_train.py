@@ -289,7 +289,7 @@ def test_a_run_with_checkpoints_needs_its_source_no_more_and_no_state_of_fp16(
     """Checkpoints of other precisions hold no state of the gradient's scaler."""
     shutil.copytree(trained, tmp_path / "run")
     longer = ["train.images=208", f"train.init_from={tmp_path}/gone"]
-    config = make_run(tmp_path / "run", [*tiny_overrides, *SHORT, *longer])
+    config = configuration.load([], [*tiny_overrides, *SHORT, *longer])
     context = Context(tmp_path / "run", Ranks(), StopFlag(), logging.getLogger("test"))
     trainer = Trainer(phase("train", config), context)
     trainer.precision.scaler = torch.amp.GradScaler("cpu", enabled=True)

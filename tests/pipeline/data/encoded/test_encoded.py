@@ -166,5 +166,5 @@ def test_a_damaged_file_is_named(copy, encoded, name, damage):
     damage(copy / name)
     with pytest.raises(DataError, match=name):
         open_shards(copy, "train", encoded.data)
-    left = open_shards(copy, "train", encoded.data, "exclude")
+    left = open_shards(copy, "train", replace(encoded.data, damaged="exclude"))
     assert left.excluded == {"train-00001.tar": 4} and len(left) == 44
