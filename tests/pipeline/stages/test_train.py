@@ -287,14 +287,17 @@ def test_a_run_with_checkpoints_needs_its_source_no_more_and_no_state_of_fp16(
     trained, tiny_overrides, tmp_path
 ):
     """Checkpoints of other precisions hold no state of the gradient's scaler."""
-    shutil.copytree(trained, tmp_path / "run")
-    longer = ["train.images=208", f"train.init_from={tmp_path}/gone"]
-    config = configuration.load([], [*tiny_overrides, *SHORT, *longer])
+    source = tmp_path / "source"
+    shutil.copytree(trained, source)
+    words = [*tiny_overrides, *SHORT, f"train.init_from={source}"]
+    run_stage_here(configuration.load([], words), tmp_path / "run", "train")
+    shutil.rmtree(source)
+    config = configuration.load([], [*words, "train.images=208"])
     context = Context(tmp_path / "run", Ranks(), StopFlag(), logging.getLogger("test"))
     trainer = Trainer(phase("train", config), context)
     trainer.precision.scaler = torch.amp.GradScaler("cpu", enabled=True)
     trainer.resume()
-    assert trainer.step > 0
+    assert trainer.step == 24
 
 
 def poisoned_trainer(config: RunConfig, run_dir: Path, steps: set[int]) -> Trainer:
