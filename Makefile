@@ -20,9 +20,10 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	$(RUN) $(INSTALL) -c constraints.txt -e .
 	touch $@
 
-$(TESTS_READY): $(READY)
+$(TESTS_READY): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
 	$(RUN) $(INSTALL) -c constraints.txt -e '.[test,lint]'
-	touch $@
+	touch $(READY) $@
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
