@@ -32,7 +32,7 @@ demo: $(READY)  ## the whole chain on drawn faces; reports and MLflow runs are i
 	$(RUN) launch.py
 
 test: $(TESTS_READY)  ## all tests that need neither a GPU nor much time
-	$(RUN) -m pytest -n 3 --dist loadscope --no-loadscope-reorder --durations 20 --durations-min 5
+	$(RUN) -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations 20 --durations-min 5
 
 test-slow: $(TESTS_READY)  ## the slow tests
 	$(RUN) -m pytest -m "slow"

@@ -39,7 +39,7 @@ _cvae() {
       tools/logs.py) words="-h --help --version $(_cvae_runs) shard train tune refine steer classifier eval finish --rank --follow -f" ;;
       tools/sample.py) words="-h --help --version $(_cvae_runs) --requests --n --seed --temperature --guidance --margin --background --device --out" ;;
       tools/status.py) words="-h --help --version $(_cvae_runs) --follow -f --runs-dir" ;;
-      tools/sync_mlflow.py) words="-h --help --version $(_cvae_runs)" ;;
+      tools/sync_mlflow.py) words="-h --help --version $(_cvae_runs) --uri --experiment" ;;
     esac ;;
   esac
   COMPREPLY=($(compgen -W "$words" -- "$here"))

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from pipeline.config.schema import RunConfig
 from pipeline.runtime import watchdog
 from pipeline.runtime.distributed import Ranks
@@ -72,6 +74,7 @@ def test_frozen_and_stuck_ranks_are_named_and_nobody_is_left(tmp_path):
         assert json.loads((folder / "stall.json").read_text())["ranks"] == [silent]
 
 
+@pytest.mark.slow  # it waits for a watchdog that must not bite
 def test_a_job_that_was_suspended_as_a_whole_goes_on(tmp_path):
     """`scontrol suspend` stops all ranks for as long as it likes: none of them was silent."""
     for world in (1, 2):

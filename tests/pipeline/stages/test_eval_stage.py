@@ -219,6 +219,7 @@ def test_a_rerun_gets_its_own_folder_the_same_numbers_and_the_same_reference(own
     assert numbers(results(run_dir, 1)) == numbers(results(run_dir, 2))  # to the last bit
 
 
+@pytest.mark.slow  # two evaluations more
 def test_a_shared_folder_that_is_read_only_stays_as_it_is(
     own_site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +260,7 @@ def test_one_changed_image_in_the_shards_never_hits_the_cache(own_site: Site) ->
     assert len(made) == len(before) == 3  # everything was computed from the images as they are now
 
 
+@pytest.mark.slow  # half a minute
 def test_two_evaluations_at_a_time_share_one_computation(own_site: Site) -> None:
     runs = [own_site.new_run(name, "eval.metrics=[frechet]")[1] for name in ("first", "second")]
     with ThreadPoolExecutor(2) as pool:

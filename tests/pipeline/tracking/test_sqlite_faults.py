@@ -29,6 +29,7 @@ def test_locked_store_is_given_up(
     assert "mlflow.db.lock" in caplog.text and not (tmp_path / "mlflow.db").exists()
 
 
+@pytest.mark.slow  # MLflow waits 20 s for the lock
 @pytest.mark.usefixtures("with_store")
 def test_a_database_that_another_program_locks_is_completed_later(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
