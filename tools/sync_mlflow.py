@@ -12,7 +12,7 @@ from pipeline.command_line import add_run_dirs, parser
 from pipeline.config.schema import RunConfig
 from pipeline.errors import exit_code
 from pipeline.rundir.record import run_config
-from pipeline.tracking.address import with_store
+from pipeline.tracking.address import experiment_name, with_store
 from pipeline.tracking.sync import make_tracker
 
 EXAMPLES = """\
@@ -22,13 +22,14 @@ EXAMPLES = """\
 
 
 def sent_to(config: RunConfig, uri: str | None, experiment: str | None) -> RunConfig:
-    """Return the configuration with another store or experiment, where these are given."""
-    tracking = config.tracking
-    if uri:
-        tracking = replace(tracking, enabled=True, uri=uri)
-    if experiment:
-        tracking = replace(tracking, experiment=experiment)
-    return with_store(replace(config, tracking=tracking))
+    """Return the configuration with another store or experiment, where these are given.
+
+    MLflow's variables do not count: they belong to launches.
+    """
+    tracking = replace(config.tracking, experiment=experiment or experiment_name(config))
+    if not uri:
+        return replace(config, tracking=tracking)
+    return with_store(replace(config, tracking=replace(tracking, enabled=True, uri=uri)))
 
 
 def main(argv: list[str] | None = None) -> None:

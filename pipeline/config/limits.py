@@ -6,6 +6,7 @@ from typing import Any
 
 from cvae import config as names
 from pipeline.config.schema import (
+    EXECUTOR_NAMES,
     LATER_PHASES,
     OPTIMIZER_NAMES,
     PHASES,
@@ -54,7 +55,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "eval.stage": ("", *PHASES),
     "eval.projection": ("tsne", "umap"),
     "tracking.name": ("mlflow",),
-    "cluster.executor": ("local", "debug", "slurm"),
+    "cluster.executor": EXECUTOR_NAMES,
 }
 
 # Keys whose value must be at least 1.

@@ -260,9 +260,7 @@ def _combinations(subject: Subject) -> np.ndarray:
         found = [*subject.counts.rare(2), *subject.counts.rare(3)]
         for case in subject.showcase:
             columns = tuple(names.index(name) for name in case)
-            if sorted(columns) not in [
-                sorted(other) for other in found
-            ]:  # else it is drawn and counted already
+            if set(columns) not in map(set, found):  # else it is drawn and counted already
                 found.append(columns)
         for row, combination in zip(message, found, strict=False):
             row[: len(combination)] = 1 + torch.tensor(combination)

@@ -49,8 +49,12 @@ def test_a_database_that_another_program_locks_is_completed_later(
 
 
 @pytest.mark.usefixtures("with_store")
-def test_a_run_that_was_never_sent_can_be_sent_to_any_store(tmp_path: Path) -> None:
+def test_a_run_that_was_never_sent_can_be_sent_to_any_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nodes without a network train with tracking.enabled=false; another machine sends their runs."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://nowhere.invalid:5000")  # for launches, not for runs
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "of another")
     run = make_run(tmp_path, overrides=("tracking.enabled=false",), steps=2)
     before = (run / "config.yaml").read_bytes()
     sync_mlflow.main([str(run)])
@@ -61,6 +65,9 @@ def test_a_run_that_was_never_sent_can_be_sent_to_any_store(tmp_path: Path) -> N
         sync_mlflow.main(words)
     assert_holds_file_once(client(other), parent_of(client(other), "faces").info.run_id, run)
     assert (run / "config.yaml").read_bytes() == before
+    tracked = make_run(tmp_path, "tracked", steps=1)
+    sync_mlflow.main([str(tracked)])
+    assert_holds_file_once(client(tmp_path), parent_of(client(tmp_path), "cvae").info.run_id, tracked)
 
 
 @pytest.mark.slow  # three processes that import mlflow; a locked database takes the same way
