@@ -82,6 +82,14 @@ def _run(
             raise
 
 
+def sync_evaluation(run_dir: Path, stage: str) -> None:
+    """Send a new evaluation to the tracker (rank 0 only), where no launcher waits that would do it."""
+    if stage == "eval" and os.environ.get("RANK", "0") == "0":
+        from pipeline.tracking.sync import sync_run
+
+        sync_run(run_dir)
+
+
 def parse_part(text: str | None) -> tuple[int, int] | None:
     """Parse '2/8' to (2, 8), and None to None; raises ConfigError."""
     if text is None:
@@ -101,8 +109,10 @@ def main() -> None:
         "--part", metavar="K/N", help="part K (from 0) of N parts of a stage that can be split: shard"
     )
     args = words.parse_args()
+    run_dir = args.run_dir.absolute()
     try:
-        run_stage(args.run_dir.absolute(), args.stage, part=parse_part(args.part))
+        run_stage(run_dir, args.stage, part=parse_part(args.part))
+        sync_evaluation(run_dir, args.stage)
     except Stopped:
         sys.exit(128 + signal.SIGTERM)  # neither done nor failed: the same command continues it
 

@@ -16,7 +16,7 @@ from submitit.helpers import DelayedSubmission
 
 from pipeline.config.load import digest
 from pipeline.errors import UserError, as_user_error
-from pipeline.run import run_stage
+from pipeline.run import run_stage, sync_evaluation
 from pipeline.rundir.record import evaluations, run_config
 from pipeline.runtime.preempt import StopFlag, Stopped
 from slurm import ledger
@@ -71,6 +71,8 @@ class StageJob:
         file = Path(self.config_file) if self.config_file else None
         require_gpus(environment, run_config(run_dir, file), self.stage)
         run_stage(run_dir, self.stage, stop, self.part, environment.job_id, file)
+        if environment.name() == "slurm":  # elsewhere the launcher waits and does it
+            sync_evaluation(run_dir, self.stage)
 
     def checkpoint(self) -> DelayedSubmission:
         """Tell submitit to requeue the same job; the stage finds its newest checkpoint itself."""

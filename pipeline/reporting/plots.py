@@ -37,6 +37,11 @@ STYLE: Any = {
     "savefig.transparent": True,  # the page gives the ground
     "axes.formatter.useoffset": False,
     "path.simplify_threshold": 0.5,
+    # Margins for a title, ticks and one label: to measure the text instead takes half of the time.
+    "figure.subplot.left": 0.14,
+    "figure.subplot.right": 0.97,
+    "figure.subplot.bottom": 0.17,
+    "figure.subplot.top": 0.9,
 }
 SOURCES = (  # prefix in metrics.jsonl, label, colour, line style
     ("train", "training batches", GREY, "-"),
@@ -93,9 +98,10 @@ def panel(
     """Draw lines over the steps as a small SVG, with the area between the two series of `band`."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=SMALL, layout="constrained")
+        figure = Figure(figsize=SMALL)
         axes = figure.add_subplot()
         if band:
             low, high = band
@@ -106,6 +112,10 @@ def panel(
             look = {"color": line.colour, "label": line.label, "marker": marker}
             axes.plot(line.steps, line.values, line.style, **look)
         axes.set(title=title, xlabel="step", yscale="log" if log else "linear")
+        if log:  # 0.1 instead of 10⁻¹, which takes as long as all the rest to draw
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
         if not log and not band:
             axes.set_ylim(*_limits(lines))
         if from_zero:
@@ -140,7 +150,7 @@ def unit_curves(units: list[dict[str, Any]]) -> bytes:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=SMALL, layout="constrained")
+        figure = Figure(figsize=SMALL)
         axes = figure.add_subplot()
         for key, colour, label in (
             ("information", BLUE, "information about the image"),
@@ -174,8 +184,8 @@ def training_panels(records: list[dict[str, Any]], phase: str = "train") -> Iter
     for name, title, caption, log in STEP_PANELS:
         line = series(records, f"train/{name}", name, GREEN)
         if len(line.steps):
-            positive = bool(np.all(line.values > 0))
-            yield caption, panel(title, [line], log=log and positive, from_zero=not log)
+            wide = bool(0 < 10 * line.values.min() < line.values.max())
+            yield caption, panel(title, [line], log=log and wide, from_zero=not log)
 
 
 def _from_all_sources(records: list[dict[str, Any]], name: str) -> list[Series]:

@@ -34,7 +34,6 @@ from pipeline.rundir import layout
 from pipeline.rundir.files import write_json
 from pipeline.runtime.context import Context
 from pipeline.runtime.preempt import Stopped
-from pipeline.tracking.sync import sync_run
 from pipeline.training.checkpoints.store import Checkpoints
 from pipeline.training.checkpoints.weights import load_model
 from pipeline.training.phases import evaluated_phase
@@ -91,7 +90,6 @@ def evaluate(
     for name, value in results["metrics"].items():
         context.log.info("%s %s", name, value)
     context.log.info("report: %s", write_report(context.run_dir))
-    sync_run(context.run_dir, context.log)  # on a cluster no other process tells MLflow
 
 
 @contextmanager

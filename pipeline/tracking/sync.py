@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -44,6 +47,13 @@ def sync_run(run_dir: Path, log: logging.Logger = LOG) -> None:
         tracker_of(run_dir).push()
     except Exception as error:
         log.warning("%s", redact(str(error)))
+
+
+@contextmanager
+def sync_beside() -> Iterator[Callable[[Path], object]]:
+    """Give a `sync_run` that works beside the caller; the end of the block waits for all runs given to it."""
+    with ThreadPoolExecutor(1, "tracking") as thread:
+        yield lambda run_dir: thread.submit(sync_run, run_dir)
 
 
 def sync_sweep(config: RunConfig, name: str, files: list[Path], log: logging.Logger = LOG) -> None:

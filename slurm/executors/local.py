@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,18 +95,26 @@ class LocalExecutor(Executor):
 
     def launch(self, runs: list[Run], chain: Chain, sweep: Path | None, wait: bool) -> None:
         """Run the chain, then show the numbers of the new evaluations."""
-        from pipeline.tracking.sync import sync_run
         from slurm.job import finish
 
         try:
-            self.run_all(chain, after_each=sync_run)
+            with self.syncing() as sync:
+                for run in runs:
+                    sync(run.run_dir)  # a new store takes seconds, which the first stage hides
+                self.run_all(chain, after_each=sync)
         except KeyboardInterrupt:
             tell_error(f"stopped; continue with: python {shlex.join(sys.argv)}")
             raise SystemExit(130) from None
         if any(step.stage == "eval" for step in chain.steps):
             tell("\n" + finish([run.run_dir for run in runs], sweep))
 
-    def run_all(self, chain: Chain, after_each: Callable[[Path], None]) -> None:
+    def syncing(self) -> AbstractContextManager[Callable[[Path], object]]:
+        """Send runs to the tracker while the next stage works."""
+        from pipeline.tracking.sync import sync_beside
+
+        return sync_beside()
+
+    def run_all(self, chain: Chain, after_each: Callable[[Path], object]) -> None:
         """Run the jobs one after the other, and call `after_each(run_dir)` after each, also after a failure.
 
         Raises UserError with a stage's message, SystemExit with the end of the failing rank's log, and
@@ -202,6 +210,12 @@ class LocalExecutor(Executor):
 
 class DebugExecutor(LocalExecutor):
     """Every job is one rank in this very process: breakpoints work, and an error opens the debugger."""
+
+    def syncing(self) -> AbstractContextManager[Callable[[Path], object]]:
+        """Send runs to the tracker between the stages: the process holds no second thread."""
+        from pipeline.tracking.sync import sync_run
+
+        return nullcontext(sync_run)
 
     def resources(self, config: RunConfig, stage: str) -> ClusterConfig:
         """One rank, with at most one GPU."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import run as command
 from pipeline.rundir import record
 from pipeline.tracking.base import TrackingError
 from pipeline.tracking.sync import sync_run, tracker_of
@@ -187,3 +188,15 @@ def test_files_are_not_sent_to_a_runs_folder_that_is_gone(tmp_path: Path, with_s
         tracker_of(moved / run.name).push()
     assert_holds_file_once(client(moved), parent_of(client(moved), "cvae").info.run_id, moved / run.name)
     assert not tmp_path.exists()
+
+
+def test_an_evaluation_by_hand_is_sent_by_rank_0(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(runs, "hand", ("tracking.experiment=hand",), steps=5, evals=1, step=90)
+    monkeypatch.setattr(command, "run_stage", lambda *_, **__: None)  # it has left the files above
+    monkeypatch.setattr("sys.argv", ["pipeline.run", str(run), "eval"])
+    monkeypatch.setenv("RANK", "1")
+    command.main()
+    assert not (run / "mlflow.json").exists()
+    monkeypatch.setenv("RANK", "0")
+    command.main()
+    assert "hand eval 1 (test, N=3000)" in {r.info.run_name for r in runs_of(client(runs), "hand")}

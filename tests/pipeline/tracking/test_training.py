@@ -15,7 +15,7 @@ from pipeline.rundir.record import run_config
 from pipeline.tracking.base import TrackingError
 from pipeline.tracking.mlflow import store as mlflow_store
 from pipeline.tracking.mlflow.view import TAG
-from pipeline.tracking.sync import sync_run, tracker_of
+from pipeline.tracking.sync import sync_beside, sync_run, tracker_of
 from tests.fake_run import add_eval, add_metrics, make_run, png, train_values
 from tests.pipeline.tracking.in_store import assert_holds_file_once, client, parent_of, runs_of
 
@@ -64,6 +64,17 @@ def test_everything_once_however_often(runs: Path) -> None:
     }
     assert wanted.items() <= parent.data.tags.items()
     assert [f.path for f in store.list_artifacts(parent.info.run_id)] == ["config.yaml"]
+
+
+def test_runs_sent_beside_the_caller_are_there_after_the_block(runs: Path) -> None:
+    run = make_run(runs, "beside", ("tracking.experiment=beside",), steps=5)
+    broken = make_run(
+        runs, "beside broken", ("tracking.experiment=beside", "tracking.uri=sqlite:////dev/null/x")
+    )
+    with sync_beside() as sync:
+        sync(broken)  # a warning, and the next one is sent
+        sync(run)
+    assert_holds_file_once(client(runs), parent_of(client(runs), "beside").info.run_id, run)
 
 
 def test_nodes_stand_under_system_metrics(runs: Path) -> None:
