@@ -316,6 +316,28 @@ def test_a_missing_package_is_found_before_hours_of_training(tmp_path, monkeypat
     assert "key 'eval.judge'" in warning and "pip install -e '.[judge]'" in warning
 
 
+GRID = ["refine.prior.name=flow_matching", "refine.prior.flow_matching.net=grid"]
+
+
+@pytest.mark.parametrize(
+    "words,said",
+    [
+        (["shard.size=16", "model.net.channels=[8,8,8,8]"], "key 'model': model.net.channels: 4 halvings"),
+        (["model.encoder.name=residual", "shard.size=60"], "key 'model': model.residual.channels: 3 halv"),
+        (["model.prior.net=conv1d"], "key 'model': prior.net=conv1d runs along attribute embeddings"),
+        (["refine.images=64", *GRID, "model.z_dim=100"], "key 'refine.prior': prior.flow_matching.side: z"),
+    ],
+)  # fmt: skip
+def test_a_model_that_does_not_fit_is_found_before_anything_is_made(
+    words, said, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--config", "sigma_cvae_nf", f"runs_dir={tmp_path}/runs", *words]
+    assert exit_code(lambda: launch.main(argv)) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_stage_without_its_input_is_refused(tmp_path, capsys):
     argv = ["--config", "sigma_cvae", f"runs_dir={tmp_path}", "--stages", "eval"]
     assert exit_code(lambda: launch.main(argv)) == 2

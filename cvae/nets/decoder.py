@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from cvae.config import ModelConfig
-from cvae.nets.layers import ACTIVATIONS, Linear, full_precision, halvings, norm
+from cvae.nets.layers import ACTIVATIONS, Linear, full_precision, norm
 from cvae.nets.residual import ResidualDecoder
+from cvae.nets.shapes import halvings
 
 
 class ConvDecoder(nn.Module):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from cvae.config import ModelConfig
 from cvae.distributions import DiagonalGaussian
-from cvae.nets.layers import ACTIVATIONS, Linear, full_precision, halvings, norm, soft_floor
+from cvae.nets.layers import ACTIVATIONS, Linear, full_precision, norm, soft_floor
 from cvae.nets.residual import ResidualEncoder
+from cvae.nets.shapes import halvings
 
 
 class ConvEncoder(nn.Module):

@@ -82,19 +82,3 @@ def soft_floor(x: Tensor, floor: float) -> Tensor:
 def full_precision(x: Tensor) -> Tensor:
     """Raise half types to float32; keep float32 and float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def halvings(size: int, times: int) -> list[int]:
-    """Return the side lengths after 0, 1, ... stride-2 convolutions (kernel 4, padding 1).
-
-    64 pixels give [64, 32, 16, ...]. Raises ValueError if fewer than 2 pixels would be left.
-    """
-    sizes = [size]
-    for _ in range(times):
-        sizes.append(sizes[-1] // 2)
-    if sizes[-1] < 2:
-        raise ValueError(
-            f"model.net.channels: {times} halvings of a {size} pixel image leave {sizes[-1]} pixels, "
-            "expected at least 2; use fewer entries"
-        )
-    return sizes

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cvae.config import TOKEN_CONDITIONER_NAMES, ModelConfig, ResidualConfig
+from cvae.config import ModelConfig
 from cvae.distributions import DiagonalGaussian
 from cvae.nets.attention import PositionAttention
 from cvae.nets.layers import full_precision, norm, soft_floor, zeroed
+from cvae.nets.shapes import cell_channels, level_sides
 
 
 class ModulatedNorm(nn.Module):
@@ -75,53 +76,6 @@ class Level(nn.Module):
         for block in self.blocks:
             x = block(x, e)
         return x
-
-
-def level_sides(config: ModelConfig, image_size: int) -> list[int]:
-    """Return the side of each level's feature map, large to small, pixels.
-
-    Raises ValueError if the image cannot be halved that often, or if attention does not fit the levels.
-    """
-    net = config.residual
-    last, rest = divmod(image_size, 2 ** len(net.channels))
-    if rest or last < 1:
-        raise ValueError(
-            f"model.residual.channels: {len(net.channels)} halvings need an image size that is a multiple of"
-            f" {2 ** len(net.channels)}, got {image_size}; use fewer entries or another shard.size"
-        )
-    sides = [image_size // 2 ** (i + 1) for i in range(len(net.channels))]
-    _check_attention(config, sides)
-    return sides
-
-
-def _check_attention(config: ModelConfig, sides: list[int]) -> None:
-    net, conditioner = config.residual, config.conditioner.name
-    for key, wanted in (("cross_attention", net.cross_attention), ("self_attention", net.self_attention)):
-        unknown = sorted(set(wanted) - set(sides))
-        if unknown:
-            raise ValueError(
-                f"model.residual.{key}: no level has the side {unknown[0]}, expected some of {sides}"
-            )
-    if net.cross_attention and conditioner not in TOKEN_CONDITIONER_NAMES:
-        raise ValueError(
-            "model.residual.cross_attention needs one vector per attribute, but"
-            f" model.conditioner.name={conditioner}; set it to {' or '.join(TOKEN_CONDITIONER_NAMES)}"
-        )
-    if not net.modulated and not net.cross_attention:
-        raise ValueError(
-            "model.residual.modulated=false: nothing would tell the nets the attributes;"
-            " name levels in model.residual.cross_attention"
-        )
-
-
-def cell_channels(net: ResidualConfig, z_dim: int, side: int) -> int:
-    """Channels of one cell of a grid code. Raises ValueError if `z_dim` does not fill the grid evenly."""
-    if z_dim % side**2:
-        raise ValueError(
-            f"model.z_dim: {z_dim} does not fill {side}x{side} cells evenly;"
-            f" model.residual.grid needs a multiple of {side**2}"
-        )
-    return z_dim // side**2
 
 
 class ResidualEncoder(nn.Module):

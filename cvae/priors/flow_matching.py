@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from cvae.config import FlowMatchingConfig
 from cvae.distributions import Distribution
 from cvae.nets.layers import norm, zeroed
+from cvae.nets.shapes import velocity_channels
 
 FREQUENCIES = 32
 
@@ -103,12 +104,7 @@ class GridVelocity(nn.Module):
     def __init__(self, z_dim: int, n_condition: int, config: FlowMatchingConfig) -> None:
         super().__init__()
         self.side = config.side
-        channels, rest = divmod(z_dim, config.side**2)
-        if rest or config.side % 2:
-            raise ValueError(
-                f"prior.flow_matching.side: z of {z_dim} dimensions is no grid of {config.side}x{config.side}"
-                " cells with an even side; set it to the side of the encoder's grid"
-            )
+        channels = velocity_channels(z_dim, config.side)
         narrow, wide = config.channels, 2 * config.channels
         # Where images are aligned, a learned position tells a cell what usually lies there.
         self.position = nn.Parameter(0.02 * torch.randn(1, narrow, config.side, config.side))

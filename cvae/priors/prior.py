@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cvae.config import ModelConfig
 from cvae.distributions import DiagonalGaussian, Distribution, FlowDistribution
 from cvae.nets.layers import full_precision, mlp, soft_floor, zeroed
+from cvae.nets.shapes import require_embeddings
 from cvae.priors.flow import Flow
 from cvae.priors.flow_matching import VELOCITIES, Condition, FlowMatchingDistribution
 
@@ -44,11 +45,7 @@ def prior_net(config: ModelConfig, n_condition: int) -> nn.Module:
     """
     if config.prior.net == "mlp":
         return mlp(n_condition, config.prior.hidden, 2 * config.z_dim)
-    if config.conditioner.name != "embedding":
-        raise ValueError(
-            "model.prior.net=conv1d runs along attribute embeddings, "
-            f"but model.conditioner.name={config.conditioner.name}; set model.conditioner.name=embedding"
-        )
+    require_embeddings(config)
     return AttributeConv(n_condition, config.conditioner.width, config.prior.hidden, 2 * config.z_dim)
 
 

@@ -6,9 +6,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from cvae.nets.shapes import require_fit
 from pipeline.command_line import version_of
 from pipeline.config.extras import missing_packages
 from pipeline.config.load import flatten
@@ -173,6 +175,21 @@ def extras_are_installed(chain: Chain) -> Iterator[Finding]:
                 yield Finding(text, fatal)
 
 
+def model_fits_together(chain: Chain) -> Iterator[Finding]:
+    """The parts of each model that is to be trained fit each other and the images."""
+    for step in chain.steps:
+        if step.stage not in PHASES:
+            continue
+        config = step.run.config
+        key, model = "model", config.model
+        if step.stage in ("refine", "steer"):
+            key, model = "refine.prior", replace(model, prior=config.refine.prior)
+        try:
+            require_fit(model, config.shard.size)
+        except ValueError as error:
+            yield Finding(f"key '{key}': {error}", True)
+
+
 def tracker_answers(run: Run) -> Iterator[Finding]:
     """The tracker's store answers, if one is configured."""
     problem = make_tracker(run.run_dir, run.config).problem()
@@ -270,7 +287,7 @@ def _begun(run: Run, stage: str) -> bool:
     return stage not in SHARED and kind.progress(run.config, run.run_dir) > 0
 
 
-OF_A_CHAIN = (inputs_are_made, extras_are_installed)
+OF_A_CHAIN = (inputs_are_made, extras_are_installed, model_fits_together)
 
 
 def _existing(path: Path) -> Path:
