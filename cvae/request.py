@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from cvae.attributes import UNKNOWN
 from cvae.io import Card, nearest
 
 Request = Mapping[str, int]  # attribute name -> 1 (present) or 0 (absent)
+Attributes = Any  # of given images: one request for all, or rows [N, A] as a tensor or an array
 
 
 class RequestError(ValueError):
@@ -89,15 +91,16 @@ class Requests:
             rows[:, column] = value
         return rows
 
-    def described(self, attributes: Request | Tensor | None, n: int) -> Tensor:
+    def described(self, attributes: Attributes, n: int) -> Tensor:
         """Return the attributes of given images [n, A]; unknown ones are UNKNOWN."""
         shape = (n, len(self.names))
-        if isinstance(attributes, Tensor):
-            if attributes.shape != shape:
+        if attributes is not None and not isinstance(attributes, Mapping):
+            rows = torch.as_tensor(attributes)
+            if rows.shape != shape:
                 raise RequestError(
-                    f"attributes: got a tensor of shape {list(attributes.shape)}, expected {list(shape)}"
+                    f"attributes: got rows of shape {list(rows.shape)}, expected {list(shape)}"
                 )
-            return attributes.detach().cpu().float().clone()
+            return rows.detach().cpu().float().clone()
         y = torch.full(shape, UNKNOWN)
         for column, value in self.wanted(attributes or {}).items():
             y[:, column] = value

@@ -17,7 +17,7 @@ from cvae.control import AttributeControl
 from cvae.distributions import Distribution
 from cvae.io import Card
 from cvae.model import CVAE
-from cvae.request import Request, RequestError, Requests
+from cvae.request import Attributes, Request, RequestError, Requests
 
 BATCH = 64  # images that pass through the networks together
 
@@ -126,14 +126,14 @@ class Model:
         return _levels(self._blocks(block, y.float(), noise, asked))
 
     @torch.no_grad()
-    def encode(self, images: Any, attributes: Request | Tensor | None = None) -> Tensor:
+    def encode(self, images: Any, attributes: Attributes = None) -> Tensor:
         """Return the mean code z [n, D] of images."""
         x = self._images(images)
         y = self.requests.described(attributes, len(x))
         return torch.cat([code.cpu() for code in self._blocks(self._code, x, y)])
 
     @torch.no_grad()
-    def reconstruct(self, images: Any, attributes: Request | Tensor | None = None) -> Tensor:
+    def reconstruct(self, images: Any, attributes: Attributes = None) -> Tensor:
         """Encode images and decode their mean codes."""
         x = self._images(images)
         y = self.requests.described(attributes, len(x))
@@ -144,7 +144,7 @@ class Model:
         self,
         images: Any,
         request: Request,
-        attributes: Request | Tensor | None = None,
+        attributes: Attributes = None,
         strength: float | None = None,
     ) -> Tensor:
         """Change attributes of images and keep the rest; `strength` is that of `card.sampling` by default.
@@ -182,9 +182,7 @@ class Model:
         return _levels(self._blocks(change, x, before, after))
 
     @torch.no_grad()
-    def interpolate(
-        self, a: Any, b: Any, steps: int = 8, attributes: Request | Tensor | None = None
-    ) -> Tensor:
+    def interpolate(self, a: Any, b: Any, steps: int = 8, attributes: Attributes = None) -> Tensor:
         """Go from each image of `a` to that of `b`, evenly in z: [n, steps, S, S, 3]."""
         first, last = self.encode(a, attributes), self.encode(b, attributes)
         if len(first) != len(last):

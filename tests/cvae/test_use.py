@@ -146,6 +146,9 @@ def test_reconstructions_and_codes_are_those_of_the_live_model(photos, model):
         z = net.encode(x, y).mean
         images = to_uint8(net.decode(z, y))
     torch.testing.assert_close(model.encode(photos, y), z, atol=1e-5, rtol=0)
+    assert torch.equal(model.encode(photos, y.numpy()), model.encode(photos, y))
+    with pytest.raises(RequestError, match=r"attributes: got rows of shape \[2, "):
+        model.encode(photos, y[:2].numpy())
     assert (model.reconstruct(torch.from_numpy(photos), y).int() - images.int()).abs().max() <= 1
 
 

@@ -57,6 +57,12 @@ def test_a_training_image_with_the_usual_eyes_is_cut_as_in_training():
     assert difference(fit(face(), CARD, eyes=Eyes(x1, y1, x2, y2))) < 0.6
 
 
+@pytest.mark.parametrize("crop", [-1, 179])
+def test_a_crop_that_the_photo_does_not_have_is_refused(crop):
+    with pytest.raises(ImageError, match=f"is 178x218 pixels; crop: got {crop}, expected 0 to 178"):
+        fit(face(), CARD, crop)
+
+
 def test_what_lies_outside_the_photo_repeats_its_edge():
     grey = np.full((60, 80, 3), 77, np.uint8)
     assert (fit(grey, CARD, eyes=Eyes(10, 10, 70, 14)) == 77).all()

@@ -58,6 +58,9 @@ def fit(photo: np.ndarray, card: Card, crop: int = 0, eyes: Eyes | None = None) 
     With `eyes` the photo is turned, scaled and shifted until they lie where training images have them.
     Otherwise the centre is cut out; `crop` is its side in pixels, and `crop_side` explains 0.
     """
+    if not 0 <= crop <= min(photo.shape[:2]):
+        height, width = photo.shape[:2]
+        raise ImageError(f"is {width}x{height} pixels; crop: got {crop}, expected 0 to {min(height, width)}")
     if eyes is None:
         square = crop_centre(photo, crop or crop_side(photo.shape[0], photo.shape[1], card))
     else:
