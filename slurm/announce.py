@@ -10,7 +10,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.reporting.text import duration, number, protocol_line, text_table, with_arrow
 from pipeline.rundir import layout
 from pipeline.rundir.headline import HEADLINES, standing_for
-from pipeline.rundir.record import Evaluation, evaluations, read_json, run_config
+from pipeline.rundir.record import Evaluation, effort, evaluations, run_config
 from pipeline.tracking.sync import make_tracker
 from slurm.chain import Chain, Run
 
@@ -76,7 +76,7 @@ def headline_table(newest: dict[Path, Evaluation]) -> str:
     found = list(newest.values())
     first = found[0]
     head = ["", *(run_dir.name[-LONGEST_NAME:] for run_dir in newest), *REFERENCES.values()]
-    took = [read_json(layout.train_dir(run_dir) / "done.json", {}).get("seconds") for run_dir in newest]
+    took = [effort(run_dir, evaluation)[1] for run_dir, evaluation in newest.items()]
     empty = [""] * len(REFERENCES)
     rows = [
         ["number of the evaluation", *(str(evaluation.number) for evaluation in found), *empty],

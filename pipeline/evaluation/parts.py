@@ -98,21 +98,22 @@ def reconstructions(subject: Subject) -> Rows:
 def latents(subject: Subject) -> Rows:
     """Latents "encoded" ~ q(z|x,y) and "drawn" ~ p(z|y) [n, D], with log p(z|y) of both, nats.
 
-    "log_det" is log|det df/dz| of the flow at "drawn" [n]; 0 without a flow.
+    "drawn" follow the guidance; densities are those of the prior as it was fitted, which guidance does not
+    keep. "log_det" is log|det df/dz| of the flow at "drawn" [n]; 0 without a flow.
     """
 
     def rows(indices: np.ndarray) -> dict[str, Tensor]:
         y = subject.condition(subject.requested[indices])
-        prior = subject.prior(y)
+        fitted = subject.model.prior(y)
         posterior = subject.model.encode(subject.images(indices), y)
         encoded = posterior.sample(subject.noise("encoded", indices))
-        drawn = prior.sample(subject.noise("samples", indices))
+        drawn = subject.prior(y).sample(subject.noise("samples", indices))
         return {
             "encoded": encoded,
             "drawn": drawn,
-            "log_p_encoded": prior.log_prob(encoded),
-            "log_p_drawn": prior.log_prob(drawn),
-            "log_det": prior.log_det(drawn),
+            "log_p_encoded": fitted.log_prob(encoded),
+            "log_p_drawn": fitted.log_prob(drawn),
+            "log_det": fitted.log_det(drawn),
         }
 
     return subject.map(rows, subject.n)
@@ -249,13 +250,14 @@ def _toggled(subject: Subject, change: Callable[[np.ndarray, np.ndarray, np.ndar
 
 
 def _combinations(subject: Subject) -> np.ndarray:
-    """The rarest pairs, then triples, then the data set's showcase, as columns [K, 3] padded with -1.
+    """The rarest pairs, then triples, then the data set's showcase, as columns padded with -1 [K, 3 or more].
 
     Rank 0 chooses, because only rank 0 has read the annotations, and sends its choice to all ranks.
     """
     names = subject.info.attributes
     # Columns are sent plus one, so that 0 means "none" and the sum over ranks is rank 0's message.
-    message = torch.zeros((MOST_COMBINATIONS, 3), dtype=torch.float64, device=subject.ranks.device)
+    width = max(3, *map(len, subject.showcase), 0)
+    message = torch.zeros((MOST_COMBINATIONS, width), dtype=torch.float64, device=subject.ranks.device)
     if subject.ranks.is_main:
         found = [*subject.counts.rare(2), *subject.counts.rare(3)]
         for case in subject.showcase:

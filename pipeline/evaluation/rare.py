@@ -121,6 +121,6 @@ def requests(
     drawn[:, [names.index(name) for name in attributes]] = 1
     against: set[str] = set()
     for name in attributes:
-        against |= rivals(name, exclusive)
+        against |= rivals(name, exclusive) - set(attributes)
     drawn[:, [i for i, name in enumerate(names) if name in against]] = 0
     return drawn

@@ -36,12 +36,12 @@ class Check(NamedTuple):
 def checks(model: ModelConfig, records: list[dict[str, Any]], evaluation: Evaluation | None) -> list[Check]:
     """Return all checks that the records of metrics.jsonl and the headline evaluation allow."""
     found: list[Check] = []
-    if model.variance.name != "unit":
+    if model.variance.name == "optimal":
         found += _of_variance(records)
     if model.prior.name == "flow":
         found += _of_flow(model, records)
     if evaluation:
-        found += _of_prior(model, evaluation)
+        found += _of_prior(evaluation)
     return found
 
 
@@ -94,7 +94,7 @@ def _of_flow(model: ModelConfig, records: list[dict[str, Any]]) -> Iterator[Chec
     )
 
 
-def _of_prior(model: ModelConfig, evaluation: Evaluation) -> Iterator[Check]:
+def _of_prior(evaluation: Evaluation) -> Iterator[Check]:
     """Checks of the learned prior.
 
     A check that needs an interval is left out if too few images gave none.
@@ -111,7 +111,7 @@ def _of_prior(model: ModelConfig, evaluation: Evaluation) -> Iterator[Check]:
             rule="interval above 0.5; t-SNE: the drawing “latents”",
         )
     curvature = metrics.get("flow_curvature_nats")
-    if curvature is not None and model.prior.name == "flow":
+    if curvature is not None:
         yield Check(
             question="is the prior more than a moved and rescaled Gaussian?",
             found=f"log|det ∂f/∂z| varies by {number(curvature)} nats beyond what y explains",

@@ -99,11 +99,11 @@ def metric_rows(group: list[Entry], names: list[str], labels: dict[str, str], fa
 
 
 def _facts(columns: list[Variant]) -> list[list[str]]:
-    """Seeds, images seen and time of training."""
+    """Seeds, images seen by each phase and time of training."""
     seeds, seen, took = [], [], []
     for column in columns:
         seeds.append(" ".join(str(entry.seed) for entry in column.entries))
-        images = {number(entry.evaluation.protocol.get("images")) for entry in column.entries}
+        images = {" + ".join(number(n) for n in entry.images) for entry in column.entries}
         seen.append(" ".join(sorted(images)))
         known = [entry.seconds for entry in column.entries if entry.seconds is not None]
         took.append(duration(sum(known) / len(known) if known else None))

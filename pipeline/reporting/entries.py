@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.config.schema import RunConfig
 from pipeline.errors import DataError
 from pipeline.reporting.text import number, with_arrow
-from pipeline.rundir import layout, record
+from pipeline.rundir import record
 from pipeline.rundir.record import Evaluation
 
 SHOWN = 28  # characters of a run's name
@@ -23,7 +23,8 @@ class Entry:
     run_dir: Path
     name: str
     seed: int
-    seconds: float | None  # duration of the training
+    images: list[int]  # seen by each phase up to the evaluated checkpoint
+    seconds: float | None  # duration of these phases
     evaluation: Evaluation
     config: RunConfig
 
@@ -35,8 +36,7 @@ class Entry:
     @property
     def read(self) -> frozenset[str]:
         """Attributes that the model reads."""
-        rows = self.evaluation.per_attribute
-        return frozenset(name for name, row in rows.items() if row.get("read_by_model", True))
+        return self.evaluation.read
 
 
 def read_entries(run_dirs: list[Path]) -> list[Entry]:
@@ -48,13 +48,15 @@ def read_entries(run_dirs: list[Path]) -> list[Entry]:
     pairs = [split_evaluation(path) for path in run_dirs]
     names = [named(run_dir, chosen) for run_dir, chosen in pairs]
     entries = []
+    short = [name[-SHOWN:] for name in names]
     for (run_dir, chosen), name in zip(pairs, names, strict=True):
         config = record.run_config(run_dir)
         evaluation = chosen_evaluation(run_dir, chosen)
-        done = record.read_json(layout.train_dir(run_dir) / "done.json") or {}
+        images, seconds = record.effort(run_dir, evaluation)
         if names.count(name) > 1:
             name = f"{run_dir.absolute().parent.name}/{name}"
-        entries.append(Entry(run_dir, name[-SHOWN:], config.seed, done.get("seconds"), evaluation, config))
+        shown = name if short.count(name[-SHOWN:]) > 1 else name[-SHOWN:]
+        entries.append(Entry(run_dir, shown, config.seed, images, seconds, evaluation, config))
     return entries
 
 
@@ -170,6 +172,11 @@ def notes(group: list[Entry], mark: str = "*") -> list[str]:
             f" {', '.join(names)}."
         )
     return lines
+
+
+def comparable(group: list[Entry], metric: str) -> bool:
+    """Whether a metric means the same for all models of a group."""
+    return not (about(group, metric).get("over_read_attributes") and read_differs(group))
 
 
 def read_differs(group: list[Entry]) -> bool:

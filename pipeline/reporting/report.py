@@ -74,10 +74,11 @@ def _title(run_dir: Path, config: RunConfig, evaluation: Evaluation | None) -> s
     items: dict[str, Any] = {"seed": config.seed, "status": record.status(run_dir, config).lower()}
     if "step" in seen:
         items["checkpoint"] = f"step {seen['step']}"
-    if "images" in seen:
-        items["images seen"] = f"{seen['images']:,}"
-    if "seconds" in done:
-        items["training took"] = duration(done["seconds"])
+    images, seconds = record.effort(run_dir, evaluation)
+    if images:
+        items["images seen"] = " + ".join(f"{n:,}" for n in images)
+    if seconds is not None:
+        items["training took"] = duration(seconds)
     if evaluation:
         items["evaluation"] = evaluation.number
     return heading(config.name, items)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
@@ -13,6 +13,7 @@ from scipy.special import stdtr, stdtrit
 from pipeline.reporting.entries import (
     Entry,
     Rows,
+    comparable,
     direction,
     group_by_protocol,
     headings,
@@ -21,7 +22,9 @@ from pipeline.reporting.entries import (
 )
 from pipeline.reporting.page import heading, page, paragraph, right_aligned, section, table
 from pipeline.reporting.text import digest_line, number, protocol_line, text_table, with_arrow
+from pipeline.rundir import layout
 from pipeline.rundir.files import write_text
+from pipeline.rundir.record import variant
 
 SIGNIFICANT = 0.05
 SPREAD = "Mean ± standard deviation over seeds (n - 1 in its denominator); a single seed has none."
@@ -92,12 +95,24 @@ def seed_text(group: list[Entry]) -> list[str]:
 
 def several_seeds(group: list[Entry]) -> bool:
     """Whether some variant of a group has more than one seed."""
-    return any(len({entry.seed for entry in entries}) > 1 for entries in _variants(group).values())
+    return any(len({entry.seed for entry in entries}) > 1 for entries in by_variant(group).values())
 
 
-def variant(entry: Entry) -> str:
-    """The run's name without the suffix `-s<seed>` that a sweep adds."""
-    return entry.config.name.removesuffix(f"-s{entry.seed}")
+def by_variant(group: list[Entry]) -> dict[str, list[Entry]]:
+    """Return the runs of each variant: one name, and one configuration of the training but for the seed.
+
+    A run of another configuration with the same name stands alone, under its folder's name.
+    """
+    found: dict[str, list[Entry]] = {}
+    trained: dict[str, Any] = {}
+    for entry in group:
+        config, name = entry.config, variant(entry.config)
+        later = config.train.images, config.tune, config.refine, config.steer
+        settings = {**layout.trained_sections(config), "seed": None}, later
+        if trained.setdefault(name, settings) != settings:
+            name = f"{name} ({entry.name})"
+        found.setdefault(name, []).append(entry)
+    return found
 
 
 def variant_differences(group: list[Entry]) -> list[Difference]:
@@ -105,10 +120,10 @@ def variant_differences(group: list[Entry]) -> list[Difference]:
     corrected = []
     for metric in headline_names(group):
         better = direction(group, metric)
-        if better == "none":
+        if better == "none" or not comparable(group, metric):
             continue
         found = []
-        for (a, ours), (b, theirs) in combinations(_variants(group).items(), 2):
+        for (a, ours), (b, theirs) in combinations(by_variant(group).items(), 2):
             pairs = _paired(ours, theirs, metric)
             if len(pairs) > 1:
                 numbers = paired_t(np.array(pairs))
@@ -153,17 +168,10 @@ def _by_seed(entries: list[Entry], metric: str) -> dict[int, float]:
     return {seed: value for seed, value in values.items() if value is not None}
 
 
-def _variants(group: list[Entry]) -> dict[str, list[Entry]]:
-    found: dict[str, list[Entry]] = {}
-    for entry in group:
-        found.setdefault(variant(entry), []).append(entry)
-    return found
-
-
 def _variant_rows(group: list[Entry]) -> Rows:
     names = headline_names(group)
     rows = []
-    for name, entries in _variants(group).items():
+    for name, entries in by_variant(group).items():
         rows.append([name, str(len(entries)), *(_mean_and_deviation(entries, metric) for metric in names)])
     return ["variant", "seeds", *headings(group, names)], rows
 

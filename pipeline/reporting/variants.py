@@ -6,8 +6,8 @@ import statistics
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipeline.reporting.entries import Entry, about, direction, read_differs
-from pipeline.reporting.seeds import Difference, several_seeds, variant, variant_differences
+from pipeline.reporting.entries import Entry, comparable, direction
+from pipeline.reporting.seeds import Difference, by_variant, several_seeds, variant_differences
 from pipeline.reporting.text import number
 
 ONE_SEED = (
@@ -63,10 +63,7 @@ def variants(group: list[Entry]) -> list[Variant]:
     """Return the columns of a group: one for each run, or for each configuration with several seeds."""
     if not several_seeds(group):
         return [Variant(entry.name, [entry]) for entry in group]
-    found: dict[str, list[Entry]] = {}
-    for entry in group:
-        found.setdefault(variant(entry), []).append(entry)
-    return [Variant(name, entries) for name, entries in found.items()]
+    return [Variant(name, entries) for name, entries in by_variant(group).items()]
 
 
 def rankings(group: list[Entry], metrics: list[str]) -> list[Ranking]:
@@ -75,13 +72,9 @@ def rankings(group: list[Entry], metrics: list[str]) -> list[Ranking]:
     differences = variant_differences(group)
     for metric in metrics:
         of_metric = [difference for difference in differences if difference.metric == metric]
-        if direction(group, metric) != "none" and _comparable(group, metric):
+        if direction(group, metric) != "none" and comparable(group, metric):
             found.append(_ranked(group, metric, columns, of_metric))
     return found
-
-
-def _comparable(group: list[Entry], metric: str) -> bool:
-    return not (about(group, metric).get("over_read_attributes") and read_differs(group))
 
 
 def _ranked(

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.config.load import flatten, load, with_values
 from pipeline.config.paths import database_file, with_database
-from pipeline.config.schema import LATER_PHASES, PATH_KEYS, RunConfig
+from pipeline.config.schema import LATER_PHASES, PATH_KEYS, PHASES, RunConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.rundir import layout
 from pipeline.rundir.lines import read_json_lines
@@ -69,6 +69,12 @@ class Evaluation:
     def comparable(self) -> dict[str, Any]:
         """Return the part of the protocol that two runs must share for their numbers to share a table."""
         return {key: value for key, value in self.protocol.items() if key not in OF_THE_RUN}
+
+    @property
+    def read(self) -> frozenset[str]:
+        """Return the attributes that the model reads."""
+        rows = self.per_attribute
+        return frozenset(name for name, row in rows.items() if row.get("read_by_model", True))
 
     @property
     def plots(self) -> list[Path]:
@@ -176,6 +182,26 @@ def jobs(run_dir: Path) -> list[dict[str, Any]]:
     """Return the submitted jobs and their attempts, oldest first: stage, id, state, hosts, times."""
     tree = read_json(run_dir / "jobs.json", [])
     return list(tree["jobs"] if isinstance(tree, dict) else tree)
+
+
+def variant(config: RunConfig) -> str:
+    """Return the run's name without the suffix `-s<seed>` that a sweep adds."""
+    return config.name.removesuffix(f"-s{config.seed}")
+
+
+def effort(run_dir: Path, evaluation: Evaluation | None) -> tuple[list[int], float | None]:
+    """Return the images of each phase up to the evaluated checkpoint, and the seconds of these phases."""
+    protocol = evaluation.protocol if evaluation else {}
+    last = protocol.get("stage", "train") if evaluation else PHASES[-1]
+    images, seconds = [], None
+    for phase in PHASES[: PHASES.index(last) + 1]:
+        done = read_json(layout.train_dir(run_dir, phase) / "done.json") or {}
+        seen = protocol.get("images") if phase == last else None
+        if seen or "images" in done:
+            images.append(int(seen or done["images"]))
+        if "seconds" in done:
+            seconds = (seconds or 0.0) + done["seconds"]
+    return images, seconds
 
 
 def trained(run_dir: Path, config: RunConfig) -> dict[str, Any] | None:

@@ -238,6 +238,7 @@ def protocol(config: RunConfig, evidence: Evidence) -> dict[str, Any]:
         "reference_digest": digest(keys),
         "reconstruction": "posterior mean",
         "rare_samples": settings.rare_samples,
+        "flip_images": min(evidence.n, settings.flip_images),
         "rarity_from": evidence.counts.n,  # annotated training images
         "neighbour_images": evidence.memory_n,
         "neighbour_features": neighbour_features(evidence).metric,

@@ -98,6 +98,24 @@ def evaluated_phase(config: RunConfig) -> str:
     return config.eval.stage or last_phase(config)
 
 
+def require_sampling(config: RunConfig) -> None:
+    """Raise ConfigError unless the prior of the evaluated phase can do what `eval` asks of it."""
+    name = evaluated_phase(config)
+    prior = phase(name, config).config.model.prior
+    guided, steered = prior.name == "flow_matching", prior.control
+    settings = config.eval
+    for key, value, neutral, can, needs in (
+        ("guidance", settings.guidance, 1.0, guided, "refine.prior.name=flow_matching"),
+        ("margin", settings.margin, 0.0, steered, "refine.prior.control=true"),
+        ("edit_strength", settings.edit_strength, 1.0, guided or steered, "refine.prior.control=true"),
+    ):
+        if value != neutral and not can:
+            raise ConfigError(
+                f"key 'eval.{key}': got {value}, expected {neutral:g}, because the prior {prior.name!r} of"
+                f" the stage {name} cannot do it; set eval.{key}={neutral:g}, or refine the run with {needs}"
+            )
+
+
 def _with_length(
     config: RunConfig, images: int, batch_size: int, ema_decay: float, optim: OptimConfig
 ) -> RunConfig:

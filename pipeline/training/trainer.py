@@ -127,7 +127,9 @@ class Trainer:
         if self.phase.name == "refine":
             weights = {name: value for name, value in weights.items() if not name.startswith(PRIOR)}
         self.model.load_state_dict(self.model.state_dict() | weights)
-        self.start_validation = info.validation
+        averaged = {name: value for name, value in info.validation.items() if name.startswith("val_ema/")}
+        raw = {name.replace("val_ema/", "val_raw/"): value for name, value in averaged.items()}
+        self.start_validation = averaged | raw  # both sets of weights begin with the averaged ones
         if self.phase.name == "refine":
             spread = code_spread(self.model, self.inputs.calibration, self.ranks)
             self.model.conditional_prior.standardise(*spread)

@@ -25,6 +25,7 @@ from pipeline.rundir.layout import source_path, source_place
 from pipeline.runtime.split import ceil_div
 from pipeline.stages import STAGES
 from pipeline.tracking.sync import make_tracker
+from pipeline.training.phases import require_sampling
 from slurm.chain import SHARED, Chain, Run, output_of
 from slurm.executors import executor_named
 from slurm.preflight.sizes import checkpoint_bytes, shards_bytes, small_images, stored_bytes
@@ -190,6 +191,16 @@ def model_fits_together(chain: Chain) -> Iterator[Finding]:
             yield Finding(f"key '{key}': {error}", True)
 
 
+def evaluation_can_be_made(chain: Chain) -> Iterator[Finding]:
+    """The prior that is to be evaluated can do what `eval` asks of it."""
+    for step in chain.steps:
+        if step.stage == "eval":
+            try:
+                require_sampling(step.run.config)
+            except ConfigError as error:
+                yield Finding(str(error), True)
+
+
 def tracker_answers(run: Run) -> Iterator[Finding]:
     """The tracker's store answers, if one is configured."""
     problem = make_tracker(run.run_dir, run.config).problem()
@@ -287,7 +298,7 @@ def _begun(run: Run, stage: str) -> bool:
     return stage not in SHARED and kind.progress(run.config, run.run_dir) > 0
 
 
-OF_A_CHAIN = (inputs_are_made, extras_are_installed, model_fits_together)
+OF_A_CHAIN = (inputs_are_made, extras_are_installed, model_fits_together, evaluation_can_be_made)
 
 
 def _existing(path: Path) -> Path:

@@ -31,6 +31,15 @@ def test_one_protocol_one_table_with_the_best_marked(tmp_path: Path) -> None:
     )
     better = make_run(tmp_path, "flow", ("name=flow",), steps=12, evals=1, fd=21.5, step=80)
     (better / "train/done.json").write_text('{"step": 80, "images": 11520, "seconds": 5012.0}')
+    for phase, images, seconds in (("tune", 500, 30.0), ("refine", 7000, 600.0)):
+        (worse / phase).mkdir()
+        done = {"step": 5, "images": images, "seconds": seconds}
+        (worse / phase / "done.json").write_text(json.dumps(done))
+    file = worse / "eval/1/metrics.json"
+    tree = json.loads(file.read_text())
+    tree["protocol"] |= {"stage": "tune", "images": 400}  # a checkpoint before the end; refine came later
+    file.write_text(json.dumps(tree))
+    (worse / "train/done.json").write_text('{"step": 500, "images": 64000, "seconds": 60.0}')
     text = compare([worse, better])
     assert (
         "protocols" not in text
@@ -40,8 +49,8 @@ def test_one_protocol_one_table_with_the_best_marked(tmp_path: Path) -> None:
     first = text.split("\n\n")[1]
     head = first.partition("---")[0].split()
     assert head == ["metric", "gaussian", "flow", "bad", "reference", "good", "reference"]
-    assert re.search(r"images seen +64,000 +10,240", first)
-    assert re.search(r"training +– +1 h 23 min", first)
+    assert re.search(r"images seen +64,000 \+ 400 +10,240", first)
+    assert re.search(r"training +1 min 30 s +1 h 23 min", first)
     assert re.search(r"distance to real images ↓ +30 ±0.5 +21.5 ±0.5\* +300 +1.2", first)
     assert first.count("*") == 1  # equal values: none is the best
     said = "distance to real images: flow (21.5 ±0.5) is better than gaussian (30 ±0.5)."
@@ -138,6 +147,9 @@ def test_runs_by_their_tag_in_mlflow(tmp_path: Path, capsys: pytest.CaptureFixtu
     main([*where, "--tag", "seed=0", "--tag", "headline.complete=True"])
     found = capsys.readouterr().out
     assert "flow-s0" in found and "plain-s0" in found and "flow-s1" not in found
+    main([*where, "--tag", "variant=flow"])  # all its seeds
+    found = capsys.readouterr().out
+    assert "± standard deviation over seeds" in found and "plain" not in found
     for wrong, message in (
         ("seed=7", "no run in experiment 'tags'"),
         ("seed", "expected KEY=VALUE"),
@@ -211,6 +223,15 @@ def test_many_runs_and_metrics_stay_within_the_terminal(tmp_path: Path) -> None:
 def test_runs_of_equal_names_are_told_apart(tmp_path: Path) -> None:
     text = compare([make_run(tmp_path / "one", "flow", evals=1), make_run(tmp_path / "two", "flow", evals=1)])
     assert "one/flow" in text and "two/flow" in text
+
+
+def test_long_names_that_end_alike_are_told_apart(tmp_path: Path) -> None:
+    end = "with_a_very_long_end_of_its_name"
+    runs = [make_run(tmp_path, f"{start}_{end}", evals=1, fd=fd) for start, fd in (("a", 30.0), ("b", 20.0))]
+    text = compare(runs)
+    assert f"a_{end}" in text and f"b_{end}" in text
+    line = line_of(text, "distance to real images ↓")
+    assert line.count("*") == 1 and "20 ±0.5*" in line
 
 
 def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:

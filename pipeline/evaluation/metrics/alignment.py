@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.evaluation.evidence import Evidence
-from pipeline.evaluation.metrics.base import Metric, Value
+from pipeline.evaluation.metrics.base import Interval, Metric, Value, around
 from pipeline.evaluation.metrics.statistics import (
     balanced_accuracy,
     finite,
     nanmean,
-    percentiles,
     resample,
+    standard_deviation,
     weighted_average_precision,
 )
 
@@ -108,7 +108,7 @@ class AttributeAgreement(Metric):
                         direction="higher",
                         meaning=f"{score.meaning}, {scope}",
                         n=n,
-                        interval=percentiles(nanmean(drawn[:, chosen], 1)),
+                        interval=_interval(value[chosen], drawn[:, chosen]),
                         ceiling=float(nanmean(ceiling[chosen])),
                         floor=float(nanmean(lowest[chosen])),
                         floor_name="requests of other images",
@@ -122,20 +122,31 @@ class AttributeAgreement(Metric):
                         direction="none",
                         meaning=f"{name} of samples against the attributes of other images",
                         n=n,
-                        interval=percentiles(nanmean(drawn_floor[:, chosen], 1)),
+                        interval=_interval(lowest[chosen], drawn_floor[:, chosen]),
                         headline=False,
                         over_read_attributes=over_read,
                     ),
                 )
             table |= {short: value, f"real_{short}": ceiling, f"shuffled_{short}": lowest}
-            table |= _bounds(short, drawn)
+            table |= _bounds(short, value, drawn)
         yield "per_attribute", _per_attribute(evidence, table)
 
 
-def _bounds(name: str, drawn: np.ndarray) -> dict[str, np.ndarray]:
-    """Ends of the 95 % interval of every attribute, from resampled scores [R, A]."""
+def _interval(value: np.ndarray, drawn: np.ndarray) -> Interval | None:
+    """The 95 % interval of the mean over attributes of scores [A], from resampled ones [R, A].
+
+    It lies around the value. Resampled average precisions are too high, and their percentiles with them.
+    """
+    means = nanmean(drawn, 1)
+    interval = around(float(nanmean(value)), standard_deviation(means[np.isfinite(means)]))
+    return interval and (max(0.0, interval[0]), min(1.0, interval[1]))
+
+
+def _bounds(name: str, value: np.ndarray, drawn: np.ndarray) -> dict[str, np.ndarray]:
+    """Ends of the 95 % interval of every attribute's score [A], from resampled ones [R, A]."""
     unknown = (np.nan, np.nan)
-    ends = np.array([percentiles(resampled) or unknown for resampled in drawn.T])
+    pairs = zip(value[:, None], drawn.T[:, :, None], strict=True)
+    ends = np.array([_interval(one, resampled) or unknown for one, resampled in pairs])
     return {f"{name}_low": ends[:, 0], f"{name}_high": ends[:, 1]}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation.evidence import Evidence
-from pipeline.evaluation.metrics.base import Direction, Metric, Value, around, normal_interval
+from pipeline.evaluation.metrics.base import Direction, Metric, Value, around, standard_error
 from pipeline.evaluation.metrics.frechet import (
     frechet_distance,
     frechet_extrapolated,
@@ -153,11 +153,11 @@ def kernel_error(deviation: float, subsets: int, size: int, n: int) -> float:
     """Standard error of the KID of `n` images; nan if the subsets do not vary.
 
     Subsets are drawn without replacement, so their variance is s^2 (1/size - 1/n); all n images
-    have s^2 / n.
+    have s^2 / n. The mean over few subsets adds their own luck.
     """
     if subsets < 2 or size >= n:
         return math.nan
-    return deviation * math.sqrt(size / (n - size))
+    return deviation * math.sqrt(size / (n - size) + 1 / subsets)
 
 
 class PrecisionRecall(Metric):
@@ -285,19 +285,21 @@ class Sharpness(Metric):
 
     def __call__(self, evidence: Evidence) -> Iterator[tuple[str, Value]]:
         """Yield sharpness_recon and sharpness_samples."""
-        real = evidence["reconstructions"]["real_edges"].mean()
+        real = evidence["reconstructions"]["real_edges"]
         direction: Direction = "none"  # too sharp is as wrong as too blurred
         for what, part in (("recon", "reconstructions"), ("samples", "samples")):
             edges = evidence[part]["edges"]
-            ratio = edges / real if real else np.full(len(edges), math.nan)
+            scale = float(real.mean()) or math.nan
+            ratio = float(edges.mean()) / scale
+            error = standard_error(edges - ratio * real) / scale  # of a ratio of two means
             yield (
                 f"sharpness_{what}",
                 Value(
-                    value=float(ratio.mean()),
+                    value=ratio,
                     direction=direction,
                     meaning=f"edge energy of {part} over that of real images",
                     n=len(edges),
-                    interval=normal_interval(ratio),
+                    interval=around(ratio, error),
                     ceiling=1.0,
                     floor=0.0,
                     floor_name="a flat image",

@@ -156,7 +156,7 @@ class RareCombinations(Metric):
             if not pool:
                 continue
             n, found = sum(row["n"] for row in pool), sum(row["found"] for row in pool)
-            real_n, real_found = sum(row["real_n"] for row in pool), sum(row["real_found"] for row in pool)
+            real = [row["real_found"] / row["real_n"] for row in pool if row["real_n"]]
             yield (
                 name,
                 Value(
@@ -166,7 +166,7 @@ class RareCombinations(Metric):
                     f" {len(pool)} combinations",
                     n=n,
                     interval=wilson(found, n),
-                    ceiling=real_found / real_n if real_n else None,
+                    ceiling=sum(real) / len(real) if real else None,  # each counts alike, as the samples do
                     over_read_attributes=True,
                 ),
             )

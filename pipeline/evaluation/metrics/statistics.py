@@ -94,6 +94,11 @@ def resample(
     return np.concatenate(parts)[:resamples]
 
 
+def standard_deviation(x: np.ndarray) -> float:
+    """Standard deviation of a sample [N]; nan for fewer than two."""
+    return float(x.std(ddof=1)) if len(x) > 1 else math.nan
+
+
 def percentiles(resampled: np.ndarray) -> tuple[float, float] | None:
     """Return the 95 % percentile interval of [R] resampled values, or None if none is finite."""
     if not np.isfinite(resampled).any():

@@ -51,13 +51,18 @@ def send_evaluation(client: MlflowClient, parent: Run, variant: str, evaluation:
 
 
 def send_headline(client: MlflowClient, run: Run, headline: Evaluation) -> None:
-    """Show the headline evaluation's numbers on the parent, unless it shows them already."""
-    _log_new(client, run, dict(_named(headline)), _written_ms(headline))
+    """Show the headline evaluation's numbers on the parent, and no number of an earlier one."""
+    values = dict(_named(headline))
+    keys = {headline.key for headline in HEADLINES}
+    shown = {key for key, value in run.data.metrics.items() if not math.isnan(value)}
+    stale = {key for key in shown - values.keys() if key in keys or key.startswith("eval/")}
+    _log_new(client, run, values | dict.fromkeys(stale, math.nan), _written_ms(headline))  # it deletes none
     tags = {
         "headline.eval": str(headline.number),
         "headline.split": str(headline.protocol.get("split", "")),
         "headline.protocol": digest(headline.comparable),  # runs with the same digest may be compared
         "headline.complete": str(headline.complete),
+        "headline.reads": f"{len(headline.read)} of {len(headline.per_attribute)} attributes",
     }
     set_tags(client, run, tags)
 

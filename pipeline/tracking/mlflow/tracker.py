@@ -168,7 +168,7 @@ class MlflowTracker(Tracker):
 
     def _identity(self) -> dict[str, str]:
         tags = {
-            "variant": self.config.name,
+            "variant": record.variant(self.config),
             "seed": str(self.config.seed),
             "run_dir": str(self.run_dir),
         }
@@ -183,7 +183,7 @@ class MlflowTracker(Tracker):
         evaluations = record.evaluations(self.run_dir)
         self._children = []
         for evaluation in evaluations:
-            run_id = send_evaluation(self._client, self._run, self.config.name, evaluation)
+            run_id = send_evaluation(self._client, self._run, record.variant(self.config), evaluation)
             self._children.append((evaluation, run_id))
         newest = record.headline(evaluations)
         if newest:

@@ -121,6 +121,14 @@ def test_a_showcase_that_is_among_the_rarest_is_drawn_once(
     assert len(drawn) == len(set(drawn)) and frozenset(reverse) in drawn
 
 
+def test_a_showcase_may_name_many_attributes(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = evidence(runs)
+    case = (*own.info.attributes, own.info.attributes[0])  # the model reads three
+    monkeypatch.setattr(type(own), "showcase", property(lambda self: [case]))
+    own.compute("rare")
+    assert len(case) == 4 and case in [combination.attributes for combination in own.rare_combinations()]
+
+
 def test_copies_are_searched_with_features_that_do_not_know_the_training_images(runs: Path) -> None:
     class Strange(Cells):
         metric = "fd_strange"

@@ -39,3 +39,5 @@ def test_contradictions_are_neither_chosen_nor_asked_for() -> None:
     assert ("Straight_Hair", "Wavy_Hair") not in [pair.attributes for pair in rarest(labels, labels, names)]
     asked = requests(labels, names, ("Wavy_Hair", "Male"), 50, 0, EXCLUSIVE)
     assert asked[:, 1:].all() and not asked[:, 0].any()
+    against_each_other = requests(labels, names, ("Straight_Hair", "Wavy_Hair"), 50, 0, EXCLUSIVE)
+    assert against_each_other[:, :2].all()  # a showcase that somebody asked for by name

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import ttest_1samp
 
 from pipeline.reporting.entries import read_entries
-from pipeline.reporting.seeds import paired_t, seed_table, variant_differences
+from pipeline.reporting.seeds import by_variant, paired_t, seed_table, variant_differences
 from tests.fake_run import add_eval, make_run, sources_and_tags
 
 
@@ -31,6 +31,28 @@ def test_rows_are_variants_with_mean_and_deviation(tmp_path):
     assert cells["plain"][column] == "30"
     sources, _ = sources_and_tags(files[1].read_text())
     assert sources <= {"data:"}
+
+
+def test_runs_of_one_name_and_two_configurations_are_two_variants(tmp_path):
+    runs = []
+    for folder, z_dim in (("z64", 64), ("z128", 128)):
+        for seed in (0, 1):
+            overrides = ("name=flow", f"seed={seed}", f"model.z_dim={z_dim}")
+            runs.append(make_run(tmp_path, f"{folder}-{seed}", overrides))
+            add_eval(runs[-1], 1, fd=20.0 + seed)
+    found = by_variant(read_entries(runs))
+    assert [len(entries) for entries in found.values()] == [2, 1, 1]
+    assert list(found) == ["flow", "flow (z128-0)", "flow (z128-1)"]
+
+
+def test_numbers_over_different_attributes_are_not_tested(tmp_path):
+    runs = []
+    for name, unread in (("all", ""), ("some", "Bald")):
+        for seed in (0, 1):
+            runs.append(make_run(tmp_path, f"{name}-s{seed}", (f"name={name}-s{seed}", f"seed={seed}")))
+            add_eval(runs[-1], 1, fd=20.0 + seed, unread=unread)
+    metrics = {difference.metric for difference in variant_differences(read_entries(runs))}
+    assert "attribute_accuracy" in metrics and "attribute_accuracy_read" not in metrics
 
 
 def test_numbers_of_two_protocols_never_share_a_row(tmp_path):

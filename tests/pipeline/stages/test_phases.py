@@ -11,12 +11,13 @@ from pipeline.config import load as configuration
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.rundir import layout
 from pipeline.stages import STAGES
+from pipeline.training.checkpoints.store import Checkpoints
 from pipeline.training.checkpoints.weights import load_model
 from pipeline.training.classify.guides import Guides
 from pipeline.training.classify.nets import NETS
 from pipeline.training.objectives.decoder import DecoderFit
 from pipeline.training.objectives.steer import SteerFit
-from pipeline.training.phases import last_phase, phase
+from pipeline.training.phases import last_phase, phase, require_sampling
 from tests.conftest import ROOT, run_stage_here
 from tests.workers.ranks import run_ranks
 
@@ -94,6 +95,9 @@ def test_each_phase_moves_only_what_it_fits(trained, alone):
     assert refined["model.control.gain"].abs().sum() > 0
     steered = final(alone, "steer")
     assert any("control.reader" in name for name in steered)
+    newest = Checkpoints(layout.checkpoints_dir(alone, "refine"))
+    found = newest.read(newest.steps()[-1]).meta["validation"]
+    assert found["val_raw/s2"] == found["val_ema/s2"]  # both sets of weights hold the averaged decoder
     for name, value in refined.items():
         if name.startswith(
             "ema."
@@ -173,6 +177,27 @@ def test_a_run_without_steering_trains_no_guide(trained, tiny_overrides, tmp_pat
     with pytest.raises(ConfigError, match="steer.images"):
         run_stage_here(config, tmp_path / "run", "steer")
     assert not (tmp_path / "_shared" / "guides").exists()
+
+
+@pytest.mark.parametrize(
+    "words,said",
+    [
+        (["eval.guidance=1.5"], "eval.guidance.: got 1.5, expected 1, because the prior .flow. of the stage"),
+        (["eval.margin=3"], "eval.margin.: got 3.0, expected 0"),
+        (["eval.edit_strength=2"], "eval.edit_strength.: got 2.0.*refine.prior.control=true"),
+        (["refine.images=64", "eval.stage=train", "eval.guidance=1.5"], "of the stage train cannot do it"),
+        (["eval.stage=refine"], "refine.images.: is 0"),
+    ],
+)
+def test_an_evaluation_that_the_prior_cannot_serve_is_refused(words, said):
+    with pytest.raises(ConfigError, match=said):
+        require_sampling(configuration.load([], words))
+
+
+def test_a_refined_prior_serves_guidance():
+    require_sampling(
+        configuration.load([], ["refine.images=64", "eval.guidance=1.5", "eval.edit_strength=2"])
+    )
 
 
 def test_steering_needs_a_control_of_refine():

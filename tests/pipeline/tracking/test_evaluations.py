@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,18 @@ def test_an_evaluation_by_hand_is_sent_by_rank_0(runs: Path, monkeypatch: pytest
     monkeypatch.setenv("RANK", "0")
     command.main()
     assert "hand eval 1 (test, N=3000)" in {r.info.run_name for r in runs_of(client(runs), "hand")}
+
+
+def test_the_parent_shows_no_number_of_an_earlier_evaluation(runs: Path) -> None:
+    run = make_run(runs, "fewer", ("tracking.experiment=fewer",), steps=5, evals=1, step=90)
+    tracker_of(run).push()
+    file = add_eval(run, 2, fd=30.0) / "metrics.json"
+    tree = json.loads(file.read_text())
+    del tree["metrics"]["mse"]
+    file.write_text(json.dumps(tree))
+    for _ in range(2):
+        tracker_of(run).push()
+    shown = parent_of(client(runs), "fewer").data.metrics
+    assert shown["distance"] == 30.0 and math.isnan(shown["eval/other/mse"])
+    history = client(runs).get_metric_history(parent_of(client(runs), "fewer").info.run_id, "eval/other/mse")
+    assert len(history) == 2  # the number and that it is gone, however often it is sent

@@ -67,8 +67,9 @@ def test_kernel_distance_is_the_unbiased_estimate_with_the_cubic_kernel():
     assert abs(np.mean(same)) < 3 * np.std(same) / 40**0.5 < mean
 
 
-def test_the_error_of_the_kernel_distance_is_its_spread_over_repetitions():
-    n, size, subsets = 200, 80, 50
+@pytest.mark.parametrize(("size", "subsets"), [(80, 50), (20, 5)])
+def test_the_error_of_the_kernel_distance_is_its_spread_over_repetitions(size, subsets):
+    n = 200
     values, errors = [], []
     for i in range(25):
         a, b = normal(2 * i, n), normal(2 * i + 1, n, shift=0.5)

@@ -9,6 +9,7 @@ import pytest
 import scipy.linalg
 import torch
 
+from pipeline.evaluation.metrics.alignment import _interval
 from pipeline.evaluation.metrics.frechet import Moments, frechet_distance, frechet_extrapolated, moments
 from pipeline.evaluation.metrics.statistics import (
     average_precision,
@@ -138,3 +139,13 @@ def test_extrapolation_needs_subsets_with_a_spread() -> None:
     assert np.isnan(frechet_extrapolated(rows[:7], rows)) and np.isfinite(
         frechet_extrapolated(rows, rows + 1)
     )
+
+
+def test_the_interval_of_an_average_precision_lies_around_it() -> None:
+    """Resampled values are all too high here, so their percentiles would leave the value out."""
+    value, drawn = np.array([0.3, 0.5]), np.array([[0.5, 0.6], [0.6, 0.7], [0.7, 0.8], [0.55, 0.65]])
+    low, high = _interval(value, drawn) or (0, 0)
+    half = 1.959964 * drawn.mean(1).std(ddof=1)
+    assert (low, high) == pytest.approx((0.4 - half, 0.4 + half))
+    assert _interval(np.array([0.99]), drawn[:, :1])[1] == 1.0  # it is a share
+    assert _interval(value, np.full((4, 2), np.nan)) is None
