@@ -225,9 +225,10 @@ def interrupted(source: Path) -> RunConfig:
     return config
 
 
-def same_as_uninterrupted(config: RunConfig, folder: Path) -> bool:
+def same_as_uninterrupted(config: RunConfig, folder: Path, *overrides: str) -> bool:
     """Whether manifest and tars equal those of a run in one go, elsewhere."""
-    whole = run(make_config(config.shard.source, runs=Path(config.runs_dir).parent / "other runs"))
+    other = Path(config.runs_dir).parent / "other runs"
+    whole = run(make_config(config.shard.source, *overrides, runs=other))
     names = {"manifest.json", *tars(whole)}
     return (
         all((whole / name).read_bytes() == (folder / name).read_bytes() for name in names)
@@ -261,6 +262,22 @@ def test_shards_of_a_source_that_changed_are_not_kept(interrupted: RunConfig) ->
     (Path(interrupted.shard.source) / "img_align_celeba" / "000001.jpg").write_bytes(jpeg(77) + b"\0")
     run(interrupted)
     assert same_as_uninterrupted(interrupted, folder)
+
+
+def test_shards_of_another_crop_are_not_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    names = [f"{number}.jpg" for number in range(7)]
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(jpeg(number, 178, 200))
+    splits = ["train"] * 5 + ["val", "test"]
+    rows = [f"{name},{split},1" for name, split in zip(names, splits, strict=True)]
+    (folder / "labels.csv").write_text("\n".join(["image,split,Red", *rows]))
+    largest, cut = make_config(folder), make_config(folder, "shard.crop=148")
+    assert layout.shards_dir(largest) == layout.shards_dir(cut)
+    with pytest.raises(Stopped):
+        run(largest, StopAfter(1))
+    assert same_as_uninterrupted(cut, run(cut), "shard.crop=148")
 
 
 def test_one_bad_shard_is_mended_by_deleting_it_and_the_manifest(source: Path) -> None:
