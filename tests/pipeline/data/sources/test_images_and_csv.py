@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,17 @@ def test_photos_are_turned_upright(form: str, orientation: int) -> None:
     found = decode(stored)
     assert found.shape == wanted.shape
     assert np.abs(found.astype(int) - wanted).max() <= 3
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_photos_with_an_odd_exif_block_are_turned_too(form: str) -> None:
+    odd, turned = b"abc\0", 6
+    entries = struct.pack("<HHI4s", 0x0100, 2, 4, odd) + struct.pack("<HHIHH", 0x0112, 3, 1, turned, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)  # the width is a word
+    stored = file_of(PICTURE, form, exif=exif)
+    with pytest.raises((struct.error, TypeError)), Image.open(io.BytesIO(stored)) as image:
+        ImageOps.exif_transpose(image)
+    assert decode(stored).shape == (70, 50, 3)
 
 
 @pytest.mark.parametrize("form", ["WEBP", "PNG"])
