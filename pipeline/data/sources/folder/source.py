@@ -83,19 +83,25 @@ def _table(folder: Path) -> Path:
 
 
 def _paths(file: Path, written: list[str], sizes: dict[str, int]) -> list[str]:
-    """Return the path of each image. A CSV may leave out the folder or the ending if no doubt arises."""
+    """Return the path of each image. A CSV may leave out the folder or the ending if no doubt arises.
+
+    Raises DataError if a name may be two images, or if two names are one image.
+    """
     by_name: dict[str, list[str]] = {}
     for path in sizes:
         base = path.rsplit("/", 1)[-1]
         for short in {base, base.rsplit(".", 1)[0], path.rsplit(".", 1)[0]}:
             by_name.setdefault(short, []).append(path)
-    paths = []
+    name_of: dict[str, str] = {}  # path -> as written
     for name in written:
         matches = [name] if name in sizes else by_name.get(name, [name])
         if len(matches) > 1:
             raise DataError(f"{file}: {name} may be {matches[0]} or {matches[1]}; write the path out")
-        paths.append(matches[0])
-    return paths
+        path = matches[0]
+        if path in name_of:
+            raise DataError(f"{file}: {name_of[path]} and {name} are one image, {path}; remove one row")
+        name_of[path] = name
+    return list(name_of)
 
 
 def _check(

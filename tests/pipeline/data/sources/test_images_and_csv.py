@@ -202,6 +202,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     "no val": (SOUND.replace("val", "train"), "no image of the val split among 4"),
     "missing": (SOUND + "e.png,train,1,1\n", "1 of 5 images are not in .* e.png; .*allow_subset=true"),
     "no row": (SOUND.replace("d.png,train,0,0\n", ""), "1 of 4 images have no row in labels.csv, .* d.png"),
+    "one image": (SOUND + "d,val,1,1\n", "labels.csv: d.png and d are one image, d.png; remove one row"),
 }
 
 
