@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from pipeline.data.sources.base import Source
 from pipeline.data.sources.dataset import DataSet, Rows, bytes_of, facts_of, fields_of, key_of
+from pipeline.data.sources.decode import ENDINGS
 from pipeline.data.sources.facts import with_own_facts
 from pipeline.data.sources.folder.images import FolderImages, files_below, holds_image
 from pipeline.data.sources.folder.table import read_table
@@ -104,10 +106,15 @@ def _paths(file: Path, written: list[str], sizes: dict[str, int]) -> list[str]:
     return list(name_of)
 
 
+def _has_other_format(file: Path) -> bool:
+    """Return whether a file is there whose ending no reader of images knows."""
+    return file.suffix.lower() not in ENDINGS and os.path.isfile(file)
+
+
 def _check(
     folder: Path, file: Path, names: list[str], present: np.ndarray, sizes: dict[str, int], allow_subset: bool
 ) -> None:
-    """Raise DataError if images lack a row, or rows an image."""
+    """Raise DataError if images lack a row, rows an image, or if an image has another format."""
     strangers = sorted(sizes.keys() - set(names))
     if strangers:
         raise DataError(
@@ -115,6 +122,9 @@ def _check(
             f"the first is {strangers[0]}; add or remove them"
         )
     missing = int((~present).sum())
+    for name, is_there in zip(names, present, strict=True):
+        if not is_there and _has_other_format(folder / name):
+            raise DataError(f"{folder / name}: is not JPEG, PNG or WebP; convert it, or remove its row")
     if missing and not (allow_subset and present.any()):
         first = names[int(present.argmin())]
         raise DataError(

@@ -226,6 +226,13 @@ def test_two_tables_and_two_images_of_one_name(tmp_path: Path) -> None:
         ImagesWithTable.open(folder)
 
 
+@pytest.mark.parametrize("allow_subset", [False, True])
+def test_an_image_of_another_format_is_not_called_missing(allow_subset: bool, tmp_path: Path) -> None:
+    folder = write(tmp_path / "data", SOUND + "e.BMP,train,1,1\n")
+    with pytest.raises(DataError, match=r"e.BMP: is not JPEG, PNG or WebP; convert it, or remove its row"):
+        ImagesWithTable.open(folder, allow_subset)
+
+
 # ---- dataset.yaml, and the examples of the documentation
 
 
