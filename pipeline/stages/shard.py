@@ -19,7 +19,7 @@ from pipeline.data.annotations import write_annotations
 from pipeline.data.journal import Journal, ShardReport, clear_folder
 from pipeline.data.manifest import build_manifest, crop_of, dataset_info, read_manifest
 from pipeline.data.sources.base import Source, require_sizes_fit, with_usual_crop
-from pipeline.data.sources.registry import open_source
+from pipeline.data.sources.registry import changed_labels, open_source
 from pipeline.data.sources.toy.dataset import make_toy_celeba
 from pipeline.data.sources.toy.source import ToyFaces
 from pipeline.data.workers import write_shards
@@ -121,6 +121,9 @@ def is_complete(config: RunConfig, context: Context) -> bool:
     if not config.data.shards:
         require_same_crop(folder, config.shard)
     context.log.info("%s is there already", folder)
+    warning = changed_labels(config)
+    if warning:
+        context.log.warning("%s", warning)
     return True
 
 

@@ -101,6 +101,18 @@ def test_a_second_run_changes_nothing(source: Path) -> None:
     assert tars(run(config)) == before
 
 
+def test_labels_that_changed_since_are_told(source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = make_config(source)
+    folder = run(config)
+    for file in source.rglob("*"):
+        os.utime(file, ns=(0, 0))  # else a slow clock may make them as new as the shards
+    run(config)
+    assert "is newer" not in caplog.text
+    os.utime(source / "list_attr_celeba.txt")
+    run(config)
+    assert f"list_attr_celeba.txt: is newer than the shards in {folder}; delete that folder" in caplog.text
+
+
 def test_a_subset_is_counted(source: Path) -> None:
     (source / "img_align_celeba" / "000001.jpg").unlink()
     with pytest.raises(DataError, match="shard.allow_subset=true"):
