@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -105,11 +106,16 @@ class Tars(DataSet):
 
 
 def _keys(samples: list[tuple[Tar, Sample]]) -> list[str]:
-    """Return a key for each sample. If tars share keys, each gets its tar's name in front."""
+    """Return a key for each sample. If tars share keys, each gets its tar's path in front.
+
+    The path begins below the folder that all tars share.
+    """
     keys = [key_of(sample.key) for _, sample in samples]
     if len(set(keys)) == len(keys):
         return keys
-    keys = [key_of(f"{tar.name.removesuffix('.tar')}-{sample.key}") for tar, sample in samples]
+    parts = {tar: tar.url.removesuffix(".tar").split("/") for tar, _ in samples}
+    shared = len(os.path.commonprefix([path[:-1] for path in parts.values()]))
+    keys = [key_of("-".join([*parts[tar][shared:], sample.key])) for tar, sample in samples]
     twice, count = Counter(keys).most_common(1)[0]
     if count > 1:
         tar = samples[keys.index(twice)][0]
