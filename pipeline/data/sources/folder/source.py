@@ -64,7 +64,8 @@ class ImagesWithTable(DataSet):
 def _tables(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() == ".csv" and file.is_file())
+    files = [file for file in folder.iterdir() if not file.name.startswith(".")]  # macOS leaves ._labels.csv
+    return sorted(file for file in files if file.suffix.lower() == ".csv" and file.is_file())
 
 
 def _table(folder: Path) -> Path:

@@ -17,7 +17,7 @@ from pipeline.data.sources.decode import decode
 from pipeline.data.sources.facts import with_own_facts
 from pipeline.data.sources.tars.index import Sample, samples_of
 from pipeline.data.sources.tars.labels import read_labels
-from pipeline.data.sources.tars.places import Tar, find_tars, is_pattern, read_part, with_random_access
+from pipeline.data.sources.tars.places import IN_FOLDER, Tar, find_tars, is_pattern, read_part, with_random_access
 from pipeline.errors import DataError
 
 KIND = "webdataset"
@@ -69,7 +69,7 @@ class Tars(DataSet):
     @classmethod
     def recognises(cls, folder: Path) -> bool:
         """Return whether a tar is in the folder, or in one below it."""
-        return any(next(folder.glob(pattern), None) for pattern in ("*.tar", "*/*.tar"))
+        return any(next(folder.glob(pattern), None) for pattern in IN_FOLDER)
 
     @classmethod
     def estimate(cls, folder: Path) -> tuple[int, int]:

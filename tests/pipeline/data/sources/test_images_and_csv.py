@@ -19,6 +19,7 @@ from pipeline.data.sources.decode import decode
 from pipeline.data.sources.facts import with_own_facts
 from pipeline.data.sources.folder.source import ImagesWithTable
 from pipeline.data.sources.folder.table import read_table
+from pipeline.data.sources.registry import recognise
 from pipeline.errors import DataError
 from tests.conftest import ROOT
 from tests.pipeline.data.sources.layouts import make_manifest, refusal
@@ -231,6 +232,19 @@ def test_an_image_of_another_format_is_not_called_missing(allow_subset: bool, tm
     folder = write(tmp_path / "data", SOUND + "e.BMP,train,1,1\n")
     with pytest.raises(DataError, match=r"e.BMP: is not JPEG, PNG or WebP; convert it, or remove its row"):
         ImagesWithTable.open(folder, allow_subset)
+
+
+def test_a_link_to_nothing_is_a_missing_image_and_leftovers_of_macos_are_no_data(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data", SOUND + "e.png,train,1,1\n")
+    for name in ("._labels.csv", "._e.png", "._e.tar", "._e.parquet"):
+        (folder / name).write_bytes(b"Mac OS X")
+    assert recognise(folder) is ImagesWithTable
+    assert len(ImagesWithTable.open(folder).keys) == 5
+    (folder / "e.png").unlink()
+    (folder / "e.png").symlink_to("nowhere.png")
+    with pytest.raises(DataError, match="1 of 5 images are not in .*, the first is e.png"):
+        ImagesWithTable.open(folder)
+    assert len(ImagesWithTable.open(folder, allow_subset=True).keys) == 4
 
 
 # ---- dataset.yaml, and the examples of the documentation

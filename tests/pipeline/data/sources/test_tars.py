@@ -208,6 +208,16 @@ def test_tars_of_one_name_in_a_folder_for_each_split(tmp_path: Path) -> None:
     assert found.keys == ["test-000-0000", "train-000-0000", "val-000-0000"]
 
 
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    labels = {f"{split}/ä.tar": [{"red": 1}] for split in ("train", "val", "test")}
+    for tar in write_labels(tmp_path / "tars", labels).rglob("*.tar"):
+        with tarfile.open(tar, "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as again:
+            add(again, f"{tar.parent.name} ü.png", jpeg(1, 20, 20))
+            add(again, f"{tar.parent.name} ü.json", b'{"red": 1}')
+    keys = Tars.open(tmp_path / "tars").keys
+    assert [key.split("_")[0] for key in keys] == ["test", "train", "val"]
+
+
 def test_all_samples_tell_what_is_an_attribute(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first, second = {"red": 0, "faces": 1, "age": 30}, {"red": 1, "faces": 2, "age": 0}
     labels = {f"{split}.tar": [first, second] for split in ("train", "val", "test")}
