@@ -182,7 +182,7 @@ def user_errors() -> Iterator[None]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line."""
+    """Run the command line. Raises a UserError."""
     words = parser("tools/export.py", __doc__, EXAMPLES)
     add_run_dir(words)
     add = words.add_argument
@@ -199,6 +199,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--formats", nargs="+", action="extend", default=[], choices=formats, help="programs to write too")
     add("--register", metavar="NAME", default="", help="name in MLflow's model registry")
     args = words.parse_args(argv)
+    if args.checkpoint not in ("", "best", "latest") and not args.checkpoint.isdecimal():
+        raise UserError(f"--checkpoint: got {args.checkpoint!r}, expected best, latest or the step of one")
     folder = args.folder or layout.model_dir(args.run_dir)
     export(args.run_dir, folder, args.checkpoint, args.weights, args.stage)
     with user_errors():

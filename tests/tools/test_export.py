@@ -83,6 +83,12 @@ def test_weights_and_stage_of_an_export_are_those_of_the_evaluation(tmp_path):
     assert (found["weights"], found["stage"]) == ("raw", "train")
 
 
+@pytest.mark.parametrize("name", ["all", "newest"])
+def test_a_checkpoint_that_is_none_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=f"^--checkpoint: got '{name}', expected best, latest or the step"):
+        export.main([str(tmp_path), "--checkpoint", name])
+
+
 # ---- programs
 
 
