@@ -125,7 +125,7 @@ def read(path: FilePath) -> tuple[CVAE, Card]:
         card = _card(tree, folder / CARD)
     except ModelFileError:
         raise
-    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
         raise ModelFileError(f"{folder / CARD}: is malformed ({error}); {AGAIN}") from None
     shapes = _network(card, folder / CARD, "meta")  # without memory: a wrong size then costs nothing
     _fill(shapes, folder / WEIGHTS, str(tree["weights_sha256"]))
@@ -232,7 +232,7 @@ def _network(card: Card, file: Path, device: str) -> CVAE:
         raise ModelFileError(
             f"{file}: key 'model': no part is called {error}; it needs a newer version of cvae"
         ) from None
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, IndexError) as error:
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, IndexError) as error:
         raise ModelFileError(f"{file}: key 'model': builds no model ({error}); {AGAIN}") from None
 
 

@@ -13,7 +13,7 @@ from pipeline.errors import StorageError
 from pipeline.reporting.text import duration, text_table
 from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import read_metrics
-from pipeline.rundir.record import OPEN_STATES, read_json, run_config
+from pipeline.rundir.record import OPEN_STATES, read_json, require_run, run_config
 from pipeline.runtime.logs import LINE, PROGRESS
 from pipeline.runtime.split import ceil_div
 from slurm import ledger
@@ -219,10 +219,10 @@ def log_of(run_dir: Path, stage: str | None, rank: int | None) -> Path:
 
     The file may not exist yet. Raises ConfigError if `run_dir` is no run directory.
     """
+    require_run(run_dir)
     # A rank may crash before rank 0 has recorded the attempt; a recorded crash means that there are logs.
     jobs = [job for job in read_json(run_dir / "jobs.json", []) if job["attempts"] or job.get("crashes")]
     if stage is None:
-        run_config(run_dir)
         stage = _stage_to_read(jobs)
     error = ledger.failure(run_dir, stage)
     if rank is None:

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.command_line import add_run_dirs, parser
 from pipeline.errors import exit_code
+from pipeline.rundir.record import require_run
 from slurm.executors import EXECUTORS, executor_named
 from slurm.status import unfinished
 
@@ -21,10 +22,12 @@ EXAMPLES = """\
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line."""
+    """Run the command line. Raises a UserError."""
     words = parser("tools/cancel.py", __doc__, EXAMPLES)
     add_run_dirs(words)
     args = words.parse_args(argv)
+    for run_dir in args.run_dir:
+        require_run(run_dir)
     jobs = [job for run_dir in args.run_dir for job in unfinished(run_dir.absolute())]
     lines = []
     for name in EXECUTORS:

@@ -24,7 +24,7 @@ import torch
 
 import cvae
 from cvae.config import SamplingConfig
-from cvae.io import CARD, MAX_ROWS, Card, ModelFileError, pack
+from cvae.io import CARD, MAX_ROWS, WEIGHTS, Card, ModelFileError, pack
 from cvae.request import RequestError
 from cvae.use import Model
 from pipeline.command_line import add_run_dir, parser
@@ -41,7 +41,7 @@ from pipeline.runtime.split import spread
 from pipeline.tracking.mlflow.model import register
 from pipeline.training.checkpoints.weights import CheckpointInfo, load_model
 from pipeline.training.phases import Phase, evaluated_phase, phase
-from tools.parts.model_card import GITATTRIBUTES, PICTURE, model_card
+from tools.parts.model_card import GITATTRIBUTES, PICTURE, is_generated, model_card, sealed
 from tools.parts.programs import FORMATS, write_programs
 
 EXAMPLES = """\
@@ -50,6 +50,7 @@ EXAMPLES = """\
   python tools/export.py runs/sigma_cvae_nf exported --formats onnx pt2
   python tools/export.py runs/sigma_cvae_nf --register faces
 """
+CARD_TEXT = "README.md"
 
 
 def export(run_dir: Path, folder: Path, which: str = "", weights: str = "", stage: str = "") -> Path:
@@ -66,9 +67,22 @@ def export(run_dir: Path, folder: Path, which: str = "", weights: str = "", stag
     which = which or ("best" if evaluated == "all" else evaluated)
     net, info = load_model(run_dir, which, weights, torch.device("cpu"), stage)
     card = _card(run_dir, phase(stage, config), info, weights)
-    for name, content in pack(net, card).items():
+    files = pack(net, card)
+    _drop_old_programs(folder, files[WEIGHTS])
+    for name, content in files.items():
         write_bytes(folder / name, content)
     return folder
+
+
+def _drop_old_programs(folder: Path, weights: bytes) -> None:
+    """Delete the programs of an earlier export, unless it had the same weights."""
+    file = folder / WEIGHTS
+    if file.exists() and file.read_bytes() == weights:
+        return
+    for kind in FORMATS:
+        for program in (folder / kind).glob(f"*.{kind}"):
+            program.unlink()
+            print(f"{program}: deleted, because it held other weights; --formats {kind} writes it", file=sys.stderr)
 
 
 def _card(run_dir: Path, trained: Phase, info: CheckpointInfo, weights: str) -> Card:
@@ -126,12 +140,19 @@ def _data_name(config: RunConfig, shards: Shards) -> str:
 
 
 def add_card(run_dir: Path, folder: Path, model: Model, programs: dict[Path, float]) -> None:
-    """Write the model card, its picture, and what git needs to keep large files."""
+    """Write the model card, its picture, and what git needs to keep large files.
+
+    A card that somebody has changed stays; the new one then lies beside it.
+    """
     drawn = io.BytesIO()
     grid(model.sample({}, n=16).numpy(), columns=8).save(drawn, "PNG")
     write_bytes(folder / PICTURE, drawn.getvalue())
     write_bytes(folder / ".gitattributes", GITATTRIBUTES.encode())
-    write_bytes(folder / "README.md", model_card(run_dir, model, programs).encode())
+    card = folder / CARD_TEXT
+    if card.exists() and not is_generated(card.read_text(errors="replace")):
+        card = card.with_name(f"{CARD_TEXT}.new")
+        print(f"{folder / CARD_TEXT}: was changed and stays; the new card is {card}", file=sys.stderr)
+    write_bytes(card, sealed(model_card(run_dir, model, programs)).encode())
 
 
 def open_model(path: Path, device: str = "cpu") -> Model:
@@ -144,8 +165,11 @@ def open_model(path: Path, device: str = "cpu") -> Model:
     if (path / "config.yaml").is_file() and not _is_current(path):
         if not _may_export(path):
             return _exported_for_now(path, device)
-        export(path, layout.model_dir(path))
-        print(f"exported {path} to {layout.model_dir(path)}", file=sys.stderr)
+        folder = export(path, layout.model_dir(path))
+        print(f"exported {path} to {folder}", file=sys.stderr)
+        if (folder / CARD_TEXT).exists():  # of an earlier export, so it describes other weights
+            with user_errors():
+                add_card(path, folder, cvae.load(folder), {})
     with user_errors():
         return cvae.load(path, device)
 
@@ -182,7 +206,7 @@ def user_errors() -> Iterator[None]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line."""
+    """Run the command line. Raises a UserError."""
     words = parser("tools/export.py", __doc__, EXAMPLES)
     add_run_dir(words)
     add = words.add_argument
@@ -199,6 +223,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--formats", nargs="+", action="extend", default=[], choices=formats, help="programs to write too")
     add("--register", metavar="NAME", default="", help="name in MLflow's model registry")
     args = words.parse_args(argv)
+    if args.checkpoint not in ("", "best", "latest") and not args.checkpoint.isdecimal():
+        raise UserError(f"--checkpoint: got {args.checkpoint!r}, expected best, latest or the step of one")
     folder = args.folder or layout.model_dir(args.run_dir)
     export(args.run_dir, folder, args.checkpoint, args.weights, args.stage)
     with user_errors():

@@ -7,6 +7,7 @@ set https_proxy. On a machine without internet copy the file by hand.
 
 from __future__ import annotations
 
+import http.client
 import os
 import sys
 import time
@@ -39,9 +40,11 @@ class FetchError(UserError):
 def fetch(url: str, file: Path, digest: str) -> None:
     """Download `url` to `file` and check that its sha256 begins with `digest`; keep a complete file.
 
-    Raises FetchError if the server cannot be reached or breaks off. Raises DataError for other content, which
-    is then removed.
+    Raises FetchError if the server cannot be reached or breaks off, StorageError for a full disk, and
+    DataError for other content, which is then removed.
     """
+    if file.is_dir():
+        raise DataError(f"{file}: is a folder, expected the name of a file, such as {file / NAME}")
     if file.exists():
         return require_digest(file, file, digest)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +53,10 @@ def fetch(url: str, file: Path, digest: str) -> None:
         download(url, part)
     except urllib.error.HTTPError as error:
         raise FetchError(f"{url}: answered {error.code} {error.reason}; is the address right?") from None
+    except UserError:
+        raise  # of the disk; a StorageError is an OSError too
+    except (ValueError, http.client.InvalidURL):
+        raise FetchError(f"--url: got {url!r}, expected an address such as {URL}") from None
     except OSError as error:
         reason = getattr(error, "reason", error)
         raise FetchError(

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline.command_line import add_out, parser
 from pipeline.config.paths import is_remote
 from pipeline.config.schema import SOURCE_NAMES, DataConfig, ShardConfig
+from pipeline.data.encoded.remote import is_url
 from pipeline.data.sources.base import SPLITS, ImageError, Source
 from pipeline.data.sources.registry import SOURCES, open_source, recognise
 from pipeline.data.staging import open_shards
@@ -118,13 +119,17 @@ def _read_images(source: Source, found: Findings, checked: int) -> None:
             found.shown.append(Shown(pixels, source.keys[row], SPLITS[source.splits[row]], names))
 
 
-def of_shards(folder: Path) -> Findings:
-    """Return what finished shards hold. Raises DataError."""
-    splits = {split: open_shards(folder, split, DataConfig()) for split in SPLITS}
+def of_shards(folder: Path, data: DataConfig) -> Findings:
+    """Return what finished shards hold; `data` tells where their tars lie. Raises ConfigError, DataError."""
+    splits = {split: open_shards(folder, split, data) for split in SPLITS}
     first = splits["train"]
     labels = {split: shards.attributes() for split, shards in splits.items()}
     annotated = first.manifest.get("counts", {}).get("annotated", sum(map(len, splits.values())))
     command = ["python", "launch.py", "--config", "sigma_cvae_nf", f"data.shards={folder}"]
+    if data.tars:
+        command.append(f"data.tars={data.tars}")
+    if is_url(data.tars):
+        command.append(f"data.cache_dir={data.cache_dir}")
     kind = f"shards of {first.info.name}"
     found = Findings(kind, str(folder), annotated, first.attribute_names, labels, command)
     found.checked = found.present
@@ -179,14 +184,14 @@ def find(place: str, kind: str, checked: int, allow_pipe: bool) -> Findings:
         config = run_config(folder)
         shards = layout.shards_dir(config)
         if (shards / MANIFEST).exists():
-            return of_shards(shards)
+            return of_shards(shards, config.data)
         if not config.shard.source:
             raise ConfigError(
                 f"{place}: its shards are not made yet, and its images are drawn by the project"
             )
         return of_source(layout.source_place(config), config.shard.source_kind, checked, allow_pipe)
     if not is_remote(place) and (folder / MANIFEST).is_file():
-        return of_shards(folder.absolute())
+        return of_shards(folder.absolute(), DataConfig())
     absolute = place if is_remote(place) else str(folder.expanduser().absolute())
     return of_source(absolute, kind, checked, allow_pipe)
 
@@ -208,6 +213,8 @@ def main(argv: list[str] | None = None) -> None:
     args = words.parse_args(argv)
     if args.out.suffix not in (".png", ".html"):
         raise ConfigError(f"--out: got {args.out}, expected a name that ends in .png or .html")
+    if args.check < 0:
+        raise ConfigError(f"--check: got {args.check}, expected a number of images, or 0 for all")
     found = find(args.place, args.kind, args.check, args.allow_pipe)
     text = text_of(found)
     command = shlex.join(found.command)

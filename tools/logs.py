@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.command_line import add_follow, add_run_dir, parser
-from pipeline.errors import exit_code
+from pipeline.errors import UserError, exit_code
 from pipeline.stages import STAGES
 from slurm.resources import FINISH
 from slurm.status import LogTail, log_of, tail
@@ -29,10 +29,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     words = parser("tools/logs.py", __doc__, EXAMPLES)
     add_run_dir(words)
-    stages = ", ".join([*STAGES, FINISH])
-    words.add_argument(
-        "stage", metavar="STAGE", nargs="?", help=f"{stages} (default: what runs or failed last)"
-    )
+    stages = [*STAGES, FINISH]
+    what = f"{', '.join(stages)} (default: what runs or failed last)"
+    words.add_argument("stage", metavar="STAGE", nargs="?", choices=stages, help=what)
     words.add_argument(
         "--rank", type=int, metavar="R", help="rank to show (default: the one with the error, else 0)"
     )
@@ -41,9 +40,11 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line."""
+    """Run the command line. Raises a UserError."""
     args = arguments(argv)
     file = log_of(args.run_dir.absolute(), args.stage, args.rank)
+    if args.rank is not None and not args.follow and not file.exists():
+        raise UserError(f"--rank {args.rank}: {file} is not there; no rank of that number has begun")
     print(f"==> {file}", file=sys.stderr)
     print(tail(file))
     log = LogTail(file)

@@ -66,6 +66,13 @@ def require_picture_name(file: Path) -> None:
         raise UserError(f"--out {file}: expected the name of a picture, {', '.join(FORMATS)}")
 
 
+def require_folder(folder: Path) -> None:
+    """Raise UserError if a file lies where `folder`, or one above it, is or would be made."""
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"--out: {place} is a file, expected a folder; give another name")
+
+
 def save_picture(picture: Image.Image, file: Path) -> None:
     """Write a picture as PNG or JPEG, by the ending of its name."""
     content = io.BytesIO()
@@ -100,7 +107,10 @@ def read_orders(file: Path, n: int, seed: int) -> list[Order]:
 
 def require_possible(model: Model, orders: list[Order], args: argparse.Namespace) -> bool:
     """Raise an error before anything is drawn; return whether one grid is wanted."""
+    if not (math.isfinite(args.temperature) and args.temperature >= 0):
+        raise UserError(f"--temperature: got {args.temperature}, expected a number of at least 0")
     as_grid = args.out.suffix != "" and not args.out.is_dir()
+    require_folder(args.out.parent if as_grid else args.out)
     if as_grid:
         require_picture_name(args.out)
     if as_grid and sum(order.n for order in orders) > MAX_GRID:

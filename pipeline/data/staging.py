@@ -20,7 +20,7 @@ from pipeline.data.encoded.reader import EncodedShards
 from pipeline.data.encoded.remote import Remote, is_url
 from pipeline.data.manifest import MEND, entries_of, read_manifest, stored_as
 from pipeline.data.shards import Shards
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, StorageError
 from pipeline.rundir.layout import MANIFEST
 from pipeline.rundir.lock import locked
 
@@ -46,7 +46,10 @@ def open_shards(folder: Path, split: str, data: DataConfig) -> Shards:
 
 
 def node_cache(data: DataConfig, content: str) -> NodeCache:
-    """Return the cache of the tars with this content digest. Raises ConfigError, DataError."""
+    """Return this user's cache of the tars with this content digest.
+
+    Raises ConfigError, DataError, and StorageError if the folder cannot be written.
+    """
     remote = Remote(data.tars)
     place = os.path.expandvars(data.cache_dir)
     if not place or "$" in place:
@@ -54,7 +57,11 @@ def node_cache(data: DataConfig, content: str) -> NodeCache:
             f"key 'data.cache_dir': {data.cache_dir!r}, expected a folder on the node's own disk: tars of "
             f"{data.tars} are fetched into it"
         )
-    return NodeCache(Path(place) / "cvae-cache" / content[:12], int(data.cache_gb * 1e9), remote)
+    folder = Path(place) / f"cvae-cache-{os.getuid()}"  # another user's could not be written
+    try:
+        return NodeCache(folder / content[:12], int(data.cache_gb * 1e9), remote)
+    except StorageError as error:
+        raise StorageError(f"key 'data.cache_dir': {error}") from None
 
 
 def staged(folder: Path, target: str, log: Logger, damaged: str = "stop") -> Path:

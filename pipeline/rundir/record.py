@@ -103,11 +103,16 @@ def run_config(run_dir: Path, file: Path | None = None) -> RunConfig:
     Raises ConfigError if `run_dir` is not a run directory.
     """
     file = file or run_dir / "config.yaml"
-    if not file.exists():
+    require_run(run_dir, file)
+    return _where_it_lies_now(load([file]), run_dir)
+
+
+def require_run(run_dir: Path, file: Path | None = None) -> None:
+    """Raise ConfigError if `run_dir` is not a run directory. Its configuration may be of another version."""
+    if not (file or run_dir / "config.yaml").exists():
         raise ConfigError(
             f"{run_dir}: no config.yaml in it, so it is not a run directory; `launch.py` makes one"
         )
-    return _where_it_lies_now(load([file]), run_dir)
 
 
 def _where_it_lies_now(config: RunConfig, run_dir: Path) -> RunConfig:

@@ -19,7 +19,7 @@ from pipeline.data.annotations import write_annotations
 from pipeline.data.journal import Journal, ShardReport, clear_folder
 from pipeline.data.manifest import build_manifest, crop_of, dataset_info, read_manifest
 from pipeline.data.sources.base import Source, require_sizes_fit, with_usual_crop
-from pipeline.data.sources.registry import open_source
+from pipeline.data.sources.registry import changed_labels, open_source
 from pipeline.data.sources.toy.dataset import make_toy_celeba
 from pipeline.data.sources.toy.source import ToyFaces
 from pipeline.data.workers import write_shards
@@ -68,7 +68,7 @@ def make_shards(config: RunConfig, context: Context) -> None:
         source, tasks = planned(config, context)
         start = time.monotonic()
         journal = Journal(folder / "journal.jsonl")
-        done = journal.resume(source.fingerprint, {task.file.name for task in tasks})
+        done = journal.resume(_decides(source, config.shard), {task.file.name for task in tasks})
         clear_folder(folder, keep=set(done))
         reports = write_all(tasks, done, journal, context)
         annotations = write_annotations(folder, source.annotated)
@@ -99,10 +99,18 @@ def make_part(config: RunConfig, context: Context) -> None:
         source, tasks = planned(config, context)
         mine = tasks[k::n]
         journal = Journal(folder / f"journal-{k}-of-{n}.jsonl")
-        done = journal.resume(source.fingerprint, {task.file.name for task in mine})
+        done = journal.resume(_decides(source, config.shard), {task.file.name for task in mine})
         reports = write_all(mine, done, journal, context)
     written = sum(report.samples for report in reports)
     context.log.info("part %d of %d: %d images in %d shards", k, n, written, len(reports))
+
+
+def _decides(source: Source, config: ShardConfig) -> dict[str, str]:
+    """Return what finished shards must share to be kept: the source, and the crop that its images get.
+
+    The folder does not tell the crop: the usual one and 148 share it. See `layout.shards_digest`.
+    """
+    return {**source.fingerprint, "crop": str(with_usual_crop(config, source.info).crop)}
 
 
 def is_complete(config: RunConfig, context: Context) -> bool:
@@ -113,6 +121,9 @@ def is_complete(config: RunConfig, context: Context) -> bool:
     if not config.data.shards:
         require_same_crop(folder, config.shard)
     context.log.info("%s is there already", folder)
+    warning = changed_labels(config)
+    if warning:
+        context.log.warning("%s", warning)
     return True
 
 

@@ -19,7 +19,7 @@ from pipeline.config.schema import PHASES, RunConfig
 from pipeline.data.encoded.remote import is_url
 from pipeline.data.sources.base import DatasetInfo, require_sizes_fit
 from pipeline.data.sources.celeba_names import CELEBA_INFO
-from pipeline.data.sources.registry import recognise
+from pipeline.data.sources.registry import changed_labels, recognise
 from pipeline.errors import ConfigError, DataError
 from pipeline.rundir.layout import source_path, source_place
 from pipeline.runtime.split import ceil_div
@@ -56,6 +56,9 @@ def source_is_there(run: Run) -> Iterator[Finding]:
     CelebA's images have one size that is known, so they are not opened; of others a few are.
     """
     if STAGES["shard"].complete(run.config, run.run_dir):
+        warning = changed_labels(run.config)
+        if warning:
+            yield Finding(warning, False)
         return  # the shards are there, so nothing reads the source any more
     info: object = CELEBA_INFO
     try:

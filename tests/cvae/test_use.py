@@ -390,6 +390,8 @@ CHANGES = {
     "shape": (lambda tree: tree["model"].update(z_dim=10**12), "do not fit|builds no model"),
     "missing": (lambda tree: tree.pop("image"), "malformed"),
     "size": (lambda tree: tree["image"].update(size="wide"), "malformed"),
+    "infinite size": (lambda tree: tree["image"].update(size=float("inf")), "malformed"),
+    "one side": (lambda tree: tree["image"].update(native_size=[1]), "malformed"),
     "names": (lambda tree: tree.update(attributes="Male"), "expected a list of names"),
     "rows": (lambda tree: tree.update(rows="?"), "expected packed label rows"),
 }

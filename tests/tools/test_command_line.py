@@ -2,13 +2,17 @@
 
 import errno
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
 from pipeline.command_line import versions
+from pipeline.errors import UserError
 from tests.conftest import ROOT
+from tests.fake_run import make_run
+from tools import cancel, logs
 from tools.dev import completion
 
 PROGRAMS = completion.programs()
@@ -78,7 +82,6 @@ def test_bash_completes(words, offered, tmp_path):
 
 def test_a_running_stage_says_how_far_it_is(tmp_path):
     from slurm.status import survey
-    from tests.fake_run import make_run
 
     run = make_run(tmp_path, "flow")
     (run / "jobs.json").write_text('[{"stage": "eval", "id": "7", "state": "RUNNING", "attempts": []}]')
@@ -90,7 +93,6 @@ def test_a_running_stage_says_how_far_it_is(tmp_path):
 
 def test_a_training_that_is_complete_has_no_time_left(tmp_path):
     from slurm.status import survey
-    from tests.fake_run import make_run
 
     run = make_run(tmp_path, "flow", steps=3)
     job = {"stage": "train", "id": "7", "state": "COMPLETED", "attempts": []}
@@ -121,8 +123,24 @@ def test_a_launch_shows_progress_warnings_and_nothing_else(tmp_path, capsys):
     assert said[3].startswith("[1/2] flow train: done in ") and len(said) == 4
 
 
+@pytest.mark.parametrize(
+    ("tool", "words", "said"),
+    [
+        (cancel, ["typo"], "typo: no config.yaml in it, so it is not a run directory"),
+        (logs, ["typo", "train"], "typo: no config.yaml in it, so it is not a run directory"),
+        (logs, ["flow", "evall"], "argument STAGE: invalid choice: 'evall'"),
+        (logs, ["flow", "train", "--rank", "99"], "--rank 99: .*rank99.log is not there"),
+    ],
+)
+def test_a_run_stage_or_rank_that_is_not_there_is_refused(tool, words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path, "flow", steps=4)
+    with pytest.raises((UserError, SystemExit)) as caught:
+        tool.main(words)
+    assert re.search(said, f"{caught.value}{capsys.readouterr().err}")
+
+
 def test_status_without_words_lists_all_runs(tmp_path, monkeypatch, capsys):
-    from tests.fake_run import make_run
     from tools import status
 
     monkeypatch.chdir(tmp_path)
@@ -142,7 +160,6 @@ def test_status_without_words_lists_all_runs(tmp_path, monkeypatch, capsys):
 def test_a_run_that_others_may_not_read_hides_no_other_run(tmp_path, monkeypatch):
     from pipeline.rundir import record
     from slurm import overview
-    from tests.fake_run import make_run
 
     def run_config(run_dir):
         if run_dir.name == "closed":  # as under umask 077; root may read all

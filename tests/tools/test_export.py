@@ -83,6 +83,12 @@ def test_weights_and_stage_of_an_export_are_those_of_the_evaluation(tmp_path):
     assert (found["weights"], found["stage"]) == ("raw", "train")
 
 
+@pytest.mark.parametrize("name", ["all", "newest"])
+def test_a_checkpoint_that_is_none_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=f"^--checkpoint: got '{name}', expected best, latest or the step"):
+        export.main([str(tmp_path), "--checkpoint", name])
+
+
 # ---- programs
 
 
@@ -162,6 +168,46 @@ def test_the_folder_has_the_layout_of_the_hub_and_a_card_from_the_run(run_dir, t
     shutil.rmtree(run_dir / "eval")
     export.main([str(run_dir), str(folder)])
     assert "This run was not evaluated." in card_text(folder)[1]
+
+
+def test_a_card_that_was_changed_by_hand_stays(run_dir, tmp_path, capsys):
+    folder = tmp_path / "exported"
+    for _ in range(2):
+        export.main([str(run_dir), str(folder)])
+    assert not (folder / "README.md.new").exists() and "was changed" not in capsys.readouterr().err
+    own = (folder / "README.md").read_text().replace("## Limits", "Ask Ada first.\n\n## Limits")
+    (folder / "README.md").write_text(own)
+    export.main([str(run_dir), str(folder)])
+    assert (folder / "README.md").read_text() == own
+    assert "## Limits" in (folder / "README.md.new").read_text()
+    assert "README.md: was changed and stays; the new card is" in capsys.readouterr().err
+
+
+def test_an_export_on_the_fly_leaves_nothing_of_other_weights(tmp_path, capsys):
+    config = tiny_config(tmp_path / "runs")
+    make_shards(config)
+    run_dir = tmp_path / "runs" / config.name
+    make_checkpoint(run_dir, config, ATTRIBUTES)
+    export.main([str(run_dir)])
+    folder = layout.model_dir(run_dir)
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "decoder.onnx").touch()
+    export.main([str(run_dir)])
+    assert (folder / "onnx" / "decoder.onnx").exists()  # the weights are the same
+    make_checkpoint(run_dir, config, ATTRIBUTES, step=20, loss=0.5)
+    later = (folder / "model.json").stat().st_mtime_ns + 1
+    os.utime(next(layout.checkpoints_dir(run_dir).glob("*20.json")), ns=(later, later))
+    export.open_model(run_dir)
+    assert "| step | 20 |" in card_text(folder)[1]
+    assert not (folder / "onnx" / "decoder.onnx").exists()
+    assert "decoder.onnx: deleted, because it held other weights" in capsys.readouterr().err
+
+
+def test_a_card_names_the_largest_square(run_dir):
+    model = small("flow")
+    model.card.provenance.update(data="mine", train_images=60, step=10)
+    model.card = replace(model.card, crop=0)
+    assert "60 training images; the largest centred square, resized" in export.model_card(run_dir, model, {})
 
 
 def test_a_model_of_celeba_carries_its_licence_and_its_bias(run_dir):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StorageError
 from pipeline.runtime.ports import free_port
 from tests.conftest import ROOT
 from tools.fetch_weights import FetchError, fetch
@@ -84,6 +85,23 @@ def test_other_content_never_gets_the_name(url: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"w\.pth: sha256"):
         fetch(url, tmp_path / "w.pth", DIGEST)
     assert (tmp_path / "w.pth").read_bytes() == b"what somebody put there"
+
+
+def test_a_folder_a_wrong_address_and_a_full_disk_have_their_own_words(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match="is a folder, expected the name of a file, such as .*inception"):
+        fetch(url, tmp_path, DIGEST)
+    for wrong in ("mirror.example/a", "http://127.0.0.1/a b"):
+        with pytest.raises(FetchError, match=f"--url: got '{wrong}', expected an address such as https://"):
+            fetch(wrong, tmp_path / "w.pth", DIGEST)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"w.pth.part: could not be written .No space left"):
+        fetch(url, tmp_path / "w.pth", DIGEST)
 
 
 def test_no_way_out_says_what_to_do(tmp_path: Path) -> None:

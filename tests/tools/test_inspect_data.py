@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,15 @@ def test_a_run_and_its_shards(form: str, tmp_path: Path, capsys: pytest.CaptureF
         said = capsys.readouterr().out
         assert "kind        shards of toy shapes" in said and "sizes       16x16 (60)" in said
         assert f"data.shards={layout.shards_dir(config)}" in said
+    if form == "encoded":
+        shards = layout.shards_dir(config)
+        elsewhere = shutil.copytree(shards, tmp_path / "elsewhere")
+        for tar in shards.glob("*.tar"):
+            tar.unlink()
+        moved = replace(config, data=replace(config.data, tars=str(elsewhere)))
+        (tmp_path / "runs" / "run" / "config.yaml").write_text(configuration.dump(moved))
+        main([str(tmp_path / "runs" / "run"), "--out", str(tmp_path / "sheet.png")])
+        assert f"data.tars={elsewhere}" in capsys.readouterr().out
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:
@@ -56,3 +67,5 @@ def test_what_it_refuses(tmp_path: Path) -> None:
         main([str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match=r"--out: got sheet.gif, expected a name that ends in .png or .html"):
         main([str(tmp_path), "--out", "sheet.gif"])
+    with pytest.raises(UserError, match="--check: got -3, expected a number of images, or 0 for all"):
+        main([str(tmp_path), "--check", "-3"])

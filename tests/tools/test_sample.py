@@ -168,6 +168,24 @@ def test_mistakes_in_a_csv_file_draw_nothing(run_dir, tmp_path, text, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "file"], "--out: file is a file, expected a folder"),
+        (["--out", "file/below"], "--out: file is a file, expected a folder"),
+        (["--out", "file/grid.png"], "--out: file is a file, expected a folder"),
+        (["--temperature", "nan"], "--temperature: got nan, expected a number of at least 0"),
+        (["--temperature", "-1"], "--temperature: got -1.0, expected"),
+    ],
+)
+def test_a_mistake_on_the_command_line_draws_nothing(runs, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=message):
+        sample.main([str(runs / "sigma_cvae_nf"), "Male", "--n", "1", *words])
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
 def cell(strip: np.ndarray, column: int) -> np.ndarray:
     """Return one image of a row, [SIZE, SIZE, 3], which the row shows enlarged."""
     left = 2 + column * (SHOWN + 2)

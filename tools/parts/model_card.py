@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ GITATTRIBUTES = "".join(
     f"*.{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in ("safetensors", "onnx", "pt2")
 )
 
+_SEAL = "\n<!-- An export replaces this file unless the text above was changed; its sha256: "
+
 
 def model_card(run_dir: Path, model: Model, files: dict[Path, float]) -> str:
     """Return the text of README.md; `files` are programs beside it and their differences to the model."""
@@ -62,6 +65,18 @@ def model_card(run_dir: Path, model: Model, files: dict[Path, float]) -> str:
         "## Limits\n\n" + _limits(model),
     ]
     return "\n".join(parts)
+
+
+def sealed(text: str) -> str:
+    """Return a generated card with a digest of its text, so that `is_generated` sees a change by hand."""
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f"{text}{_SEAL}{digest} -->\n"
+
+
+def is_generated(card: str) -> bool:
+    """Return whether nobody has changed a card since it was generated."""
+    text, seal, _ = card.rpartition(_SEAL)
+    return bool(seal) and sealed(text) == card
 
 
 def _front_matter(source: str) -> str:
@@ -134,8 +149,9 @@ def _data(model: Model) -> str:
     card = model.card
     shares = card.rows.float().mean(0)
     images = f"{card.provenance['train_images']:,} training images"
+    square = f"centred square of {card.crop} pixels" if card.crop else "largest centred square"
     lines = [
-        f"{images}; the centred square of {card.crop} pixels, resized to {card.size}.",
+        f"{images}; the {square}, resized to {card.size}.",
         f"Shares of attributes in {len(card.rows):,} of them:",
         "",
         "| attribute | share |",

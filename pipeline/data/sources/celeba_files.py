@@ -59,7 +59,7 @@ def looks_like_celeba(source: Path) -> bool:
     if not source.is_dir():
         return False
     names = {*ATTRIBUTES_FILES, *PARTITION_FILES, *IMAGE_PLACES}
-    if any(path.name in names for path, _ in _walk(source)):
+    if any(path.name in names for path, _ in walk(source)):
         return True
     return _whole_archive(source) is not None
 
@@ -99,7 +99,7 @@ def find_files(source: Path) -> CelebaFiles:
 
 
 def _missing(source: Path, names: str) -> DataError:
-    packed = sorted(path.name for path, _ in _walk(source) if path.suffix in (".7z", ".rar", ".001"))
+    packed = sorted(path.name for path, _ in walk(source) if path.suffix in (".7z", ".rar", ".001"))
     hint = f"; unpack {packed[0]}" if packed else ""
     return DataError(f"{source}: neither {names} is there; the folder must hold {LAYOUT}{hint}")
 
@@ -107,7 +107,7 @@ def _missing(source: Path, names: str) -> DataError:
 # ---- on disk
 
 
-def _walk(source: Path) -> Iterator[tuple[Path, int]]:
+def walk(source: Path) -> Iterator[tuple[Path, int]]:
     """Yield (path, depth) of everything near `source`, near first; never looks into a folder of images."""
     level = [source]
     for depth in range(MAX_DEPTH):
@@ -134,7 +134,7 @@ def _nearest(source: Path, names: tuple[str, ...]) -> Path | None:
 
     Raises DataError if two of one name lie equally near.
     """
-    found = [(depth, names.index(path.name), path) for path, depth in _walk(source) if path.name in names]
+    found = [(depth, names.index(path.name), path) for path, depth in walk(source) if path.name in names]
     if not found:
         return None
     found.sort()

@@ -103,9 +103,9 @@ def _is_image_folder(folder: str) -> bool:
 @lru_cache(maxsize=1)
 def open_zip(file: Path) -> zipfile.ZipFile:
     """Open a zip once per process. Raises DataError if it is not complete."""
-    with file.open("rb") as start:
-        refuse_html(str(file), start.read(512), "a zip archive")
     try:
+        with file.open("rb") as start:
+            refuse_html(str(file), start.read(512), "a zip archive")
         return zipfile.ZipFile(file)
     except (zipfile.BadZipFile, EOFError, ValueError) as error:
         size = file.stat().st_size
@@ -113,3 +113,5 @@ def open_zip(file: Path) -> zipfile.ZipFile:
             f"{file}: is no complete zip archive ({error}; {size} bytes); "
             "the download was cut short: download it again"
         ) from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}); mend it, or copy it again") from None

@@ -119,7 +119,9 @@ def key_of(name: str) -> str:
     stem = re.sub(r"\.(jpe?g|png|webp)$", "", name, flags=re.IGNORECASE)
     if KEY.fullmatch(stem):
         return stem
-    return f"{_ILLEGAL.sub('_', stem)[-70:]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    # A name that is not UTF-8 has its bytes as surrogates.
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{_ILLEGAL.sub('_', stem)[-70:]}-{digest[:12]}"
 
 
 def require_attribute_names(where: str, names: list[str]) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.Image import Transpose
 
 from pipeline.data.sources.base import ImageError
 
@@ -20,6 +21,15 @@ _RIFF = b"RIFF"
 _WEBP = b"WEBP"
 _EXIF_WITHIN = 1 << 16  # bytes; the Exif block is one of a JPEG's first segments
 _ORIENTATION = 0x0112  # Exif tag; 1: upright
+_TURNS = {  # value of the tag -> what turns the image upright
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 _WHITE = (255, 255, 255, 255)
 
 
@@ -74,9 +84,17 @@ def _is_turned(content: bytes) -> bool:
         return False
     try:
         with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
-            return image.getexif().get(_ORIENTATION, 1) != 1
+            return _turn(image) is not None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
+
+
+def _turn(image: Image.Image) -> Transpose | None:
+    """Return what turns an image upright, or None. A broken Exif block says nothing."""
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # Pillow raises another kind of error for each kind of damage
+        return None
 
 
 def _decode_with_pil(content: bytes, form: str, expected: tuple[int, int] | None) -> np.ndarray:
@@ -85,7 +103,8 @@ def _decode_with_pil(content: bytes, form: str, expected: tuple[int, int] | None
             width, height = image.size
             _require_size(height, width, expected)
             image.load()
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+            turn = _turn(image)  # `ImageOps.exif_transpose` also rewrites the block, which may be odd
+            return np.array(_to_rgb(image if turn is None else image.transpose(turn)))
     except ImageError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -120,7 +120,7 @@ class Parquet(DataSet):
 def _files(folder: Path) -> list[Path]:
     """Return the parquet files in the folder, else those in `data` below it, where Hugging Face puts them."""
     for place in (folder, folder / "data"):
-        found = sorted(place.glob("*.parquet")) if place.is_dir() else []
+        found = sorted(place.glob("[!.]*.parquet")) if place.is_dir() else []
         if found:
             return found
     return []

@@ -101,6 +101,18 @@ def test_a_second_run_changes_nothing(source: Path) -> None:
     assert tars(run(config)) == before
 
 
+def test_labels_that_changed_since_are_told(source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = make_config(source)
+    folder = run(config)
+    for file in source.rglob("*"):
+        os.utime(file, ns=(0, 0))  # else a slow clock may make them as new as the shards
+    run(config)
+    assert "is newer" not in caplog.text
+    os.utime(source / "list_attr_celeba.txt")
+    run(config)
+    assert f"list_attr_celeba.txt: is newer than the shards in {folder}; delete that folder" in caplog.text
+
+
 def test_a_subset_is_counted(source: Path) -> None:
     (source / "img_align_celeba" / "000001.jpg").unlink()
     with pytest.raises(DataError, match="shard.allow_subset=true"):
@@ -225,9 +237,10 @@ def interrupted(source: Path) -> RunConfig:
     return config
 
 
-def same_as_uninterrupted(config: RunConfig, folder: Path) -> bool:
+def same_as_uninterrupted(config: RunConfig, folder: Path, *overrides: str) -> bool:
     """Whether manifest and tars equal those of a run in one go, elsewhere."""
-    whole = run(make_config(config.shard.source, runs=Path(config.runs_dir).parent / "other runs"))
+    other = Path(config.runs_dir).parent / "other runs"
+    whole = run(make_config(config.shard.source, *overrides, runs=other))
     names = {"manifest.json", *tars(whole)}
     return (
         all((whole / name).read_bytes() == (folder / name).read_bytes() for name in names)
@@ -261,6 +274,22 @@ def test_shards_of_a_source_that_changed_are_not_kept(interrupted: RunConfig) ->
     (Path(interrupted.shard.source) / "img_align_celeba" / "000001.jpg").write_bytes(jpeg(77) + b"\0")
     run(interrupted)
     assert same_as_uninterrupted(interrupted, folder)
+
+
+def test_shards_of_another_crop_are_not_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    names = [f"{number}.jpg" for number in range(7)]
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(jpeg(number, 178, 200))
+    splits = ["train"] * 5 + ["val", "test"]
+    rows = [f"{name},{split},1" for name, split in zip(names, splits, strict=True)]
+    (folder / "labels.csv").write_text("\n".join(["image,split,Red", *rows]))
+    largest, cut = make_config(folder), make_config(folder, "shard.crop=148")
+    assert layout.shards_dir(largest) == layout.shards_dir(cut)
+    with pytest.raises(Stopped):
+        run(largest, StopAfter(1))
+    assert same_as_uninterrupted(cut, run(cut), "shard.crop=148")
 
 
 def test_one_bad_shard_is_mended_by_deleting_it_and_the_manifest(source: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class FolderImages:
 def files_below(folder: Path) -> dict[str, int]:
     """Return the path below `folder` and the bytes of every image file, at any depth.
 
-    Hidden files and folders, macOS's leftovers and links to folders are left out.
+    Hidden files and folders, macOS's leftovers, links to folders and links to nothing are left out.
     """
     found: dict[str, int] = {}
     for at, folders, files in os.walk(folder):
@@ -44,7 +45,8 @@ def files_below(folder: Path) -> dict[str, int]:
         below = Path(at).relative_to(folder)
         for name in sorted(files):
             if name.lower().endswith(ENDINGS) and not name.startswith("."):
-                found[str(below / name)] = (Path(at) / name).stat().st_size
+                with suppress(OSError):
+                    found[str(below / name)] = (Path(at) / name).stat().st_size
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from pipeline.data.sources.base import Source
 from pipeline.data.sources.dataset import DataSet, Rows, bytes_of, facts_of, fields_of, key_of
+from pipeline.data.sources.decode import ENDINGS
 from pipeline.data.sources.facts import with_own_facts
 from pipeline.data.sources.folder.images import FolderImages, files_below, holds_image
 from pipeline.data.sources.folder.table import read_table
@@ -62,7 +64,8 @@ class ImagesWithTable(DataSet):
 def _tables(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() == ".csv" and file.is_file())
+    files = [file for file in folder.iterdir() if not file.name.startswith(".")]  # macOS leaves ._labels.csv
+    return sorted(file for file in files if file.suffix.lower() == ".csv" and file.is_file())
 
 
 def _table(folder: Path) -> Path:
@@ -83,25 +86,36 @@ def _table(folder: Path) -> Path:
 
 
 def _paths(file: Path, written: list[str], sizes: dict[str, int]) -> list[str]:
-    """Return the path of each image. A CSV may leave out the folder or the ending if no doubt arises."""
+    """Return the path of each image. A CSV may leave out the folder or the ending if no doubt arises.
+
+    Raises DataError if a name may be two images, or if two names are one image.
+    """
     by_name: dict[str, list[str]] = {}
     for path in sizes:
         base = path.rsplit("/", 1)[-1]
         for short in {base, base.rsplit(".", 1)[0], path.rsplit(".", 1)[0]}:
             by_name.setdefault(short, []).append(path)
-    paths = []
+    name_of: dict[str, str] = {}  # path -> as written
     for name in written:
         matches = [name] if name in sizes else by_name.get(name, [name])
         if len(matches) > 1:
             raise DataError(f"{file}: {name} may be {matches[0]} or {matches[1]}; write the path out")
-        paths.append(matches[0])
-    return paths
+        path = matches[0]
+        if path in name_of:
+            raise DataError(f"{file}: {name_of[path]} and {name} are one image, {path}; remove one row")
+        name_of[path] = name
+    return list(name_of)
+
+
+def _has_other_format(file: Path) -> bool:
+    """Return whether a file is there whose ending no reader of images knows."""
+    return file.suffix.lower() not in ENDINGS and os.path.isfile(file)
 
 
 def _check(
     folder: Path, file: Path, names: list[str], present: np.ndarray, sizes: dict[str, int], allow_subset: bool
 ) -> None:
-    """Raise DataError if images lack a row, or rows an image."""
+    """Raise DataError if images lack a row, rows an image, or if an image has another format."""
     strangers = sorted(sizes.keys() - set(names))
     if strangers:
         raise DataError(
@@ -109,6 +123,9 @@ def _check(
             f"the first is {strangers[0]}; add or remove them"
         )
     missing = int((~present).sum())
+    for name, is_there in zip(names, present, strict=True):
+        if not is_there and _has_other_format(folder / name):
+            raise DataError(f"{folder / name}: is not JPEG, PNG or WebP; convert it, or remove its row")
     if missing and not (allow_subset and present.any()):
         first = names[int(present.argmin())]
         raise DataError(

@@ -51,12 +51,7 @@ def _wrong(tar: Tar, sample: Sample, reason: str) -> DataError:
 
 def _from_json(samples: list[tuple[Tar, Sample]]) -> Labels:
     trees = [_tree(tar, sample) for tar, sample in samples]
-    first = _attributes_in(trees[0])
-    names = [name for name, value in first.items() if _is_binary(value)]
-    others = [name for name in first if name not in names and name not in SPLIT_COLUMNS]
-    if others:
-        log.warning("%s: not binary, so no attributes: %s", samples[0][0].url, ", ".join(others)[:200])
-    names = [name for name in names if name not in SPLIT_COLUMNS]
+    names = _binary_names(samples[0][0], trees)
     require_attribute_names(f"{samples[0][0].url}: sample {samples[0][1].key!r:.100}", names)
     values = np.zeros((len(samples), len(names)), np.int8)
     splits: list[int | None] = []
@@ -64,14 +59,24 @@ def _from_json(samples: list[tuple[Tar, Sample]]) -> Labels:
         found = _attributes_in(tree)
         for column, name in enumerate(names):
             if name not in found:
-                raise _wrong(tar, sample, f"has no key {name!r}, unlike the first sample's")
-            if not _is_binary(found[name]):
-                raise _wrong(
-                    tar, sample, f"has {name} = {found[name]!r:.60}, expected 0 or 1, -1 or 1, true or false"
-                )
+                raise _wrong(tar, sample, f"has no key {name!r}, unlike others; add it, or remove it there")
             values[row, column] = int(found[name])
         splits.append(_split(tar, sample, tree))
     return Labels(tuple(names), _to_bits(samples, values), splits, False)
+
+
+def _binary_names(first: Tar, trees: list[dict[str, Any]]) -> list[str]:
+    """Return the keys whose values are binary in every sample that has them. A warning names the others."""
+    strange: dict[str, str | None] = {}  # key -> its first value that is not binary, or None
+    for tree in trees:
+        for name, value in _attributes_in(tree).items():
+            if strange.get(name) is None:
+                strange[name] = None if _is_binary(value) else repr(value)
+    known = {name: value for name, value in strange.items() if name not in SPLIT_COLUMNS}
+    others = [f"{name} ({value:.40})" for name, value in known.items() if value is not None]
+    if others:
+        log.warning("%s: not binary, so no attributes: %s", first.url, ", ".join(others)[:200])
+    return [name for name, value in known.items() if value is None]
 
 
 def _tree(tar: Tar, sample: Sample) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pipeline.errors import DataError
 
 SCHEMES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs"}  # and the library that fsspec needs
 ATTEMPTS = 3  # at reading a part of a remote tar
+IN_FOLDER = ("[!.]*.tar", "*/[!.]*.tar")  # macOS leaves ._train.tar
 BLOCK_BYTES = 1 << 20  # read ahead from a URL
 _PIPE = "pipe:"
 _SECRET = re.compile(r"://[^/]*@|[?#]")
@@ -57,7 +58,7 @@ def find_tars(place: str, allow_pipe: bool) -> list[Tar]:
     """
     if not is_pattern(place):
         folder = Path(place)
-        found = sorted(str(file) for file in [*folder.glob("*.tar"), *folder.glob("*/*.tar")])
+        found = sorted(str(file) for pattern in IN_FOLDER for file in folder.glob(pattern))
         if not found:
             raise DataError(f"{place}: no .tar file is there")
         return [Tar(url) for url in found]

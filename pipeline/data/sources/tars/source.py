@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from pipeline.data.sources.decode import decode
 from pipeline.data.sources.facts import with_own_facts
 from pipeline.data.sources.tars.index import Sample, samples_of
 from pipeline.data.sources.tars.labels import read_labels
-from pipeline.data.sources.tars.places import Tar, find_tars, is_pattern, read_part, with_random_access
+from pipeline.data.sources.tars.places import IN_FOLDER, Tar, find_tars, is_pattern, read_part, with_random_access
 from pipeline.errors import DataError
 
 KIND = "webdataset"
@@ -68,7 +69,7 @@ class Tars(DataSet):
     @classmethod
     def recognises(cls, folder: Path) -> bool:
         """Return whether a tar is in the folder, or in one below it."""
-        return any(next(folder.glob(pattern), None) for pattern in ("*.tar", "*/*.tar"))
+        return any(next(folder.glob(pattern), None) for pattern in IN_FOLDER)
 
     @classmethod
     def estimate(cls, folder: Path) -> tuple[int, int]:
@@ -105,11 +106,16 @@ class Tars(DataSet):
 
 
 def _keys(samples: list[tuple[Tar, Sample]]) -> list[str]:
-    """Return a key for each sample. If tars share keys, each gets its tar's name in front."""
+    """Return a key for each sample. If tars share keys, each gets its tar's path in front.
+
+    The path begins below the folder that all tars share.
+    """
     keys = [key_of(sample.key) for _, sample in samples]
     if len(set(keys)) == len(keys):
         return keys
-    keys = [key_of(f"{tar.name.removesuffix('.tar')}-{sample.key}") for tar, sample in samples]
+    parts = {tar: tar.url.removesuffix(".tar").split("/") for tar, _ in samples}
+    shared = len(os.path.commonprefix([path[:-1] for path in parts.values()]))
+    keys = [key_of("-".join([*parts[tar][shared:], sample.key])) for tar, sample in samples]
     twice, count = Counter(keys).most_common(1)[0]
     if count > 1:
         tar = samples[keys.index(twice)][0]

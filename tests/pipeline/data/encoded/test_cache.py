@@ -18,7 +18,7 @@ from pipeline.data.encoded.room import Room, Wish
 from pipeline.data.loader import TrainBatches
 from pipeline.data.order import KeyedStream
 from pipeline.data.staging import open_shards
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, StorageError
 from pipeline.rundir import layout
 from pipeline.rundir.lock import try_lock
 from tests.conftest import ROOT
@@ -55,7 +55,7 @@ def batches(config, data, rank=0, world=1):
 def test_batches_are_those_of_local_tars_and_the_folder_stays_within_its_limit(config, store, tmp_path):
     data = remote(config, store, tmp_path)
     near, far = batches(config, config.data), batches(config, data)
-    folder = next((tmp_path / "cvae-cache").iterdir())
+    folder = next((tmp_path / f"cvae-cache-{os.getuid()}").iterdir())
     try:
         for step in range(18):  # three epochs of 48
             ours, theirs = far.at(step), near.at(step)
@@ -69,6 +69,12 @@ def test_batches_are_those_of_local_tars_and_the_folder_stays_within_its_limit(c
     for name, size in sizes.items():
         assert store.sent[name] % size == 0 and 1 <= store.sent[name] / size <= 4  # whole tars, once an epoch
     assert not list(folder.glob("reader-*"))
+
+
+def test_a_cache_that_cannot_be_made_names_its_key(config, store, tmp_path):
+    (tmp_path / f"cvae-cache-{os.getuid()}").touch()
+    with pytest.raises(StorageError, match="^key 'data.cache_dir': .* could not be written"):
+        batches(config, remote(config, store, tmp_path))
 
 
 def test_one_epoch_fetches_each_tar_once(config, store, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -228,6 +229,14 @@ def test_missing_folder_and_empty_folder(tmp_path: Path) -> None:
     for file in (source / FOLDER).iterdir():
         file.unlink()
     with pytest.raises(DataError, match="holds no image"):
+        Celeba.open(source)
+
+
+def test_images_that_are_a_link_to_nothing(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "celeba")
+    shutil.rmtree(source / FOLDER)
+    (source / FOLDER).symlink_to(tmp_path / "not mounted")
+    with pytest.raises(DataError, match="img_align_celeba: cannot be read .No such file or directory.; mend"):
         Celeba.open(source)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pipeline.data.sources.decode import decode
 from pipeline.data.sources.facts import with_own_facts
 from pipeline.data.sources.folder.source import ImagesWithTable
 from pipeline.data.sources.folder.table import read_table
+from pipeline.data.sources.registry import recognise
 from pipeline.errors import DataError
 from tests.conftest import ROOT
 from tests.pipeline.data.sources.layouts import make_manifest, refusal
@@ -90,6 +92,17 @@ def test_photos_are_turned_upright(form: str, orientation: int) -> None:
     found = decode(stored)
     assert found.shape == wanted.shape
     assert np.abs(found.astype(int) - wanted).max() <= 3
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_photos_with_an_odd_exif_block_are_turned_too(form: str) -> None:
+    odd, turned = b"abc\0", 6
+    entries = struct.pack("<HHI4s", 0x0100, 2, 4, odd) + struct.pack("<HHIHH", 0x0112, 3, 1, turned, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)  # the width is a word
+    stored = file_of(PICTURE, form, exif=exif)
+    with pytest.raises((struct.error, TypeError)), Image.open(io.BytesIO(stored)) as image:
+        ImageOps.exif_transpose(image)
+    assert decode(stored).shape == (70, 50, 3)
 
 
 @pytest.mark.parametrize("form", ["WEBP", "PNG"])
@@ -190,6 +203,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     "no val": (SOUND.replace("val", "train"), "no image of the val split among 4"),
     "missing": (SOUND + "e.png,train,1,1\n", "1 of 5 images are not in .* e.png; .*allow_subset=true"),
     "no row": (SOUND.replace("d.png,train,0,0\n", ""), "1 of 4 images have no row in labels.csv, .* d.png"),
+    "one image": (SOUND + "d,val,1,1\n", "labels.csv: d.png and d are one image, d.png; remove one row"),
 }
 
 
@@ -211,6 +225,26 @@ def test_two_tables_and_two_images_of_one_name(tmp_path: Path) -> None:
     (folder / "other.csv").write_text(SOUND)
     with pytest.raises(DataError, match=r"2 .csv files are there \(labels.csv, other.csv\)"):
         ImagesWithTable.open(folder)
+
+
+@pytest.mark.parametrize("allow_subset", [False, True])
+def test_an_image_of_another_format_is_not_called_missing(allow_subset: bool, tmp_path: Path) -> None:
+    folder = write(tmp_path / "data", SOUND + "e.BMP,train,1,1\n")
+    with pytest.raises(DataError, match=r"e.BMP: is not JPEG, PNG or WebP; convert it, or remove its row"):
+        ImagesWithTable.open(folder, allow_subset)
+
+
+def test_a_link_to_nothing_is_a_missing_image_and_leftovers_of_macos_are_no_data(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data", SOUND + "e.png,train,1,1\n")
+    for name in ("._labels.csv", "._e.png", "._e.tar", "._e.parquet"):
+        (folder / name).write_bytes(b"Mac OS X")
+    assert recognise(folder) is ImagesWithTable
+    assert len(ImagesWithTable.open(folder).keys) == 5
+    (folder / "e.png").unlink()
+    (folder / "e.png").symlink_to("nowhere.png")
+    with pytest.raises(DataError, match="1 of 5 images are not in .*, the first is e.png"):
+        ImagesWithTable.open(folder)
+    assert len(ImagesWithTable.open(folder, allow_subset=True).keys) == 4
 
 
 # ---- dataset.yaml, and the examples of the documentation

@@ -191,6 +191,44 @@ def test_tars_that_count_from_zero_each(tmp_path: Path) -> None:
     assert found.labels[:, 0].tolist() == [0, 1] * 3 and found.attributes == ("red",)
 
 
+def write_labels(folder: Path, labels: dict[str, list[dict[str, object]]]) -> Path:
+    """Write tars of these JSON labels, counted from 0000 in each."""
+    for name, trees in labels.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(folder / name, "w") as tar:
+            for i, tree in enumerate(trees):
+                add(tar, f"{i:04d}.png", jpeg(i, 20, 20))
+                add(tar, f"{i:04d}.json", json.dumps(tree).encode())
+    return folder
+
+
+def test_tars_of_one_name_in_a_folder_for_each_split(tmp_path: Path) -> None:
+    labels = {f"{split}/000.tar": [{"red": 1}] for split in ("train", "val", "test")}
+    found = Tars.open(write_labels(tmp_path / "tars", labels))
+    assert found.keys == ["test-000-0000", "train-000-0000", "val-000-0000"]
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    labels = {f"{split}/ä.tar": [{"red": 1}] for split in ("train", "val", "test")}
+    for tar in write_labels(tmp_path / "tars", labels).rglob("*.tar"):
+        with tarfile.open(tar, "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as again:
+            add(again, f"{tar.parent.name} ü.png", jpeg(1, 20, 20))
+            add(again, f"{tar.parent.name} ü.json", b'{"red": 1}')
+    keys = Tars.open(tmp_path / "tars").keys
+    assert [key.split("_")[0] for key in keys] == ["test", "train", "val"]
+
+
+def test_all_samples_tell_what_is_an_attribute(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = {"red": 0, "faces": 1, "age": 30}, {"red": 1, "faces": 2, "age": 0}
+    labels = {f"{split}.tar": [first, second] for split in ("train", "val", "test")}
+    found = Tars.open(write_labels(tmp_path / "tars", labels))
+    assert found.attributes == ("red",)
+    assert "not binary, so no attributes: faces (2), age (30)" in caplog.text
+    labels["train.tar"] = [{"red": 0}, {"red": 1, "round": 1}]
+    with pytest.raises(DataError, match="sample '0000' has no key 'round', unlike others"):
+        Tars.open(write_labels(tmp_path / "partial", labels))
+
+
 # ---- damage
 
 
