@@ -82,7 +82,7 @@ def _drop_old_programs(folder: Path, weights: bytes) -> None:
     for kind in FORMATS:
         for program in (folder / kind).glob(f"*.{kind}"):
             program.unlink()
-            print(f"{program}: deleted, because it held other weights; --formats {kind} writes it", file=sys.stderr)
+            print(f"{program}: deleted, because it held other weights; see --formats", file=sys.stderr)
 
 
 def _card(run_dir: Path, trained: Phase, info: CheckpointInfo, weights: str) -> Card:

@@ -375,6 +375,18 @@ def test_every_kind_of_data_set_passes_the_check_of_the_source(run, tmp_path):
     assert said.startswith(f"key 'shard.source': {tmp_path}: holds no data set")
 
 
+def test_labels_newer_than_the_shards_are_told_before_a_launch(run, tmp_path):
+    make_toy_shapes(tmp_path / "shapes", 12)
+    settings = replace(run.config.shard, source=str(tmp_path / "shapes"))
+    planned = replace(run, config=replace(run.config, shard=settings))
+    manifest = layout.shards_dir(planned.config) / layout.MANIFEST
+    manifest.parent.mkdir(parents=True)
+    manifest.touch()
+    os.utime(manifest, ns=(0, 0))
+    (finding,) = source_is_there(planned)
+    assert f"is newer than the shards in {manifest.parent}; delete" in finding.text and not finding.fatal
+
+
 def test_images_smaller_than_the_shards_need_them_are_found_before_a_launch(run, tmp_path):
     folder = tmp_path / "shapes"
     make_toy_shapes(folder, 12)

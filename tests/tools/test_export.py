@@ -195,6 +195,7 @@ def test_an_export_on_the_fly_leaves_nothing_of_other_weights(tmp_path, capsys):
     export.main([str(run_dir)])
     assert (folder / "onnx" / "decoder.onnx").exists()  # the weights are the same
     make_checkpoint(run_dir, config, ATTRIBUTES, step=20, loss=0.5)
+    (folder / "model.safetensors").write_bytes(b"other weights")
     later = (folder / "model.json").stat().st_mtime_ns + 1
     os.utime(next(layout.checkpoints_dir(run_dir).glob("*20.json")), ns=(later, later))
     export.open_model(run_dir)

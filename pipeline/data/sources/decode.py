@@ -92,7 +92,7 @@ def _is_turned(content: bytes) -> bool:
 def _turn(image: Image.Image) -> Transpose | None:
     """Return what turns an image upright, or None. A broken Exif block says nothing."""
     try:
-        return _TURNS.get(image.getexif().get(_ORIENTATION))
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # Pillow raises another kind of error for each kind of damage
         return None
 

@@ -77,7 +77,7 @@ def changed_labels(config: RunConfig) -> str:
     made = (shards / layout.MANIFEST).stat().st_mtime_ns
     for path, depth in walk(layout.source_path(config)):
         if _holds_labels(path, depth) and path.is_file() and path.stat().st_mtime_ns > made:
-            return f"{path}: is newer than the shards in {shards}; delete that folder to convert the data again"
+            return f"{path}: is newer than the shards in {shards}; delete that folder to convert again"
     return ""
 
 

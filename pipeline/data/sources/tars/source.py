@@ -17,7 +17,14 @@ from pipeline.data.sources.decode import decode
 from pipeline.data.sources.facts import with_own_facts
 from pipeline.data.sources.tars.index import Sample, samples_of
 from pipeline.data.sources.tars.labels import read_labels
-from pipeline.data.sources.tars.places import IN_FOLDER, Tar, find_tars, is_pattern, read_part, with_random_access
+from pipeline.data.sources.tars.places import (
+    IN_FOLDER,
+    Tar,
+    find_tars,
+    is_pattern,
+    read_part,
+    with_random_access,
+)
 from pipeline.errors import DataError
 
 KIND = "webdataset"
