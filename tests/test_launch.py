@@ -14,13 +14,16 @@ import pytest
 import launch
 from pipeline.config import load as configuration
 from pipeline.config.schema import RunConfig
+from pipeline.data.manifest import content_digest
 from pipeline.errors import ConfigError, exit_code
 from pipeline.prepare import ROOT, prepare
 from pipeline.rundir import layout
+from pipeline.rundir.files import write_json
 from pipeline.stages import STAGES
 from slurm import announce
 from slurm.chain import Run, parse_stages, plan
 from slurm.executors import executor_named
+from slurm.preflight import checks
 from tests.conftest import write_noise_celeba
 from tests.fake_run import make_run
 
@@ -336,6 +339,29 @@ def test_a_model_that_does_not_fit_is_found_before_anything_is_made(
     assert exit_code(lambda: launch.main(argv)) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def misfits(*words: str) -> list[str]:
+    runs = resolve("--config", "sigma_cvae_nf", *words)
+    return [found.text for found in checks.model_fits_together(plan(runs, parse_stages(None)))]
+
+
+def test_a_model_must_fit_the_images_of_shards_that_are_there(tmp_path):
+    """Their size counts, whatever `shard.size` says."""
+    file = tmp_path / "given" / "manifest.json"
+    content = {"format": layout.SHARD_FORMAT, "content_digest": content_digest([]), "size": 4, "splits": {}}
+    write_json(file, {**content, "attributes": ["Male"]})
+    (said,) = misfits(f"data.shards={file.parent}", f"runs_dir={tmp_path}", "shard.size=64")
+    assert "halvings of a 4 pixel image" in said
+
+
+def test_a_fault_of_the_nets_is_told_once(tmp_path):
+    """The prior of `refine` runs on the same nets; only what it adds is told beside them."""
+    words = ["shard.size=4", "refine.images=64", "steer.images=64", "refine.prior.control=true"]
+    words.append(f"runs_dir={tmp_path}")
+    assert [said.split(":")[0] for said in misfits(*words)] == ["key 'model'"]
+    both = misfits(*words, *GRID, "model.z_dim=100")
+    assert {said.split(":")[0] for said in both} == {"key 'model'", "key 'refine.prior'"}
 
 
 def test_a_stage_without_its_input_is_refused(tmp_path, capsys):

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from cvae.nets.shapes import require_fit
+from cvae.nets.shapes import require_fit, require_prior_fits
 from pipeline.command_line import version_of
 from pipeline.config.extras import missing_packages
 from pipeline.config.load import flatten
@@ -28,7 +28,7 @@ from pipeline.tracking.sync import make_tracker
 from pipeline.training.phases import require_sampling
 from slurm.chain import SHARED, Chain, Run, output_of
 from slurm.executors import executor_named
-from slurm.preflight.sizes import checkpoint_bytes, shards_bytes, small_images, stored_bytes
+from slurm.preflight.sizes import checkpoint_bytes, image_size, shards_bytes, small_images, stored_bytes
 from slurm.resources import asks_for_gpus, gpu_request, idle_gpus, stage_resources
 
 NETWORK_FILE_SYSTEMS = (
@@ -182,11 +182,13 @@ def model_fits_together(chain: Chain) -> Iterator[Finding]:
         if step.stage not in PHASES:
             continue
         config = step.run.config
-        key, model = "model", config.model
-        if step.stage in ("refine", "steer"):
-            key, model = "refine.prior", replace(model, prior=config.refine.prior)
+        key = "model"
         try:
-            require_fit(model, config.shard.size)
+            if step.stage in ("refine", "steer"):  # with the nets of the stages before
+                key = "refine.prior"
+                require_prior_fits(replace(config.model, prior=config.refine.prior))
+            else:
+                require_fit(config.model, image_size(config))
         except ValueError as error:
             yield Finding(f"key '{key}': {error}", True)
 
