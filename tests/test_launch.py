@@ -200,6 +200,34 @@ def test_checkpoints_are_continued_only_with_the_settings_that_made_them(trained
     assert "train.images" not in str(refused.value)
 
 
+def test_other_data_are_refused_before_they_are_made(trained, capsys):
+    """Also if the training is finished, so that nothing of it would look at the shards again."""
+    finished(trained)
+    before = (trained / "config.yaml").read_bytes()
+    argv = ["--run-dir", str(trained), "--cluster", "local", "toy.n=9", "shard.seed=4", "eval.n=9"]
+    assert exit_code(lambda: launch.main(argv)) == 2
+    said = capsys.readouterr().err
+    assert "its checkpoints were trained on other data (toy.n: 4000 -> 9; shard.seed: 0 -> 4)" in said
+    assert (trained / "config.yaml").read_bytes() == before
+
+
+def test_the_same_data_may_lie_in_another_place(trained, tmp_path):
+    given = tmp_path / "given" / "manifest.json"
+    write_json(given, {"content_digest": "5a"})
+    moved = resolve("--run-dir", str(trained), f"data.shards={given.parent}")[0].config
+    checkpoint = layout.checkpoints_dir(trained) / "step_00000040.json"
+    for trained_on in ("", "other"):
+        write_json(checkpoint, {"sections": {"shards_content": trained_on}})
+        with pytest.raises(ConfigError, match="trained on other data .data.shards: '' -> "):
+            launch.require_continuable(trained, moved)
+    write_json(checkpoint, {"sections": {"shards_content": "5a"}})
+    launch.require_continuable(trained, moved)
+    launch.prepare(trained, moved, ["eval"])
+    given.unlink()  # the recorded place is gone
+    with pytest.raises(ConfigError, match="trained on other data .data.shards: '/"):
+        launch.require_continuable(trained, replace(moved, data=replace(moved.data, shards="")))
+
+
 def test_a_later_phase_holds_its_settings_too(trained):
     """Else it would count as complete, and config.yaml would tell what was never trained."""
     asked = ("--run-dir", str(trained), "refine.images=64")

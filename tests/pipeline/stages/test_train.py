@@ -207,11 +207,13 @@ def test_a_crash_costs_one_interval_at_most_however_slow_the_disk(
 
 def test_another_configuration_is_refused_by_key(trained, tiny_overrides, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run/inputs.json").unlink()
     changed = configuration.load([], [*tiny_overrides, *SHORT, "optim.lr=0.5", "data.flip=false"])
     with pytest.raises(
         CheckpointError, match=r"data.flip: True then, False now; optim.lr: 0.001 then, 0.5 now"
     ):
         run_stage_here(changed, tmp_path / "run", "train")
+    assert not (tmp_path / "run/inputs.json").exists()  # what was refused is not recorded
 
 
 def test_a_checkpoint_that_is_older_than_a_key_continues(trained, tiny_overrides, tmp_path):
