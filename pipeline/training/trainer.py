@@ -76,6 +76,7 @@ class Trainer:
         folder = layout.checkpoints_dir(self.run_dir, phase.name)
         self.checkpoints = Checkpoints(folder, train.keep_checkpoints, train.keep_every)
         self.step = 0
+        self.validated = False  # the checkpoint that this attempt began from
         self.last_step = ceil_div(train.images, train.batch_size)
         self.started = time.monotonic()
         self.seconds_before = 0.0  # of earlier attempts
@@ -201,6 +202,7 @@ class Trainer:
             self.precision.scaler.load_state_dict(checkpoint.meta["scaler"])
         self._open_stream(checkpoint.meta.get("stream", FIRST_STREAM))  # older checkpoints do not name it
         self.step = checkpoint.step
+        self.validated = bool(checkpoint.meta["validation"])
         self.seconds_before = checkpoint.meta["seconds"]
         self.log.info("resuming at step %d", self.step)
         rate = learning_rate(self.images, self.config.train.images, self.config.optim)
