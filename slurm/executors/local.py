@@ -13,9 +13,11 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.schema import ClusterConfig, RunConfig
+from pipeline.config.schema import PHASES, ClusterConfig, RunConfig
 from pipeline.errors import ConfigError, UserError
 from pipeline.prepare import ROOT
+from pipeline.rundir.record import read_json
+from pipeline.runtime.owner import describe
 from slurm import ledger
 from slurm.chain import Chain, Run, Step
 from slurm.executors import Executor, outside_jobs
@@ -28,11 +30,29 @@ from slurm.executors.following import (
     watch,
 )
 from slurm.executors.view import StageView, tell, tell_error
+from slurm.queue import FINAL
 from slurm.rank import GPU_CHOICE, visible_gpus
 from slurm.resources import counted, gpu_request, idle_gpus, require_a_gpu_each, stage_resources
 
 if TYPE_CHECKING:
     from submitit import Job
+
+
+def _require_idle(runs: list[Run]) -> None:
+    """Raise ConfigError if a job of this host works with a configuration that the launch would replace."""
+    for run in runs:
+        if run.evaluates_only:
+            continue
+        for job in read_json(run.run_dir / "jobs.json", []):
+            process = job.get("process")
+            if not process or job["state"] in FINAL or process["pid"] == os.getpid():
+                continue
+            if ledger.alive(process):
+                doing = "trained" if job["stage"] in PHASES else f"used by the stage {job['stage']}"
+                raise ConfigError(
+                    f"{run.run_dir}: is being {doing} by {describe({**process, 'job': job['id']})}; wait for "
+                    f"it, cancel it (`python tools/cancel.py {run.run_dir}`), or use another name="
+                )
 
 
 # ---- executors
@@ -69,6 +89,7 @@ class LocalExecutor(Executor):
         from slurm.preflight import check_this_machine
         from slurm.preflight.checks import batch_warnings
 
+        _require_idle(runs if chain.steps else [])
         found: list[str] = []
         for step in chain.steps:
             wanted = self.resources(step.run.config, step.stage)

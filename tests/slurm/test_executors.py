@@ -111,6 +111,21 @@ def test_ctrl_c_stops_the_job_without_requeue(run, monkeypatch, capsys):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_a_run_that_another_launch_trains_is_left_alone(run):
+    launcher, chain = executor_named("local"), one_step(run)
+    other = ledger.process(os.getppid())
+    ledger.submitted(run.run_dir, "train", "7", ledger.Submission("local", "first", process=other))
+    with pytest.raises(ConfigError, match=f"is being trained by job 7, process {other['pid']} on .*cancel"):
+        launcher.check([run], chain, preflight=False)
+    assert launcher.check([replace(run, evaluates_only=True)], chain, preflight=False) == []
+    dead = {**other, "started": 0}
+    ledger.submitted(run.run_dir, "train", "7", ledger.Submission("local", "first", process=dead))
+    assert launcher.check([run], chain, preflight=False) == []
+    ledger.submitted(run.run_dir, "train", "7", ledger.Submission("local", "first", process=other))
+    ledger.ended(run.run_dir, "train", "7", "CANCELLED")
+    assert launcher.check([run], chain, preflight=False) == []
+
+
 def test_a_users_mistake_on_any_rank_is_the_one_message(run, monkeypatch):
     use("BadData", monkeypatch)
     with pytest.raises(UserError, match="^shards/00003.tar: damaged; run the shard stage again$"):
