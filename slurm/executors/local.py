@@ -22,6 +22,7 @@ from slurm import ledger
 from slurm.chain import Chain, Run, Step
 from slurm.executors import Executor, outside_jobs
 from slurm.executors.following import (
+    interrupts_held,
     kill_ranks,
     logs_of,
     require_success,
@@ -145,14 +146,15 @@ class LocalExecutor(Executor):
             for number, step in enumerate(chain.steps, 1):
                 label = f"[{number}/{len(chain.steps)}] {step.run.config.name} {step.stage}"
                 view = StageView(logs_of(step) / "rank0.log", label)
-                (job,) = self.submit([step])
-                try:
-                    self.finish(job, step, view)
-                    require_success(job, step)
-                    view.end()
-                finally:
-                    after_each(step.run.run_dir)
-                    _remove_link(job.paths.folder)
+                with interrupts_held() as release:  # until `finish` can stop the job
+                    (job,) = self.submit([step])
+                    try:
+                        self.finish(job, step, view, release)
+                        require_success(job, step)
+                        view.end()
+                    finally:
+                        after_each(step.run.run_dir)
+                        _remove_link(job.paths.folder)
 
     def hand_over(
         self,
@@ -181,12 +183,13 @@ class LocalExecutor(Executor):
         """The process of submitit's controller."""
         return ledger.process(int(job.job_id))
 
-    def finish(self, job: Job[None], step: Step, view: StageView) -> None:
-        """Show how far the stage is until all ranks have left.
+    def finish(self, job: Job[None], step: Step, view: StageView, release: Callable[[], None]) -> None:
+        """Show how far the stage is until all ranks have left. `release` lets Ctrl-C through again.
 
         Ctrl-C asks the ranks to stop, a second one kills them.
         """
         try:
+            release()
             watch(job, step, view)
         except KeyboardInterrupt:
             os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller passes it on to the ranks
@@ -264,8 +267,9 @@ class DebugExecutor(LocalExecutor):
         """This process."""
         return ledger.process(os.getpid())
 
-    def finish(self, job: Job[None], step: Step, view: StageView) -> None:
+    def finish(self, job: Job[None], step: Step, view: StageView, release: Callable[[], None]) -> None:
         """Run the job. Its errors open the debugger and then come back here with their traceback."""
+        release()
         with suppress(SystemExit):
             job.results()
 

@@ -111,6 +111,22 @@ def test_ctrl_c_stops_the_job_without_requeue(run, monkeypatch, capsys):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_ctrl_c_right_after_the_start_stops_the_job(run, monkeypatch):
+    """The job is recorded, but nobody watches it yet."""
+    use("StopsOnce", monkeypatch)
+    submitted = ledger.submitted
+
+    def interrupted(*args: object) -> None:
+        submitted(*args)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ledger, "submitted", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_it(run)
+    assert ledger.alive(only_job(run)["process"]) is False
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_run_that_another_launch_trains_is_left_alone(run):
     launcher, chain = executor_named("local"), one_step(run)
     other = ledger.process(os.getppid())
