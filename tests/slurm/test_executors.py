@@ -142,6 +142,17 @@ def test_a_run_that_another_launch_trains_is_left_alone(run):
     assert launcher.check([run], chain, preflight=False) == []
 
 
+def test_a_process_id_that_comes_again_is_another_job(run):
+    """Else a job that died before it began would count as completed."""
+    for logs in ("1", "2"):
+        ledger.submitted(run.run_dir, "train", "7", ledger.Submission("local", logs))
+        assert ledger.state(run.run_dir, "train", "7") == "SUBMITTED"
+        ledger.started(run.run_dir, "train", "7", ["here"])
+        ledger.ended(run.run_dir, "train", "7", "COMPLETED")
+    jobs = json.loads((run.run_dir / "jobs.json").read_text())
+    assert [(job["logs"], len(job["attempts"])) for job in jobs] == [("1", 1), ("2", 1)]
+
+
 def test_a_users_mistake_on_any_rank_is_the_one_message(run, monkeypatch):
     use("BadData", monkeypatch)
     with pytest.raises(UserError, match="^shards/00003.tar: damaged; run the shard stage again$"):
