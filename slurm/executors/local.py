@@ -175,7 +175,11 @@ class LocalExecutor(Executor):
         # submitit would number the GPUs from 0, whatever the user chose.
         command = f"env {shlex.quote(choice)} {python}"
         executor = Submitter(_without_percent(folder), max_num_timeout=wanted.max_timeouts, python=command)
-        executor.update_parameters(tasks_per_node=wanted.tasks_per_node, timeout_min=wanted.timeout_min)
+        executor.update_parameters(
+            tasks_per_node=wanted.tasks_per_node,
+            timeout_min=wanted.timeout_min,
+            signal_delay_s=wanted.signal_delay_s,
+        )
         with outside_jobs(PYTHONPATH=_python_path()), terminal_signals_ignored():
             return [executor.submit(call) for call in calls]
 

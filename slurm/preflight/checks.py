@@ -39,6 +39,7 @@ NETWORK_FILE_SYSTEMS = (
 MOUNTS = Path("/proc/self/mounts")
 OCTAL = re.compile(r"\\(\d{3})")  # how the kernel writes a blank, tab, newline or backslash of a folder
 BATCHES = (*PHASES, "classifier")  # stages with a global batch
+LONG_STAGES = ("train", "classifier", "eval")  # with a time limit that may stop them
 SMALL_SHARE = 32  # with fewer images in a step a GPU mostly waits for kernel launches and communication
 SHORT_JOB_MIN = 10  # submitit counts every stop of a job as short as this as a time-out
 
@@ -210,9 +211,9 @@ def tracker_answers(run: Run) -> Iterator[Finding]:
         yield Finding(problem, True)
 
 
-def walltime_is_sound(run: Run) -> Iterator[Finding]:
-    """The warning before the time limit leaves time to work, and the limit suits submitit's rule."""
-    for stage in ("train", "classifier", "eval"):
+def walltime_leaves_time(run: Run) -> Iterator[Finding]:
+    """The warning before the time limit leaves time to work."""
+    for stage in LONG_STAGES:
         wanted = stage_resources(run.config, stage)
         if wanted.signal_delay_s >= wanted.timeout_min * 60:
             yield Finding(
@@ -220,7 +221,13 @@ def walltime_is_sound(run: Run) -> Iterator[Finding]:
                 f"of {wanted.timeout_min} min: jobs would stop at once",
                 True,
             )
-        elif wanted.timeout_min <= SHORT_JOB_MIN:
+
+
+def walltime_suits_submitit(run: Run) -> Iterator[Finding]:
+    """The time limit suits submitit's rule, which takes the stop of a short job for a time-out."""
+    for stage in LONG_STAGES:
+        wanted = stage_resources(run.config, stage)
+        if wanted.signal_delay_s < wanted.timeout_min * 60 <= SHORT_JOB_MIN * 60:
             yield Finding(
                 f"key 'cluster.timeout_min' for stage {stage}: {wanted.timeout_min}: in jobs of at most "
                 f"{SHORT_JOB_MIN} minutes every stop, also a preemption, counts as a time-out; "
@@ -275,8 +282,9 @@ EVERYWHERE = (
     node_has_room,
     weights_are_there,
     tracker_answers,
+    walltime_leaves_time,
 )
-ON_A_CLUSTER = (*EVERYWHERE, folders_are_shared, walltime_is_sound, batch_fits)
+ON_A_CLUSTER = (*EVERYWHERE, folders_are_shared, walltime_suits_submitit, batch_fits)
 
 
 def inputs_are_made(chain: Chain) -> Iterator[Finding]:

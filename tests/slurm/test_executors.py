@@ -27,7 +27,7 @@ from slurm.chain import Chain, Run, Step, parse_stages, plan
 from slurm.executors import EXECUTORS, executor_named
 from slurm.executors.cluster import script_of
 from slurm.executors.following import require_success
-from slurm.preflight.checks import batch_warnings, source_is_there
+from slurm.preflight.checks import batch_warnings, source_is_there, walltime_leaves_time
 from slurm.resources import stage_resources
 
 
@@ -151,6 +151,23 @@ def test_a_process_id_that_comes_again_is_another_job(run):
         ledger.ended(run.run_dir, "train", "7", "COMPLETED")
     jobs = json.loads((run.run_dir / "jobs.json").read_text())
     assert [(job["logs"], len(job["attempts"])) for job in jobs] == [("1", 1), ("2", 1)]
+
+
+def test_a_local_job_is_warned_as_long_before_its_limit_as_asked(run, monkeypatch):
+    asked: dict[str, object] = {}
+
+    def controller(**settings: object) -> None:
+        asked.update(settings)
+        raise OSError("not started")
+
+    monkeypatch.setattr("submitit.local.local.start_controller", controller)
+    limited = with_cluster(run, timeout_min=60, signal_delay_s=77)
+    with pytest.raises(OSError, match="not started"):
+        executor_named("local").submit(one_step(limited).steps)
+    assert (asked["timeout_min"], asked["signal_delay_s"]) == (60, 77)
+    late = with_cluster(run, timeout_min=1, signal_delay_s=9, stages={"train": {"signal_delay_s": 60}})
+    (said,) = walltime_leaves_time(late)
+    assert said.fatal and said.text.startswith("key 'cluster.signal_delay_s' for stage train: 60 s")
 
 
 def test_a_users_mistake_on_any_rank_is_the_one_message(run, monkeypatch):
