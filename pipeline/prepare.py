@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_text
 from pipeline.rundir.lines import append_line
-from pipeline.rundir.record import run_config
+from pipeline.rundir.record import read_json, run_config
 from pipeline.rundir.redact import redact
 from pipeline.stages import STAGES
 from pipeline.tracking.address import with_store
@@ -32,6 +33,7 @@ EVALUATION_KEYS = (
     "train.timeout_s",
     "train.deterministic",
 )
+DATA_KEYS = ("shard.", "toy.")
 
 
 def resolved(config: RunConfig) -> RunConfig:
@@ -60,12 +62,13 @@ def changes(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
 def require_continuable(run_dir: Path, config: RunConfig) -> None:
     """Raise ConfigError that names the keys that keep `config` from continuing `run_dir`.
 
-    Each phase that has checkpoints holds its keys. Its length may change.
+    Each phase that has checkpoints holds its keys, and all of them hold the data. Its length may change.
     """
     old = recorded(run_dir)
     if old is None:
         return
     changed = changes(old, config)
+    _require_same_data(run_dir, old, config, changed)
     fixed = configuration.leaves(layout.trained_sections(config))
     for phase in PHASES:
         if not STAGES[phase].progress(config, run_dir):
@@ -80,6 +83,35 @@ def require_continuable(run_dir: Path, config: RunConfig) -> None:
                 f"{run_dir}: its checkpoints of the stage {phase} were trained with other settings "
                 f"({listed(differing)}); use another name=... or --run-dir, or {again}"
             )
+
+
+def _require_same_data(
+    run_dir: Path, old: RunConfig, config: RunConfig, changed: dict[str, tuple[Any, Any]]
+) -> None:
+    """Raise ConfigError with the keys of the data if a run that has checkpoints would get other images."""
+    if not any(STAGES[phase].progress(config, run_dir) for phase in PHASES):
+        return
+    with suppress(ConfigError):  # the shards of one of them may be gone
+        if layout.shards_digest(old) == layout.shards_digest(config):
+            return
+    trained_on = _trained_content(run_dir)
+    shards = read_json(layout.shards_dir(config) / layout.MANIFEST, {})
+    if trained_on and shards.get("content_digest") == trained_on:
+        return  # the same images in another place
+    differing = {key: changed[key] for key in changed if key == "data.shards" or key.startswith(DATA_KEYS)}
+    raise ConfigError(
+        f"{run_dir}: its checkpoints were trained on other data ({listed(differing)}); give the keys of the "
+        "data as they were, or use another name=... or --run-dir"
+    )
+
+
+def _trained_content(run_dir: Path) -> str:
+    """Return the digest of the shards that the newest checkpoint was trained on; "" if it is not known."""
+    for phase in reversed(PHASES):
+        files = sorted(layout.checkpoints_dir(run_dir, phase).glob("step_*.json"))
+        if files:
+            return str(read_json(files[-1], {}).get("sections", {}).get("shards_content", ""))
+    return ""
 
 
 def evaluates_only(run_dir: Path, config: RunConfig, stages: list[str]) -> bool:

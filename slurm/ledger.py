@@ -51,10 +51,15 @@ def all_jobs(run_dir: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 @contextmanager
-def _entry(run_dir: Path, stage: str, job_id: str) -> Iterator[dict[str, Any]]:
-    """Hold one job's entry. It is created if the job starts before its launcher has recorded it."""
+def _entry(run_dir: Path, stage: str, job_id: str, logs: str = "") -> Iterator[dict[str, Any]]:
+    """Hold one job's entry. It is created if the job starts before its launcher has recorded it.
+
+    `logs`: of the submission, if it is known. Process ids repeat, but no two submissions share a folder.
+    """
     with all_jobs(run_dir) as jobs:
         found = [job for job in jobs if (job["stage"], job["id"]) == (stage, job_id)]
+        if logs:
+            found = [job for job in found if job.get("logs", logs) == logs]
         if not found:
             found.append({"stage": stage, "id": job_id, "state": "SUBMITTED", "attempts": []})
             jobs += found
@@ -86,7 +91,7 @@ def alive(described: dict[str, Any]) -> bool | None:
 
 def submitted(run_dir: Path, stage: str, job_id: str, submission: Submission) -> None:
     """Record a job that was handed to an executor (launcher)."""
-    with _entry(run_dir, stage, job_id) as entry:
+    with _entry(run_dir, stage, job_id, submission.logs) as entry:
         entry["executor"] = submission.executor
         entry["submitted"] = time.time()
         entry["after"] = submission.after

@@ -61,6 +61,7 @@ def test_base_comes_first(tmp_path):
         ("steer.optim.beta1=1.5", "'steer.optim.beta1': got 1.5, expected 0 to less than 1"),
         ("optim.lr=.nan", "'optim.lr': got nan, expected more than 0"),
         ("model.prior.flow.layers=0", "'model.prior.flow.layers': got 0, expected at least 1"),
+        ("refine.prior.flow_matching.side=0", "side': got 0, expected at least 1"),
         ("data.attributes=[Male,Young,Male]", "'data.attributes': names Male twice"),
         ("nonsense", "expected key=value"),
         ("name=../x", "expected letters, digits"),

@@ -14,13 +14,16 @@ import pytest
 import launch
 from pipeline.config import load as configuration
 from pipeline.config.schema import RunConfig
+from pipeline.data.manifest import content_digest
 from pipeline.errors import ConfigError, exit_code
 from pipeline.prepare import ROOT, prepare
 from pipeline.rundir import layout
+from pipeline.rundir.files import write_json
 from pipeline.stages import STAGES
 from slurm import announce
 from slurm.chain import Run, parse_stages, plan
 from slurm.executors import executor_named
+from slurm.preflight import checks
 from tests.conftest import write_noise_celeba
 from tests.fake_run import make_run
 
@@ -197,6 +200,34 @@ def test_checkpoints_are_continued_only_with_the_settings_that_made_them(trained
     assert "train.images" not in str(refused.value)
 
 
+def test_other_data_are_refused_before_they_are_made(trained, capsys):
+    """Also if the training is finished, so that nothing of it would look at the shards again."""
+    finished(trained)
+    before = (trained / "config.yaml").read_bytes()
+    argv = ["--run-dir", str(trained), "--cluster", "local", "toy.n=9", "shard.seed=4", "eval.n=9"]
+    assert exit_code(lambda: launch.main(argv)) == 2
+    said = capsys.readouterr().err
+    assert "its checkpoints were trained on other data (toy.n: 4000 -> 9; shard.seed: 0 -> 4)" in said
+    assert (trained / "config.yaml").read_bytes() == before
+
+
+def test_the_same_data_may_lie_in_another_place(trained, tmp_path):
+    given = tmp_path / "given" / "manifest.json"
+    write_json(given, {"content_digest": "5a"})
+    moved = resolve("--run-dir", str(trained), f"data.shards={given.parent}")[0].config
+    checkpoint = layout.checkpoints_dir(trained) / "step_00000040.json"
+    for trained_on in ("", "other"):
+        write_json(checkpoint, {"sections": {"shards_content": trained_on}})
+        with pytest.raises(ConfigError, match="trained on other data .data.shards: '' -> "):
+            launch.require_continuable(trained, moved)
+    write_json(checkpoint, {"sections": {"shards_content": "5a"}})
+    launch.require_continuable(trained, moved)
+    launch.prepare(trained, moved, ["eval"])
+    given.unlink()  # the recorded place is gone
+    with pytest.raises(ConfigError, match="trained on other data .data.shards: '/"):
+        launch.require_continuable(trained, replace(moved, data=replace(moved.data, shards="")))
+
+
 def test_a_later_phase_holds_its_settings_too(trained):
     """Else it would count as complete, and config.yaml would tell what was never trained."""
     asked = ("--run-dir", str(trained), "refine.images=64")
@@ -336,6 +367,29 @@ def test_a_model_that_does_not_fit_is_found_before_anything_is_made(
     assert exit_code(lambda: launch.main(argv)) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def misfits(*words: str) -> list[str]:
+    runs = resolve("--config", "sigma_cvae_nf", *words)
+    return [found.text for found in checks.model_fits_together(plan(runs, parse_stages(None)))]
+
+
+def test_a_model_must_fit_the_images_of_shards_that_are_there(tmp_path):
+    """Their size counts, whatever `shard.size` says."""
+    file = tmp_path / "given" / "manifest.json"
+    content = {"format": layout.SHARD_FORMAT, "content_digest": content_digest([]), "size": 4, "splits": {}}
+    write_json(file, {**content, "attributes": ["Male"]})
+    (said,) = misfits(f"data.shards={file.parent}", f"runs_dir={tmp_path}", "shard.size=64")
+    assert "halvings of a 4 pixel image" in said
+
+
+def test_a_fault_of_the_nets_is_told_once(tmp_path):
+    """The prior of `refine` runs on the same nets; only what it adds is told beside them."""
+    words = ["shard.size=4", "refine.images=64", "steer.images=64", "refine.prior.control=true"]
+    words.append(f"runs_dir={tmp_path}")
+    assert [said.split(":")[0] for said in misfits(*words)] == ["key 'model'"]
+    both = misfits(*words, *GRID, "model.z_dim=100")
+    assert {said.split(":")[0] for said in both} == {"key 'model'", "key 'refine.prior'"}
 
 
 def test_a_stage_without_its_input_is_refused(tmp_path, capsys):

@@ -14,6 +14,11 @@ def require_fit(config: ModelConfig, image_size: int) -> None:
         sides = level_sides(config, image_size)
         if config.residual.grid:
             cell_channels(config.residual, config.z_dim, sides[-1])
+    require_prior_fits(config)
+
+
+def require_prior_fits(config: ModelConfig) -> None:
+    """Raise ValueError unless the prior of a model fits its code and its conditioner."""
     if config.prior.name == "flow_matching" and config.prior.flow_matching.net == "grid":
         velocity_channels(config.z_dim, config.prior.flow_matching.side)
     if config.prior.name in ("gaussian", "flow") and config.prior.net == "conv1d":
@@ -39,9 +44,18 @@ def halvings(size: int, times: int) -> list[int]:
 def level_sides(config: ModelConfig, image_size: int) -> list[int]:
     """Return the side of each level's feature map, large to small, pixels.
 
-    Raises ValueError if the image cannot be halved that often, or if attention does not fit the levels.
+    Raises ValueError if the levels of the two nets differ, if the image cannot be halved that often, or if
+    attention does not fit the levels.
     """
     net = config.residual
+    if not net.channels:
+        raise ValueError("model.residual.channels: is empty, expected one entry for each level")
+    for key, blocks in (("encoder_blocks", net.encoder_blocks), ("decoder_blocks", net.decoder_blocks)):
+        if len(blocks) != len(net.channels):
+            raise ValueError(
+                f"model.residual.{key}: {blocks} has {len(blocks)} entries, but model.residual.channels has"
+                f" {len(net.channels)} levels; give each level a number of blocks"
+            )
     last, rest = divmod(image_size, 2 ** len(net.channels))
     if rest or last < 1:
         raise ValueError(

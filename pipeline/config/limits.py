@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError
 OPTIMIZERS = ("optim", *(f"{phase}.optim" for phase in LATER_PHASES))
 PRIORS = ("model.prior", "refine.prior")
 LOSSES = ("model.losses", "tune.losses")
+FLOW_MATCHING_SIZES = ("width", "condition", "side", "channels", "steps", "draws")
 
 # The words that a key accepts. A test compares the names of components with their registries.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -76,7 +77,7 @@ AT_LEAST_ONE = (
     "steer.width",
     "steer.guide_epochs",
     *(f"{prior}.flow.{key}" for prior in PRIORS for key in ("layers", "hidden")),
-    *(f"{prior}.flow_matching.{key}" for prior in PRIORS for key in ("width", "condition", "steps", "draws")),
+    *(f"{prior}.flow_matching.{key}" for prior in PRIORS for key in FLOW_MATCHING_SIZES),
     *(f"{losses}.perceptual.size" for losses in LOSSES),
     "eval.n",
     "eval.block",

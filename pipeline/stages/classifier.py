@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipeline.evaluation import classifier
 from pipeline.evaluation.metrics.statistics import best_threshold
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_json
-from pipeline.runtime.context import Context
+from pipeline.runtime.context import Context, alone
 from pipeline.training.classify import files, supervised
 
 
@@ -25,11 +26,26 @@ def run(config: RunConfig, context: Context) -> None:
     metrics.json is written last. A finished classifier is left alone. An interrupted training
     starts again, which takes minutes. Raises Stopped on every rank after a stop signal.
     """
-    ranks, folder = context.ranks, layout.classifier_dir(config)
-    there = "there" if (folder / "metrics.json").exists() else ""
-    if ranks.text_from_main(there):  # one answer for all ranks
-        context.log.info("%s is already there", folder)
+    folder = layout.classifier_dir(config)
+    if is_there(folder, context):  # no lock: this user may not be able to write beside it
         return
+    with alone(folder.with_suffix(".lock"), context):
+        if not is_there(folder, context):  # another launch may have made it meanwhile
+            make(folder, config, context)
+
+
+def is_there(folder: Path, context: Context) -> bool:
+    """Return whether the classifier is complete, one answer for all ranks, and say so."""
+    there = "there" if (folder / "metrics.json").exists() else ""
+    found = bool(context.ranks.text_from_main(there))
+    if found:
+        context.log.info("%s is already there", folder)
+    return found
+
+
+def make(folder: Path, config: RunConfig, context: Context) -> None:
+    """Train the classifier and write its files (all ranks)."""
+    ranks = context.ranks
     shards = staged(layout.shards_dir(config), config.data.stage_to, context.log, config.data.damaged)
     splits = {name: open_shards(shards, name, config.data) for name in ("train", "val", "test")}
     start = time.monotonic()

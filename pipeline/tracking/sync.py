@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -50,10 +51,36 @@ def sync_run(run_dir: Path, log: logging.Logger = LOG) -> None:
 
 
 @contextmanager
-def sync_beside() -> Iterator[Callable[[Path], object]]:
-    """Give a `sync_run` that works beside the caller; the end of the block waits for all runs given to it."""
-    with ThreadPoolExecutor(1, "tracking") as thread:
-        yield lambda run_dir: thread.submit(sync_run, run_dir)
+def sync_beside(log: logging.Logger = LOG) -> Iterator[Callable[[Path], object]]:
+    """Give a `sync_run` that works beside the caller; the end of the block waits for all runs given to it.
+
+    After an error it waits only for what has begun and for the run given last, and names the others. A
+    Ctrl-C ends the wait.
+    """
+    pool = ThreadPoolExecutor(1, "tracking")
+    given: list[tuple[Path, Future[None]]] = []
+    try:
+        yield lambda run_dir: given.append((run_dir, pool.submit(sync_run, run_dir, log)))
+    except BaseException:
+        for _, push in given[:-1]:
+            push.cancel()
+        raise
+    finally:
+        try:
+            pool.shutdown()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        finally:
+            _name_unsent(dict(given), log)
+
+
+def _name_unsent(newest: dict[Path, Future[None]], log: logging.Logger) -> None:
+    """Warn with the command that sends the runs whose newest push has not ended, if a job of them began."""
+    unsent = [run_dir for run_dir, push in newest.items() if push.cancelled() or not push.done()]
+    begun = [str(run_dir) for run_dir in unsent if (run_dir / "jobs.json").exists()]
+    if begun:
+        log.warning("not sent yet; `python tools/sync_mlflow.py %s` sends the rest", shlex.join(begun))
 
 
 def sync_sweep(config: RunConfig, name: str, files: list[Path], log: logging.Logger = LOG) -> None:

@@ -64,6 +64,9 @@ def train(context: Context, trainer: Trainer, recorder: Recorder, watchdog: Watc
     trace = folder / f"trace_rank{context.ranks.rank}.json"
     batches = Prefetcher(trainer.prepare, trainer.step, last)
     try:
+        if trainer.step >= last and not trainer.validated:  # the run was shortened after a stop
+            with watchdog.paused():
+                save(trainer, recorder, validate(context, trainer))
         with profiler(settings.profile, trace) as profile:
             for batch in monitor.timed(batches):
                 watchdog.at(trainer.step)

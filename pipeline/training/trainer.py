@@ -19,7 +19,7 @@ from pipeline.rundir.files import write_json
 from pipeline.runtime.context import Context
 from pipeline.runtime.split import ceil_div
 from pipeline.training.build import build_model, distribute
-from pipeline.training.checkpoints.store import Checkpoints
+from pipeline.training.checkpoints.store import Checkpoint, Checkpoints
 from pipeline.training.checkpoints.weights import load_model, require_same, restore, state_tensors
 from pipeline.training.health import complaints
 from pipeline.training.inputs import Inputs
@@ -76,6 +76,7 @@ class Trainer:
         folder = layout.checkpoints_dir(self.run_dir, phase.name)
         self.checkpoints = Checkpoints(folder, train.keep_checkpoints, train.keep_every)
         self.step = 0
+        self.validated = False  # the checkpoint that this attempt began from
         self.last_step = ceil_div(train.images, train.batch_size)
         self.started = time.monotonic()
         self.seconds_before = 0.0  # of earlier attempts
@@ -182,14 +183,17 @@ class Trainer:
                 self.log.warning("began from another training; beginning again after %s", self.start)
                 self.checkpoints.replace_all()
                 chosen = None
+        step = self.ranks.text_from_main(str(chosen.step) if chosen else "")
+        if step:
+            self._continue_from(chosen or self.checkpoints.read(int(step)))
+        elif self.config.train.init_from:
+            self._start_from(Path(self.config.train.init_from))
+        if self.ranks.is_main:
             shards = self.inputs.shards
             write_json(self.run_dir / "inputs.json", {"shards": shards.content_digest, "size": shards.size})
-        step = self.ranks.text_from_main(str(chosen.step) if chosen else "")
-        if not step:
-            if self.config.train.init_from:
-                self._start_from(Path(self.config.train.init_from))
-            return
-        checkpoint = chosen or self.checkpoints.read(int(step))
+
+    def _continue_from(self, checkpoint: Checkpoint) -> None:
+        """Take over a checkpoint of this run (all ranks). Raises CheckpointError if anything else changed."""
         now = self.sections()
         then = {key: now[key] for key in ("attribute_dropout",) if key in now}  # older ones do not hold it
         require_same(then | checkpoint.meta["sections"], now, self.run_dir)
@@ -198,6 +202,7 @@ class Trainer:
             self.precision.scaler.load_state_dict(checkpoint.meta["scaler"])
         self._open_stream(checkpoint.meta.get("stream", FIRST_STREAM))  # older checkpoints do not name it
         self.step = checkpoint.step
+        self.validated = bool(checkpoint.meta["validation"])
         self.seconds_before = checkpoint.meta["seconds"]
         self.log.info("resuming at step %d", self.step)
         rate = learning_rate(self.images, self.config.train.images, self.config.optim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,3 +96,27 @@ def terminal_signals_ignored() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C and its like back until the block ends, or until it calls the function that it gets.
+
+    That function raises KeyboardInterrupt if one has come. A job that has just started is not lost so.
+    """
+    came: list[int] = []
+    numbers = (signal.SIGINT, *STOP_SIGNALS)
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in heard}
+
+    def release() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if came:
+            came.clear()
+            raise KeyboardInterrupt
+
+    try:
+        yield release
+    finally:
+        release()

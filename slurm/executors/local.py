@@ -13,13 +13,16 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.schema import ClusterConfig, RunConfig
+from pipeline.config.schema import PHASES, ClusterConfig, RunConfig
 from pipeline.errors import ConfigError, UserError
 from pipeline.prepare import ROOT
+from pipeline.rundir.record import read_json
+from pipeline.runtime.owner import describe
 from slurm import ledger
 from slurm.chain import Chain, Run, Step
 from slurm.executors import Executor, outside_jobs
 from slurm.executors.following import (
+    interrupts_held,
     kill_ranks,
     logs_of,
     require_success,
@@ -28,11 +31,29 @@ from slurm.executors.following import (
     watch,
 )
 from slurm.executors.view import StageView, tell, tell_error
+from slurm.queue import FINAL
 from slurm.rank import GPU_CHOICE, visible_gpus
 from slurm.resources import counted, gpu_request, idle_gpus, require_a_gpu_each, stage_resources
 
 if TYPE_CHECKING:
     from submitit import Job
+
+
+def _require_idle(runs: list[Run]) -> None:
+    """Raise ConfigError if a job of this host works with a configuration that the launch would replace."""
+    for run in runs:
+        if run.evaluates_only:
+            continue
+        for job in read_json(run.run_dir / "jobs.json", []):
+            process = job.get("process")
+            if not process or job["state"] in FINAL or process["pid"] == os.getpid():
+                continue
+            if ledger.alive(process):
+                doing = "trained" if job["stage"] in PHASES else f"used by the stage {job['stage']}"
+                raise ConfigError(
+                    f"{run.run_dir}: is being {doing} by {describe({**process, 'job': job['id']})}; wait for "
+                    f"it, cancel it (`python tools/cancel.py {run.run_dir}`), or use another name="
+                )
 
 
 # ---- executors
@@ -69,6 +90,7 @@ class LocalExecutor(Executor):
         from slurm.preflight import check_this_machine
         from slurm.preflight.checks import batch_warnings
 
+        _require_idle(runs if chain.steps else [])
         found: list[str] = []
         for step in chain.steps:
             wanted = self.resources(step.run.config, step.stage)
@@ -124,14 +146,15 @@ class LocalExecutor(Executor):
             for number, step in enumerate(chain.steps, 1):
                 label = f"[{number}/{len(chain.steps)}] {step.run.config.name} {step.stage}"
                 view = StageView(logs_of(step) / "rank0.log", label)
-                (job,) = self.submit([step])
-                try:
-                    self.finish(job, step, view)
-                    require_success(job, step)
-                    view.end()
-                finally:
-                    after_each(step.run.run_dir)
-                    _remove_link(job.paths.folder)
+                with interrupts_held() as release:  # until `finish` can stop the job
+                    (job,) = self.submit([step])
+                    try:
+                        self.finish(job, step, view, release)
+                        require_success(job, step)
+                        view.end()
+                    finally:
+                        after_each(step.run.run_dir)
+                        _remove_link(job.paths.folder)
 
     def hand_over(
         self,
@@ -152,7 +175,11 @@ class LocalExecutor(Executor):
         # submitit would number the GPUs from 0, whatever the user chose.
         command = f"env {shlex.quote(choice)} {python}"
         executor = Submitter(_without_percent(folder), max_num_timeout=wanted.max_timeouts, python=command)
-        executor.update_parameters(tasks_per_node=wanted.tasks_per_node, timeout_min=wanted.timeout_min)
+        executor.update_parameters(
+            tasks_per_node=wanted.tasks_per_node,
+            timeout_min=wanted.timeout_min,
+            signal_delay_s=wanted.signal_delay_s,
+        )
         with outside_jobs(PYTHONPATH=_python_path()), terminal_signals_ignored():
             return [executor.submit(call) for call in calls]
 
@@ -160,12 +187,13 @@ class LocalExecutor(Executor):
         """The process of submitit's controller."""
         return ledger.process(int(job.job_id))
 
-    def finish(self, job: Job[None], step: Step, view: StageView) -> None:
-        """Show how far the stage is until all ranks have left.
+    def finish(self, job: Job[None], step: Step, view: StageView, release: Callable[[], None]) -> None:
+        """Show how far the stage is until all ranks have left. `release` lets Ctrl-C through again.
 
         Ctrl-C asks the ranks to stop, a second one kills them.
         """
         try:
+            release()
             watch(job, step, view)
         except KeyboardInterrupt:
             os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller passes it on to the ranks
@@ -243,8 +271,9 @@ class DebugExecutor(LocalExecutor):
         """This process."""
         return ledger.process(os.getpid())
 
-    def finish(self, job: Job[None], step: Step, view: StageView) -> None:
+    def finish(self, job: Job[None], step: Step, view: StageView, release: Callable[[], None]) -> None:
         """Run the job. Its errors open the debugger and then come back here with their traceback."""
+        release()
         with suppress(SystemExit):
             job.results()
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from cvae.nets.shapes import require_fit
+from cvae.nets.shapes import require_fit, require_prior_fits
 from pipeline.command_line import version_of
 from pipeline.config.extras import missing_packages
 from pipeline.config.load import flatten
@@ -28,7 +28,7 @@ from pipeline.tracking.sync import make_tracker
 from pipeline.training.phases import require_sampling
 from slurm.chain import SHARED, Chain, Run, output_of
 from slurm.executors import executor_named
-from slurm.preflight.sizes import checkpoint_bytes, shards_bytes, small_images, stored_bytes
+from slurm.preflight.sizes import checkpoint_bytes, image_size, shards_bytes, small_images, stored_bytes
 from slurm.resources import asks_for_gpus, gpu_request, idle_gpus, stage_resources
 
 NETWORK_FILE_SYSTEMS = (
@@ -39,6 +39,7 @@ NETWORK_FILE_SYSTEMS = (
 MOUNTS = Path("/proc/self/mounts")
 OCTAL = re.compile(r"\\(\d{3})")  # how the kernel writes a blank, tab, newline or backslash of a folder
 BATCHES = (*PHASES, "classifier")  # stages with a global batch
+LONG_STAGES = ("train", "classifier", "eval")  # with a time limit that may stop them
 SMALL_SHARE = 32  # with fewer images in a step a GPU mostly waits for kernel launches and communication
 SHORT_JOB_MIN = 10  # submitit counts every stop of a job as short as this as a time-out
 
@@ -185,11 +186,13 @@ def model_fits_together(chain: Chain) -> Iterator[Finding]:
         if step.stage not in PHASES:
             continue
         config = step.run.config
-        key, model = "model", config.model
-        if step.stage in ("refine", "steer"):
-            key, model = "refine.prior", replace(model, prior=config.refine.prior)
+        key = "model"
         try:
-            require_fit(model, config.shard.size)
+            if step.stage in ("refine", "steer"):  # with the nets of the stages before
+                key = "refine.prior"
+                require_prior_fits(replace(config.model, prior=config.refine.prior))
+            else:
+                require_fit(config.model, image_size(config))
         except ValueError as error:
             yield Finding(f"key '{key}': {error}", True)
 
@@ -211,9 +214,9 @@ def tracker_answers(run: Run) -> Iterator[Finding]:
         yield Finding(problem, True)
 
 
-def walltime_is_sound(run: Run) -> Iterator[Finding]:
-    """The warning before the time limit leaves time to work, and the limit suits submitit's rule."""
-    for stage in ("train", "classifier", "eval"):
+def walltime_leaves_time(run: Run) -> Iterator[Finding]:
+    """The warning before the time limit leaves time to work."""
+    for stage in LONG_STAGES:
         wanted = stage_resources(run.config, stage)
         if wanted.signal_delay_s >= wanted.timeout_min * 60:
             yield Finding(
@@ -221,7 +224,13 @@ def walltime_is_sound(run: Run) -> Iterator[Finding]:
                 f"of {wanted.timeout_min} min: jobs would stop at once",
                 True,
             )
-        elif wanted.timeout_min <= SHORT_JOB_MIN:
+
+
+def walltime_suits_submitit(run: Run) -> Iterator[Finding]:
+    """The time limit suits submitit's rule, which takes the stop of a short job for a time-out."""
+    for stage in LONG_STAGES:
+        wanted = stage_resources(run.config, stage)
+        if wanted.signal_delay_s < wanted.timeout_min * 60 <= SHORT_JOB_MIN * 60:
             yield Finding(
                 f"key 'cluster.timeout_min' for stage {stage}: {wanted.timeout_min}: in jobs of at most "
                 f"{SHORT_JOB_MIN} minutes every stop, also a preemption, counts as a time-out; "
@@ -276,8 +285,9 @@ EVERYWHERE = (
     node_has_room,
     weights_are_there,
     tracker_answers,
+    walltime_leaves_time,
 )
-ON_A_CLUSTER = (*EVERYWHERE, folders_are_shared, walltime_is_sound, batch_fits)
+ON_A_CLUSTER = (*EVERYWHERE, folders_are_shared, walltime_suits_submitit, batch_fits)
 
 
 def inputs_are_made(chain: Chain) -> Iterator[Finding]:

@@ -44,6 +44,12 @@ def stored_bytes(run: Run) -> int:
     return sum(entry["bytes"] for entry in entries_of(manifest))
 
 
+def image_size(config: RunConfig) -> int:
+    """Return the side of the images that the nets will read, pixels: of the shards that are there, if any."""
+    manifest = _manifest(shards_dir(config)) or {}
+    return int(manifest.get("size", config.shard.size))
+
+
 def checkpoint_bytes(run: Run) -> int:
     """Return the bytes of the largest checkpoint of this run, or a guess that suits most models."""
     files = checkpoints_dir(run.run_dir).glob("*.safetensors")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from cvae.config import ModelConfig
+from cvae.config import EncoderConfig, ModelConfig, ResidualConfig
 from cvae.model import CVAE
+from cvae.nets.shapes import require_fit
 from pipeline.config.load import load
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -40,6 +41,20 @@ def test_an_image_travels_through_the_nets(name):
     q = model.encode(torch.zeros(1, 3, size, size), y)
     assert q.mean.shape == (1, config.model.z_dim)
     assert model.decode(q.mean, y).shape == (1, 3, size, size)
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"channels": [12, 12], "decoder_blocks": [1, 1]}, "model.residual.encoder_blocks: .*has 3 entries"),
+        ({"channels": [12, 12], "encoder_blocks": [0, 1]}, "model.residual.decoder_blocks: .*has 3 entries"),
+        ({"channels": [], "grid": True}, "model.residual.channels: is empty"),
+    ],
+)
+def test_levels_that_differ_are_named_before_a_net_is_built(changed, said):
+    config = ModelConfig(encoder=EncoderConfig("residual"), residual=ResidualConfig(**changed))
+    with pytest.raises(ValueError, match=said):
+        require_fit(config, 64)
 
 
 def test_the_old_nets_are_as_they_were():

@@ -27,7 +27,7 @@ from slurm.chain import Chain, Run, Step, parse_stages, plan
 from slurm.executors import EXECUTORS, executor_named
 from slurm.executors.cluster import script_of
 from slurm.executors.following import require_success
-from slurm.preflight.checks import batch_warnings, source_is_there
+from slurm.preflight.checks import batch_warnings, source_is_there, walltime_leaves_time
 from slurm.resources import stage_resources
 
 
@@ -109,6 +109,65 @@ def test_ctrl_c_stops_the_job_without_requeue(run, monkeypatch, capsys):
     assert after == [run.run_dir]
     assert "stopping" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_ctrl_c_right_after_the_start_stops_the_job(run, monkeypatch):
+    """The job is recorded, but nobody watches it yet."""
+    use("StopsOnce", monkeypatch)
+    submitted = ledger.submitted
+
+    def interrupted(*args: object) -> None:
+        submitted(*args)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ledger, "submitted", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_it(run)
+    assert ledger.alive(only_job(run)["process"]) is False
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_that_another_launch_trains_is_left_alone(run):
+    launcher, chain = executor_named("local"), one_step(run)
+    other = ledger.process(os.getppid())
+    ledger.submitted(run.run_dir, "train", "7", ledger.Submission("local", "first", process=other))
+    with pytest.raises(ConfigError, match=f"is being trained by job 7, process {other['pid']} on .*cancel"):
+        launcher.check([run], chain, preflight=False)
+    assert launcher.check([replace(run, evaluates_only=True)], chain, preflight=False) == []
+    dead = {**other, "started": 0}
+    ledger.submitted(run.run_dir, "train", "7", ledger.Submission("local", "first", process=dead))
+    assert launcher.check([run], chain, preflight=False) == []
+    ledger.submitted(run.run_dir, "train", "7", ledger.Submission("local", "first", process=other))
+    ledger.ended(run.run_dir, "train", "7", "CANCELLED")
+    assert launcher.check([run], chain, preflight=False) == []
+
+
+def test_a_process_id_that_comes_again_is_another_job(run):
+    """Else a job that died before it began would count as completed."""
+    for logs in ("1", "2"):
+        ledger.submitted(run.run_dir, "train", "7", ledger.Submission("local", logs))
+        assert ledger.state(run.run_dir, "train", "7") == "SUBMITTED"
+        ledger.started(run.run_dir, "train", "7", ["here"])
+        ledger.ended(run.run_dir, "train", "7", "COMPLETED")
+    jobs = json.loads((run.run_dir / "jobs.json").read_text())
+    assert [(job["logs"], len(job["attempts"])) for job in jobs] == [("1", 1), ("2", 1)]
+
+
+def test_a_local_job_is_warned_as_long_before_its_limit_as_asked(run, monkeypatch):
+    asked: dict[str, object] = {}
+
+    def controller(**settings: object) -> None:
+        asked.update(settings)
+        raise OSError("not started")
+
+    monkeypatch.setattr("submitit.local.local.start_controller", controller)
+    limited = with_cluster(run, timeout_min=60, signal_delay_s=77)
+    with pytest.raises(OSError, match="not started"):
+        executor_named("local").submit(one_step(limited).steps)
+    assert (asked["timeout_min"], asked["signal_delay_s"]) == (60, 77)
+    late = with_cluster(run, timeout_min=1, signal_delay_s=9, stages={"train": {"signal_delay_s": 60}})
+    (said,) = walltime_leaves_time(late)
+    assert said.fatal and said.text.startswith("key 'cluster.signal_delay_s' for stage train: 60 s")
 
 
 def test_a_users_mistake_on_any_rank_is_the_one_message(run, monkeypatch):

@@ -7,6 +7,7 @@ differ, so their mean is nearer to what another classifier sees than each of the
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import safetensors.torch
@@ -19,7 +20,7 @@ from pipeline.data.loader import to_float
 from pipeline.data.staging import open_shards, staged
 from pipeline.rundir import layout
 from pipeline.runtime.blocks import map_blocks
-from pipeline.runtime.context import Context
+from pipeline.runtime.context import Context, alone
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.keyed import generator
 from pipeline.training.classify import files, supervised
@@ -66,28 +67,39 @@ class Guides(nn.Module):
 
 def train_guides(config: RunConfig, context: Context) -> None:
     """Train the guides that are not there yet (all ranks). Raises Stopped; a finished one stays."""
-    ranks = context.ranks
     shards = staged(layout.shards_dir(config), config.data.stage_to, context.log, config.data.damaged)
-    for number, name in enumerate(NETS, start=1):
+    for name in NETS:
         folder = layout.guide_dir(config, name)
-        there = "there" if (folder / "model.json").exists() else ""
-        if ranks.text_from_main(there):  # one answer for all ranks
+        if _is_there(folder, context.ranks):  # no lock: this user may not be able to write beside it
             continue
-        context.log.info("training the guide `%s`, %d of %d", name, number, len(NETS))
-        train, val = (open_shards(shards, split, config.data) for split in ("train", "val"))
-        settings = replace(
-            config.classifier,
-            epochs=config.steer.guide_epochs,
-            lr=LR,
-            weight_decay=WEIGHT_DECAY,
-            seed=config.classifier.seed + number,
-        )
-        torch.manual_seed(settings.seed)
-        net = NETS[name](len(train.attribute_names)).to(ranks.device)
-        supervised.fit(net, settings, train, val, context, _shifted)
-        if ranks.is_main:
-            files.save(folder, net, train.attribute_names, train.size)
-        ranks.barrier()  # no rank goes on before the files are there
+        with alone(folder.with_suffix(".lock"), context):
+            if not _is_there(folder, context.ranks):  # another launch may have made it meanwhile
+                _train_guide(name, folder, shards, config, context)
+
+
+def _is_there(folder: Path, ranks: Ranks) -> bool:
+    """Return whether a guide is complete: one answer for all ranks."""
+    return bool(ranks.text_from_main("there" if (folder / "model.json").exists() else ""))
+
+
+def _train_guide(name: str, folder: Path, shards: Path, config: RunConfig, context: Context) -> None:
+    """Train one guide and write its files (all ranks)."""
+    number = list(NETS).index(name) + 1
+    context.log.info("training the guide `%s`, %d of %d", name, number, len(NETS))
+    train, val = (open_shards(shards, split, config.data) for split in ("train", "val"))
+    settings = replace(
+        config.classifier,
+        epochs=config.steer.guide_epochs,
+        lr=LR,
+        weight_decay=WEIGHT_DECAY,
+        seed=config.classifier.seed + number,
+    )
+    torch.manual_seed(settings.seed)
+    net = NETS[name](len(train.attribute_names)).to(context.ranks.device)
+    supervised.fit(net, settings, train, val, context, _shifted)
+    if context.ranks.is_main:
+        files.save(folder, net, train.attribute_names, train.size)
+    context.ranks.barrier()  # no rank goes on before the files are there
 
 
 def load_guides(config: RunConfig, model: CVAE, part: HeldOut, ranks: Ranks) -> Guides:

@@ -123,7 +123,10 @@ class StepArithmetic:
         scaler.unscale_(optimizer)
         grad_norm = self._clip(self.weights.vector.grad)  # type: ignore[arg-type]
         if scaler.is_enabled():
-            bad = ~loss.isfinite()  # a finite loss with infinite gradients is left to the scaler
+            # A finite loss with infinite gradients is left to the scaler, until its scale is of no use.
+            scale = scaler._get_scale_async()  # the public way would ask the host
+            assert scale is not None
+            bad = ~loss.isfinite() | (~grad_norm.isfinite() & (scale < 1))
             scaler.step(optimizer)
             scaler.update()
             return grad_norm, bad

@@ -5,6 +5,9 @@ loading.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +21,13 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation import classifier
 from pipeline.evaluation.metrics.statistics import balanced_accuracy, best_threshold
 from pipeline.rundir import layout
+from pipeline.rundir.files import write_json
+from pipeline.rundir.lock import locked
+from pipeline.runtime.context import WAITING, Context, alone
 from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.stages import classifier as stage
-from pipeline.training.classify import supervised
+from pipeline.training.classify import guides, supervised
 from tests.conftest import ROOT
 from tests.tiny_run import ATTRIBUTES, context, make_classifier, make_shards, tiny_config
 from tests.workers.ranks import run_ranks
@@ -86,6 +93,63 @@ def test_stage_learns_and_writes_what_load_reads(runs: Path) -> None:
     before = (folder / "model.safetensors").stat().st_mtime_ns
     stage.run(config, context(runs))  # other runs use it: it is made once
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+@contextmanager
+def made_meanwhile(lock: Path, runs: Path, make: Callable[[], object]) -> Iterator[Context]:
+    """The context of a stage that finds `lock` held by another launch, which makes its files and ends."""
+    with ExitStack() as other:
+        other.enter_context(locked(lock))
+
+        class Waiting(StopFlag):
+            requested = property(lambda self: bool(make() and other.close()), lambda self, value: None)
+
+        yield replace(context(runs), stop=Waiting())
+
+
+def test_a_classifier_that_another_launch_makes_is_waited_for_and_kept(runs, monkeypatch) -> None:
+    config = tiny_config(runs, "classifier.seed=11")
+    folder = layout.classifier_dir(config)
+    monkeypatch.setattr(stage, "train", None)
+    with made_meanwhile(folder.with_suffix(".lock"), runs, lambda: make_classifier(config) or True) as ours:
+        stage.run(config, ours)
+    assert classifier.load(folder, torch.device("cpu")).attributes == ATTRIBUTES
+
+
+def test_guides_that_another_launch_makes_are_waited_for_and_kept(runs, monkeypatch) -> None:
+    config = tiny_config(runs, "classifier.seed=12")
+    folders = [layout.guide_dir(config, name) for name in guides.NETS]
+
+    def make() -> bool:
+        for folder in folders:
+            write_json(folder / "model.json", {})
+        return True
+
+    monkeypatch.setattr(guides, "_train_guide", None)
+    with made_meanwhile(folders[0].with_suffix(".lock"), runs, make) as ours:
+        guides.train_guides(config, ours)
+    assert all((folder / "model.json").exists() for folder in folders)
+
+
+class FollowingRank(Ranks):
+    """Rank 1, which hears these texts from rank 0."""
+
+    def __init__(self, *texts: str) -> None:
+        super().__init__(1, 2)
+        self.texts = list(texts)
+
+    def text_from_main(self, text: str) -> str:
+        return self.texts.pop(0)
+
+
+def test_other_ranks_wait_with_rank_0_in_short_steps(tmp_path) -> None:
+    ranks = FollowingRank(WAITING, WAITING, "")
+    with alone(tmp_path / "x.lock", context(tmp_path, ranks)):
+        assert not ranks.texts
+    with pytest.raises(Stopped, match="^asked to stop$"):
+        with alone(tmp_path / "x.lock", context(tmp_path, FollowingRank(WAITING, "asked to stop"))):
+            pass
+    assert not (tmp_path / "x.lock").exists()
 
 
 def classifier_at_random(runs: Path) -> float:

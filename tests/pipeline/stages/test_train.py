@@ -19,7 +19,7 @@ from pipeline.rundir import layout
 from pipeline.rundir.files import seal
 from pipeline.runtime.context import Context
 from pipeline.runtime.distributed import Ranks
-from pipeline.runtime.preempt import StopFlag
+from pipeline.runtime.preempt import StopFlag, Stopped
 from pipeline.stages.train import run as run_train
 from pipeline.training.checkpoints import store as checkpoint
 from pipeline.training.checkpoints.saver import Recorder, Saver
@@ -207,11 +207,13 @@ def test_a_crash_costs_one_interval_at_most_however_slow_the_disk(
 
 def test_another_configuration_is_refused_by_key(trained, tiny_overrides, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run/inputs.json").unlink()
     changed = configuration.load([], [*tiny_overrides, *SHORT, "optim.lr=0.5", "data.flip=false"])
     with pytest.raises(
         CheckpointError, match=r"data.flip: True then, False now; optim.lr: 0.001 then, 0.5 now"
     ):
         run_stage_here(changed, tmp_path / "run", "train")
+    assert not (tmp_path / "run/inputs.json").exists()  # what was refused is not recorded
 
 
 def test_a_checkpoint_that_is_older_than_a_key_continues(trained, tiny_overrides, tmp_path):
@@ -233,6 +235,23 @@ def test_a_checkpoint_that_is_older_than_a_key_continues(trained, tiny_overrides
         run_stage_here(configuration.load([], [*longer, "optim.schedule=linear"]), tmp_path / "run", "train")
     run_stage_here(configuration.load([], longer), tmp_path / "run", "train")
     assert store.steps()[-1] == 26
+
+
+def test_a_run_that_is_shortened_after_a_stop_can_be_used(tiny_overrides, tmp_path):
+    """No step is left to make, and its newest checkpoint was saved without a validation."""
+    run_dir = tmp_path / "run"
+    config = make_run(run_dir, [*tiny_overrides, *SHORT])
+    stop = StopFlag()
+    stop.requested = True
+    with pytest.raises(Stopped):
+        run_train(config, Context(run_dir, Ranks(), stop, logging.getLogger("test")))
+    (step,) = Checkpoints(layout.checkpoints_dir(run_dir)).steps()
+    shorter = configuration.load([], [*tiny_overrides, *SHORT, f"train.images={8 * step}"])
+    run_stage_here(shorter, run_dir, "train")
+    assert json.loads((run_dir / "train/done.json").read_text())["step"] == step
+    for which in ("best", "latest"):
+        _, info = load_model(run_dir, which, "ema", torch.device("cpu"))
+        assert info.step == step and info.s2 > 0
 
 
 def test_training_longer_continues(trained, tiny_overrides, tmp_path):

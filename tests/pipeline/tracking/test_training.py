@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import pipeline.tracking.sync as sync_module
 from pipeline.rundir import layout
 from pipeline.rundir.metrics_log import MetricsLog
 from pipeline.rundir.record import run_config
@@ -75,6 +78,45 @@ def test_runs_sent_beside_the_caller_are_there_after_the_block(runs: Path) -> No
         sync(broken)  # a warning, and the next one is sent
         sync(run)
     assert_holds_file_once(client(runs), parent_of(client(runs), "beside").info.run_id, run)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_stop_waits_for_the_interrupted_run_alone_and_names_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, again: bool
+) -> None:
+    """`again`: Ctrl-C also ends the wait."""
+    begun, proceed = threading.Event(), threading.Event()
+    sent = []
+
+    def push(run_dir: Path, log: object) -> None:
+        begun.set()
+        assert proceed.wait(60)
+        sent.append(run_dir.name)
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            if wait and again:
+                raise KeyboardInterrupt
+            if wait:
+                proceed.set()
+            super().shutdown(wait, cancel_futures=cancel_futures)
+
+    monkeypatch.setattr(sync_module, "sync_run", push)
+    monkeypatch.setattr(sync_module, "ThreadPoolExecutor", Pool)
+    runs = [tmp_path / name for name in ("sending", "new", "queued", "stopped")]
+    for run in runs:
+        run.mkdir()
+        if run.name != "new":
+            (run / "jobs.json").write_text("[]")
+    with pytest.raises(KeyboardInterrupt), sync_beside() as sync:
+        for run in runs:
+            sync(run)
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+    proceed.set()
+    unsent = ["sending", "queued", "stopped"] if again else ["queued"]
+    assert f"sync_mlflow.py {' '.join(str(tmp_path / name) for name in unsent)}`" in caplog.text
+    assert again or sent == ["sending", "stopped"]
 
 
 def test_nodes_stand_under_system_metrics(runs: Path) -> None:

@@ -91,6 +91,25 @@ def test_the_arithmetic_never_asks_the_host(tiny, overrides):
     assert numbers.isfinite().all()
 
 
+def test_a_gradient_that_is_never_finite_is_counted_once_the_scale_is_of_no_use(tiny, monkeypatch):
+    """With fp16 the scaler halves its scale for ever, and the loss stays finite."""
+    trainer = tiny()
+    trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    gradients = trainer.arithmetic._gradients
+
+    def overflowing(*inputs):
+        found = gradients(*inputs)
+        trainer.weights.vector.grad[:1].fill_(float("inf"))
+        return found
+
+    monkeypatch.setattr(trainer.arithmetic, "_gradients", overflowing)
+    records = [trainer.train_step(trainer.prepare(step)) for step in range(5)]  # scales 4, 2, 1, 1/2, 1/4
+    assert [record.numbers[record.names.index("bad")].item() for record in records] == [0, 0, 0, 1, 1]
+    batch, controls = list(trainer.prepare(5)[1:]), torch.tensor([0.5, 1e-3, 0.1, 0.0], dtype=torch.float64)
+    with OnlyOnTheDevice():
+        trainer.arithmetic(batch, controls)
+
+
 def capture_by_calling(step):
     """A capture for a CPU: the replay calls the step again, and writes into the same tensor."""
     numbers: list[Tensor] = []
