@@ -240,6 +240,7 @@ def test_a_shared_folder_that_is_read_only_stays_as_it_is(
     assert {file: file.stat().st_mtime_ns for file in shared.rglob("*")} == before
 
 
+@pytest.mark.slow  # the reference of all splits once more; test_reference.py has the short form
 def test_one_changed_image_in_the_shards_never_hits_the_cache(own_site: Site) -> None:
     config, run_dir = own_site.new_run("run", "eval.metrics=[frechet]")
     stage.run(config, context(run_dir))
