@@ -94,15 +94,22 @@ def _require_same_data(
     with suppress(ConfigError):  # the shards of one of them may be gone
         if layout.shards_digest(old) == layout.shards_digest(config):
             return
-    trained_on = _trained_content(run_dir)
-    shards = read_json(layout.shards_dir(config) / layout.MANIFEST, {})
-    if trained_on and shards.get("content_digest") == trained_on:
+    trained_on = _trained_content(run_dir) or _content(old)
+    if trained_on and trained_on == _content(config):
         return  # the same images in another place
     differing = {key: changed[key] for key in changed if key == "data.shards" or key.startswith(DATA_KEYS)}
     raise ConfigError(
         f"{run_dir}: its checkpoints were trained on other data ({listed(differing)}); give the keys of the "
         "data as they were, or use another name=... or --run-dir"
     )
+
+
+def _content(config: RunConfig) -> str:
+    """Return the digest of the shards of a configuration; "" if they are not there."""
+    with suppress(ConfigError):
+        manifest = read_json(layout.shards_dir(config) / layout.MANIFEST, {})
+        return str(manifest.get("content_digest", ""))
+    return ""
 
 
 def _trained_content(run_dir: Path) -> str:
