@@ -32,7 +32,7 @@ from pipeline.training.checkpoints.weights import load_model
 from tests.fuzz.mutate import GUARD, mutate
 from tests.tiny_run import make_checkpoint, make_shards, tiny_config
 
-SHORT, LONG = 50, 10_000
+SHORT, LONG = 20, 10_000
 LIMIT_S = 20.0  # per input
 
 

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from real import (
+    AT,
     FAULTS,
+    INTERVAL,
+    STEPS,
     TINY,
     disturbed,
     ended,
@@ -42,6 +45,8 @@ def test_four_ranks_end_with_the_very_weights_and_numbers(runs, fault):
     calm, other = weights(runs["calm"]), weights(runs[fault])
     assert calm.keys() == other.keys() and all(torch.equal(calm[name], other[name]) for name in calm)
     assert series(runs[fault]) == series(runs["calm"])
+    resumed = resumed_at(runs[fault])
+    assert resumed and all(AT - INTERVAL <= step < STEPS for step in resumed)
 
 
 def test_the_time_limit_loses_nothing(runs, noise_celeba, folder):
