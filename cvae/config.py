@@ -92,6 +92,7 @@ class FlowMatchingConfig:
     channels: int = 96  # net=grid: channels of its upper level
     steps: int = 12  # Heun steps from noise to a code
     draws: int = 4  # times and noises that each encoded image is used with while the prior is fitted
+    weak: float = 0.0  # share of the training after which a weak copy is kept, for guidance; 0: none
 
 
 @dataclass(frozen=True)

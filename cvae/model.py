@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from cvae.attributes import CONDITIONERS
+from cvae.attributes import CONDITIONERS, UNKNOWN
 from cvae.config import ModelConfig
 from cvae.control import attribute_control
 from cvae.distributions import DiagonalGaussian, Distribution
@@ -80,6 +80,17 @@ class CVAE(nn.Module):
         """Return p(z|y), the one prior of training and sampling."""
         with torch.autocast(y.device.type, enabled=False):
             return self.conditional_prior(self.condition(y))
+
+    def guided_prior(self, y: Tensor, strength: float) -> Distribution:
+        """Return p(z|y) that follows y `strength` times as closely; 1 is `prior`.
+
+        Raises ValueError if the prior cannot be guided.
+        """
+        if strength == 1.0:
+            return self.prior(y)
+        with torch.autocast(y.device.type, enabled=False):
+            free = self.conditional_prior.to_leave(self.condition(torch.full_like(y, UNKNOWN)))
+        return self.prior(y).guided(free, strength)
 
     def decode(self, z: Tensor, y: Tensor) -> Tensor:
         """Return the mean of p(x|z,y): [B, 3, S, S] in [-1, 1]."""

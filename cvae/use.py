@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -114,10 +115,8 @@ class Model:
         asked[:, columns] = y[:, columns].float()
 
         def block(y: Tensor, noise: Tensor, asked: Tensor) -> Tensor:
-            prior = self.net.prior(y)
-            if guidance != 1.0:
-                unconditional = self.net.prior(torch.full_like(y, UNKNOWN))
-                prior = self._guided(prior, unconditional, "guidance", guidance)
+            with self._guidance("guidance", guidance):
+                prior = self.net.guided_prior(y, guidance)
             z = prior.sample(temperature * noise)
             if margin:
                 z = self._control("margin", margin).obey(z, asked, margin)
@@ -176,7 +175,8 @@ class Model:
             except ValueError as error:
                 raise RequestError(f"edit: {error}; use a model with another prior") from None
             if strength != 1.0:
-                new_prior = self._guided(new_prior, prior, "strength", strength)
+                with self._guidance("strength", strength):
+                    new_prior = new_prior.guided(prior, strength)
             return self.net.decode(new_prior.sample(noise), new)
 
         return _levels(self._blocks(change, x, before, after))
@@ -218,9 +218,10 @@ class Model:
             picked.append(int(torch.randint(rows, (1,), generator=generator)))
         return torch.stack(noise), picked
 
-    def _guided(self, prior: Distribution, free: Distribution, name: str, value: float) -> Distribution:
+    @contextmanager
+    def _guidance(self, name: str, value: float) -> Iterator[None]:
         try:
-            return prior.guided(free, value)
+            yield
         except ValueError:
             kind = self.card.model.prior.name
             raise RequestError(

@@ -143,27 +143,26 @@ VELOCITIES: dict[str, type[VectorVelocity] | type[GridVelocity]] = {
 class FlowMatchingDistribution(Distribution):
     """p(z|y) as the law of z_1, where dz_t/dt = v(z_t, t, e) starts at z_0 ~ N(0, I).
 
-    Codes are standardised first: (z - shift) / scale. With guidance g the velocity is
-    v(no attributes) + g (v(y) - v(no attributes)), arXiv 2207.12598.
+    Codes are standardised first: (z - shift) / scale. With guidance g the velocity is w + g (v(y) - w),
+    where w is that of `away`, which knows less than y: arXiv 2207.12598, 2406.02507.
     """
 
     prior: Any  # cvae.priors.prior.FlowMatchingPrior
     e: Tensor  # [B, E]
-    e_free: Tensor | None = None  # [B, E], the condition without attributes; only with guidance
+    away: FlowMatchingDistribution | None = None  # only with guidance
     guidance: float = 1.0
 
     def guided(self, unconditional: Distribution, strength: float) -> Distribution:
         """Return this distribution with guidance `strength`; 1 changes nothing."""
         assert isinstance(unconditional, FlowMatchingDistribution)
-        return replace(self, e_free=unconditional.e, guidance=strength)
+        return replace(self, away=unconditional, guidance=strength)
 
     def velocity(self, z: Tensor, t: float) -> Tensor:
         """Return the velocity [B, D] of standardised codes z [B, D] at time t."""
-        times = z.new_full(z.shape[:1], t)
-        wanted = self._velocity(z, times, self.e)
-        if self.e_free is None or self.guidance == 1.0:
+        wanted = self._velocity(z, z.new_full(z.shape[:1], t), self.e)
+        if self.away is None or self.guidance == 1.0:
             return wanted
-        free = self._velocity(z, times, self.e_free)
+        free = self.away.velocity(z, t)
         return free + self.guidance * (wanted - free)
 
     def _velocity(self, z: Tensor, t: Tensor, e: Tensor) -> Tensor:

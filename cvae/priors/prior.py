@@ -6,6 +6,8 @@ returns a `Distribution`.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -57,9 +59,16 @@ class Prior(nn.Module):
     def standardise(self, mean: Tensor, std: Tensor) -> None:
         """Take notice of the codes' mean and deviation [D] before the stage `refine` fits the prior."""
 
+    def keep_weak(self, averaged: Prior) -> None:
+        """Take notice of the averaged weights early in the stage `refine`."""
+
     def forward(self, e: Tensor) -> Distribution:
         """Map e [B, E] to a distribution of z [B, D]."""
         raise NotImplementedError
+
+    def to_leave(self, e: Tensor) -> Distribution:
+        """Map e [B, E] without attributes to the distribution that guidance leads away from."""
+        return self(e)
 
 
 class StandardPrior(Prior):
@@ -104,7 +113,11 @@ class FlowPrior(Prior):
 
 
 class FlowMatchingPrior(Prior):
-    """A continuous normalizing flow with a free-form velocity; the stage `refine` fits it."""
+    """A continuous normalizing flow with a free-form velocity; the stage `refine` fits it.
+
+    With `weak`, it holds a copy of itself from early in that training. Guidance then leads away from what
+    little training knows, also where the attributes play no part (arXiv 2406.02507).
+    """
 
     def __init__(self, config: ModelConfig, n_condition: int) -> None:
         super().__init__()
@@ -117,15 +130,39 @@ class FlowMatchingPrior(Prior):
         self.scale: Tensor
         self.register_buffer("shift", torch.zeros(config.z_dim))
         self.register_buffer("scale", torch.ones(config.z_dim))
+        self.weak: FlowMatchingPrior | None = None
+        if settings.weak:
+            self.weak = untrained(copy.deepcopy(self))
 
     def forward(self, e: Tensor) -> FlowMatchingDistribution:
         """Map e [B, E] to a distribution of z [B, D]."""
         return FlowMatchingDistribution(self, full_precision(e))
 
+    def to_leave(self, e: Tensor) -> FlowMatchingDistribution:
+        """Map e [B, E] without attributes to the weak copy's distribution, or without one to its own."""
+        return FlowMatchingDistribution(self.weak or self, full_precision(e))
+
     def standardise(self, mean: Tensor, std: Tensor) -> None:
         """Standardise the codes from now on: (z - mean) / std."""
-        self.shift.copy_(mean)
-        self.scale.copy_(std)
+        for prior in (self, self.weak):
+            if prior is not None:
+                prior.shift.copy_(mean)
+                prior.scale.copy_(std)
+
+    def keep_weak(self, averaged: Prior) -> None:
+        """Make the weak copy equal to `averaged`, a prior of the same kind, as it is now."""
+        if self.weak is not None:
+            weights = averaged.state_dict()
+            self.weak.load_state_dict({name: weights[name] for name in self.weak.state_dict()})
+
+
+def untrained(module: FlowMatchingPrior) -> FlowMatchingPrior:
+    """Turn the parameters of `module` into buffers: they are stored with the model, but never fitted."""
+    for part in module.modules():
+        for name, value in list(part.named_parameters(recurse=False)):
+            delattr(part, name)
+            part.register_buffer(name, value.detach())
+    return module
 
 
 PRIORS: dict[str, type[Prior]] = {

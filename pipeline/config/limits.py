@@ -125,6 +125,7 @@ ABOVE_ZERO = (
 SHARES = (
     "data.random_crop",
     "refine.attribute_dropout",
+    *(f"{prior}.flow_matching.weak" for prior in PRIORS),
     *(f"{optim}.final_lr_fraction" for optim in OPTIMIZERS),
 )
 DECAYS = (

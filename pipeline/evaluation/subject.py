@@ -6,7 +6,8 @@ ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -163,16 +164,14 @@ class Subject:
 
     def prior(self, y: Tensor) -> Distribution:
         """Return p(z|y), with the guidance of the configuration. Raises ConfigError."""
-        prior = self.model.prior(y)
-        strength = self.settings.guidance
-        if strength == 1.0:
-            return prior
-        return self._guided(prior, torch.full_like(y, UNKNOWN), "eval.guidance", strength)
+        with self._guidance("eval.guidance", self.settings.guidance):
+            return self.model.guided_prior(y, self.settings.guidance)
 
-    def _guided(self, prior: Distribution, free: Tensor, key: str, strength: float) -> Distribution:
-        """Guide `prior` away from p(z|free). Raises ConfigError that names the key."""
+    @contextmanager
+    def _guidance(self, key: str, strength: float) -> Iterator[None]:
+        """Raise ConfigError that names the key if the prior cannot be guided."""
         try:
-            return prior.guided(self.model.prior(free), strength)
+            yield
         except ValueError:
             raise ConfigError(
                 f"key '{key}': got {strength}, expected 1, because this prior cannot be guided; "
@@ -224,7 +223,8 @@ class Subject:
         prior = self.model.prior(after)
         strength = self.settings.edit_strength
         if strength != 1.0:
-            prior = self._guided(prior, before, "eval.edit_strength", strength)
+            with self._guidance("eval.edit_strength", strength):
+                prior = prior.guided(self.model.prior(before), strength)
         return self.model.decode(prior.sample(noise), after)
 
     def frequent(self, most: int) -> np.ndarray:

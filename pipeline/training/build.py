@@ -43,7 +43,7 @@ def distribute(module: Objective, model: CVAE, precision: Precision, ranks: Rank
     if ranks.world_size == 1:
         return module
     devices = [ranks.device] if ranks.device.type == "cuda" else None
-    # Buffers never change, so nobody has to send them around. torch 2.13 renamed the switch.
+    # Buffers change on every rank alike, so nobody has to send them around. torch 2.13 renamed the switch.
     known = inspect.signature(DistributedDataParallel).parameters
     switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     quiet: dict[str, Any] = {switch: False}

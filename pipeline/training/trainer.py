@@ -78,6 +78,8 @@ class Trainer:
         self.step = 0
         self.validated = False  # the checkpoint that this attempt began from
         self.last_step = ceil_div(train.images, train.batch_size)
+        weak = config.model.prior.flow_matching.weak if phase.name == "refine" else 0.0
+        self.weak_step = max(1, round(weak * self.last_step)) if weak else 0  # 0: never
         self.started = time.monotonic()
         self.seconds_before = 0.0  # of earlier attempts
         forward = distribute(self.objective, self.model, self.precision, self.ranks)
@@ -225,7 +227,15 @@ class Trainer:
         controls = [beta, lr, self.ema.pace(self.step), float(self.stop.requested)]
         numbers = self.run_step(batch, controls)
         self.step += 1
+        if self.step == self.weak_step:
+            self._keep_weak()
         return Record(self.step, {"beta": beta, "lr": lr}, self.arithmetic.names, numbers, batch.indices)
+
+    def _keep_weak(self) -> None:
+        """Keep the averaged prior as it is now, for guidance; every rank has the same."""
+        averaged: CVAE = self.ema.model  # type: ignore[assignment]
+        for model in (self.model, averaged):
+            model.conditional_prior.keep_weak(averaged.conditional_prior)
 
     def validate(self) -> dict[str, float]:
         """Return the values of the val split for the raw and the averaged weights (all ranks)."""

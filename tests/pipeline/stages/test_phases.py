@@ -49,6 +49,7 @@ RESIDUAL = [
     "refine.prior.flow_matching.condition=8",
     "refine.prior.flow_matching.steps=3",
     "refine.prior.flow_matching.draws=2",
+    "refine.prior.flow_matching.weak=0.4",
     "steer.images=48",
     "steer.batch_size=8",
     "steer.width=16",
