@@ -283,6 +283,18 @@ def resources(cluster: ClusterConfig, stage: str) -> ClusterConfig:
     removed = {key: getattr(fresh, key) for key, value in own.items() if value is None}
     base = dataclasses.replace(cluster, **{**removed, "stages": {}})
     given = {key: value for key, value in own.items() if key not in removed}
-    merged = _merge(OmegaConf.structured(base), OmegaConf.create(given), where)
-    found: ClusterConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
-    return found
+    if not given:
+        return base
+    typed: ClusterConfig = OmegaConf.to_object(  # type: ignore[assignment]
+        _merge(copy.deepcopy(_cluster_defaults()), OmegaConf.create(given), where)
+    )
+    own = {key: getattr(typed, key) for key in given}
+    if "extra_sbatch" in own:
+        own["extra_sbatch"] = {**base.extra_sbatch, **own["extra_sbatch"]}
+    return dataclasses.replace(base, **own)
+
+
+@cache
+def _cluster_defaults() -> DictConfig:
+    typed: DictConfig = OmegaConf.structured(ClusterConfig)
+    return typed

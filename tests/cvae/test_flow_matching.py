@@ -13,9 +13,10 @@ from cvae.priors.prior import FlowMatchingPrior
 D, E, B = 16, 5, 4
 
 
-def make_prior(net: str = "vector", steps: int = 40) -> FlowMatchingPrior:
+def make_prior(net: str = "vector", steps: int = 40, weak: float = 0.0) -> FlowMatchingPrior:
     torch.manual_seed(0)
-    matching = FlowMatchingConfig(net=net, width=16, blocks=2, condition=8, side=2, channels=8, steps=steps)
+    sizes = {"width": 16, "blocks": 2, "condition": 8, "side": 2, "channels": 8}
+    matching = FlowMatchingConfig(net=net, steps=steps, weak=weak, **sizes)
     config = ModelConfig(z_dim=D, prior=PriorConfig("flow_matching", flow_matching=matching))
     prior = FlowMatchingPrior(config, E).double()
     for parameter in prior.parameters():
@@ -65,6 +66,33 @@ def test_guidance_extrapolates_from_the_other_condition():
     assert torch.equal(one, plain.velocity(noise(B, D), 0.3))
     assert torch.allclose(zero, other.velocity(noise(B, D), 0.3))
     assert torch.allclose(two, 2 * one - zero)
+
+
+def test_guidance_leads_away_from_the_weak_copy():
+    prior, e = make_prior(weak=0.1), noise(B, E)
+    early = {name: value.clone() for name, value in prior.state_dict().items()}
+    prior.keep_weak(prior)
+    for parameter in prior.parameters():  # training goes on
+        torch.nn.init.normal_(parameter, std=0.15)
+    z, weak = noise(B, D), make_prior()
+    weak.load_state_dict({name: early[name] for name in weak.state_dict()})
+    one, other = prior(e), prior.to_leave(torch.zeros_like(e))
+    assert torch.equal(other.velocity(z, 0.3), weak(torch.zeros_like(e)).velocity(z, 0.3))
+    expected = other.velocity(z, 0.3) + 2 * (one.velocity(z, 0.3) - other.velocity(z, 0.3))
+    assert torch.allclose(one.guided(other, 2.0).velocity(z, 0.3), expected)
+
+
+def test_a_weak_copy_is_stored_but_not_trained_and_changes_no_other_weight():
+    with_copy, without = make_prior(weak=0.1), make_prior()
+    assert [name for name, _ in with_copy.named_parameters()] == [
+        name for name, _ in without.named_parameters()
+    ]
+    stored = with_copy.state_dict()
+    assert {name for name in stored if name.startswith("weak.")} == {
+        f"weak.{name}" for name in without.state_dict()
+    }
+    assert all(torch.equal(stored[name], value) for name, value in without.state_dict().items())
+    assert torch.equal(with_copy.weak.scale, with_copy.scale)
 
 
 def test_other_priors_refuse_guidance():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cvae.distributions import DiagonalGaussian
+from cvae.distributions import DiagonalGaussian, Distribution
 from pipeline.config.schema import EvalConfig
 from pipeline.data.shards import Shards
 from pipeline.evaluation.evidence import Evidence
@@ -34,6 +34,10 @@ class Painter:
 
     def prior(self, y: torch.Tensor) -> DiagonalGaussian:
         return DiagonalGaussian(torch.zeros(len(y), 4), torch.zeros(len(y), 4))
+
+    def guided_prior(self, y: torch.Tensor, strength: float) -> Distribution:
+        prior = self.prior(y)
+        return prior if strength == 1.0 else prior.guided(prior, strength)
 
     def decode(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         y = y if self.listens else torch.zeros_like(y)

@@ -93,6 +93,10 @@ def test_each_phase_moves_only_what_it_fits(trained, alone):
         if part != "decoder":  # refine starts from the best of tune, which need not be the last
             assert torch.equal(tuned[name], refined[name]), name
     assert any("velocity" in name for name in refined)
+    weak = {name: value for name, value in refined.items() if ".weak." in name}
+    for name, value in weak.items():  # raw and averaged models hold the same, which is not the last prior
+        assert torch.equal(value, weak[name.replace("model.", "ema.", 1)]), name
+    assert not all(torch.equal(value, refined[name.replace(".weak.", ".")]) for name, value in weak.items())
     assert refined["model.control.gain"].abs().sum() > 0
     steered = final(alone, "steer")
     assert any("control.reader" in name for name in steered)
@@ -121,6 +125,21 @@ def test_two_ranks_and_a_stop_follow_the_same_trajectory(trained, alone, tmp_pat
         assert torch.equal(two[name], resumed[name]), name
         scale = one[name].double().norm().clamp(min=1e-6)
         assert float((one[name] - two[name]).double().norm() / scale) < 1e-9, name
+
+
+def test_the_weak_prior_is_the_averaged_one_of_its_step(trained, tiny_overrides, tmp_path):
+    """48 images in steps of 8: a share of 0.4 ends with step 2."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained, run_dir)
+    kept = ["tune.images=0", "train.keep_every=2", "train.max_lost_steps=4"]
+    config = configuration.load([], [*tiny_overrides, *RESIDUAL, *kept])
+    run_stage_here(config, run_dir, "refine")
+    files = sorted(layout.checkpoints_dir(run_dir, "refine").glob("step_*.safetensors"))
+    at_two, last = load_file(files[0]), load_file(files[-1])
+    assert files[0].stem == "step_00000002"
+    for name, value in last.items():
+        if name.startswith("ema.conditional_prior.weak."):
+            assert torch.equal(value, at_two[name.replace(".weak.", ".")]), name
 
 
 def test_a_longer_training_makes_the_later_phases_begin_again(alone, tiny_overrides, tmp_path):
