@@ -44,15 +44,19 @@ def load(files: list[Path], overrides: list[str] | None = None, base: RunConfig 
 
 
 def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
-    """Return a copy of `config` with the values {'a.b': value}. Raises ConfigError."""
-    changed = _structured(config)
+    """Return a copy of `config` with the values {'a.b': value}, of the right types. Raises ConfigError."""
     for key, value in values.items():
-        section, _, name = key.rpartition(".")
-        delta: dict[str, Any] = {name: value}
-        for part in reversed(section.split(".") if section else []):
-            delta = {part: delta}
-        changed = _merge(changed, delta, f"key '{key}'")
-    return _checked(changed)
+        config = _replaced(config, key.split("."), value)
+    _check(config)
+    return config
+
+
+def _replaced(section: Any, path: list[str], value: Any) -> Any:
+    """Return a copy of the dataclass `section` with another value at the key `path`."""
+    name, *rest = path
+    return dataclasses.replace(
+        section, **{name: _replaced(getattr(section, name), rest, value) if rest else value}
+    )
 
 
 def _structured(config: RunConfig) -> DictConfig:
