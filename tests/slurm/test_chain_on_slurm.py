@@ -181,6 +181,7 @@ def test_a_crashed_parent_is_restarted_and_its_dependent_waits(submit_pair):
     ) == 1
 
 
+@pytest.mark.slow  # two crashes, each a start of its own
 def test_a_crash_loop_ends_with_the_reason(submit_pair):
     run_dir = submit_pair("Killed", max_crashes=2)
     assert states(run_dir) == {"train": "FAILED", "eval": "CANCELLED", "finish": "COMPLETED"}

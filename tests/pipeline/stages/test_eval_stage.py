@@ -208,7 +208,7 @@ def test_an_unknown_checkpoint_is_named_with_what_is_there(site: Site) -> None:
 
 
 def test_a_rerun_gets_its_own_folder_the_same_numbers_and_the_same_reference(own_site: Site) -> None:
-    _, run_dir = own_site.new_run("run")
+    _, run_dir = own_site.new_run("run", "eval.metrics=[frechet,memorisation,attributes]")
     run_ranks(WORKER, [str(run_dir)], 1)
     before = {file: file.stat().st_mtime_ns for file in reference_files(own_site.folder)}
     assert (

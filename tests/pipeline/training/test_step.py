@@ -165,6 +165,7 @@ def follow_padded(trainer: Trainer, steps: int) -> tuple[Tensor, Tensor, Tensor]
     return numbers, trainer.weights.vector.detach(), trainer.ema.averages.vector.detach()
 
 
+@pytest.mark.slow  # half a minute
 def test_the_compiled_step_follows_the_eager_one(tiny, monkeypatch):
     """Traced and differentiated by the compiler; its kernels are those of eager mode, for speed."""
     real = torch.compile
