@@ -23,7 +23,7 @@ from pipeline.stages import STAGES
 from slurm import announce
 from slurm.chain import Run, parse_stages, plan
 from slurm.executors import executor_named
-from slurm.preflight import checks
+from slurm.preflight import chain_checks
 from tests.conftest import write_noise_celeba
 from tests.fake_run import make_run
 
@@ -371,7 +371,7 @@ def test_a_model_that_does_not_fit_is_found_before_anything_is_made(
 
 def misfits(*words: str) -> list[str]:
     runs = resolve("--config", "sigma_cvae_nf", *words)
-    return [found.text for found in checks.model_fits_together(plan(runs, parse_stages(None)))]
+    return [found.text for found in chain_checks.model_fits_together(plan(runs, parse_stages(None)))]
 
 
 def test_a_model_must_fit_the_images_of_shards_that_are_there(tmp_path):

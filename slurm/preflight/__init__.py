@@ -8,7 +8,8 @@ from functools import partial
 
 from pipeline.errors import ConfigError
 from slurm.chain import Chain, Run, batches
-from slurm.preflight.checks import EVERYWHERE, OF_A_CHAIN, ON_A_CLUSTER, Finding, torch_sees_gpus
+from slurm.preflight.chain_checks import OF_A_CHAIN, torch_sees_gpus
+from slurm.preflight.checks import EVERYWHERE, ON_A_CLUSTER, Finding
 from slurm.preflight.request import slurm_accepts
 from slurm.queue import ask
 

@@ -1,4 +1,4 @@
-"""Check one run before its launch: paths, space, weights, the tracker's store, GPUs, time limits, batch."""
+"""Check one run before its launch: paths, space, weights, the tracker's store, time limits, batch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from cvae.nets.shapes import require_fit, require_prior_fits
-from pipeline.command_line import version_of
-from pipeline.config.extras import missing_packages
 from pipeline.config.load import flatten
 from pipeline.config.paths import is_remote
 from pipeline.config.schema import PHASES, RunConfig
@@ -25,10 +21,8 @@ from pipeline.rundir.layout import source_path, source_place
 from pipeline.runtime.split import ceil_div
 from pipeline.stages import STAGES
 from pipeline.tracking.sync import make_tracker
-from pipeline.training.phases import require_sampling
-from slurm.chain import SHARED, Chain, Run, output_of
-from slurm.executors import executor_named
-from slurm.preflight.sizes import checkpoint_bytes, image_size, shards_bytes, small_images, stored_bytes
+from slurm.chain import Run
+from slurm.preflight.sizes import checkpoint_bytes, shards_bytes, small_images, stored_bytes
 from slurm.resources import asks_for_gpus, gpu_request, idle_gpus, stage_resources
 
 NETWORK_FILE_SYSTEMS = (
@@ -148,65 +142,6 @@ def weights_are_there(run: Run) -> Iterator[Finding]:
             yield Finding(f"key '{key}': {values[key]}: no such file{hint}", True)
 
 
-def torch_sees_gpus(chain: Chain) -> Iterator[Finding]:
-    """PyTorch is not a build for the CPU, if a stage that starts here is to use GPUs.
-
-    A stage with a Python of its own (`cluster.python`) may have another PyTorch. Its ranks look themselves.
-    """
-    version = version_of("torch")
-    if not version.endswith("+cpu"):
-        return
-    for step in chain.steps:
-        config = step.run.config
-        wanted = executor_named(config.cluster.executor).resources(config, step.stage)
-        if gpu_request(wanted, step.stage).count and not wanted.python:
-            yield Finding(
-                f"key 'cluster.gpus_per_node' for stage {step.stage}: got {wanted.gpus_per_node}, but "
-                f"PyTorch {version} is a build for the CPU; install one for CUDA, "
-                "or set cluster.gpus_per_node=0",
-                True,
-            )
-            return  # it is the same for the other stages
-
-
-def extras_are_installed(chain: Chain) -> Iterator[Finding]:
-    """The optional packages that a stage needs are here.
-
-    A stage with a Python of its own (`cluster.python`) may have others.
-    """
-    for step in chain.steps:
-        if not stage_resources(step.run.config, step.stage).python:
-            for text, fatal in missing_packages(step.run.config, step.stage):
-                yield Finding(text, fatal)
-
-
-def model_fits_together(chain: Chain) -> Iterator[Finding]:
-    """The parts of each model that is to be trained fit each other and the images."""
-    for step in chain.steps:
-        if step.stage not in PHASES:
-            continue
-        config = step.run.config
-        key = "model"
-        try:
-            if step.stage in ("refine", "steer"):  # with the nets of the stages before
-                key = "refine.prior"
-                require_prior_fits(replace(config.model, prior=config.refine.prior))
-            else:
-                require_fit(config.model, image_size(config))
-        except ValueError as error:
-            yield Finding(f"key '{key}': {error}", True)
-
-
-def evaluation_can_be_made(chain: Chain) -> Iterator[Finding]:
-    """The prior that is to be evaluated can do what `eval` asks of it."""
-    for step in chain.steps:
-        if step.stage == "eval":
-            try:
-                require_sampling(step.run.config)
-            except ConfigError as error:
-                yield Finding(str(error), True)
-
-
 def tracker_answers(run: Run) -> Iterator[Finding]:
     """The tracker's store answers, if one is configured."""
     problem = make_tracker(run.run_dir, run.config).problem()
@@ -288,30 +223,6 @@ EVERYWHERE = (
     walltime_leaves_time,
 )
 ON_A_CLUSTER = (*EVERYWHERE, folders_are_shared, walltime_suits_submitit, batch_fits)
-
-
-def inputs_are_made(chain: Chain) -> Iterator[Finding]:
-    """The stages that a stage needs are part of the launch, or have left something to go on with."""
-    planned = {*chain.queued, *(step.output for step in chain.steps)}
-    for step in chain.steps:
-        for needed in STAGES[step.stage].after:
-            if output_of(step.run, needed) not in planned and not _begun(step.run, needed):
-                yield Finding(
-                    f"{step.run.config.name}: the stage {step.stage} needs the stage {needed}, which has not "
-                    "run yet; name it too, or leave out --stages",
-                    True,
-                )
-
-
-def _begun(run: Run, stage: str) -> bool:
-    """Whether a stage is complete, is not wanted, or has left a checkpoint."""
-    kind = STAGES[stage]
-    if kind.complete(run.config, run.run_dir):
-        return True
-    return stage not in SHARED and kind.progress(run.config, run.run_dir) > 0
-
-
-OF_A_CHAIN = (inputs_are_made, extras_are_installed, model_fits_together, evaluation_can_be_made)
 
 
 def _existing(path: Path) -> Path:

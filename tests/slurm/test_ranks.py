@@ -24,7 +24,7 @@ from pipeline.runtime.preempt import StopFlag, Stopped
 from slurm import ledger, rank
 from slurm.chain import Chain, Run, Step, parse_stages, plan
 from slurm.executors import executor_named
-from slurm.preflight.checks import torch_sees_gpus
+from slurm.preflight.chain_checks import torch_sees_gpus
 from slurm.status import refresh, unfinished
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,7 +123,7 @@ def test_the_build_of_this_pytorch_counts_only_for_ranks_that_use_it(
 ):
     """Another Python may have another PyTorch, and its ranks look themselves. Sharding needs no GPU."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    monkeypatch.setattr("slurm.preflight.checks.version_of", lambda package: "2.13.0+cpu")
+    monkeypatch.setattr("slurm.preflight.chain_checks.version_of", lambda package: "2.13.0+cpu")
     chain = plan([on(run, gpus_per_node=2, python=python)], parse_stages(stages))
     found = list(torch_sees_gpus(chain))
     assert [finding.fatal for finding in found] == [True] * refused
