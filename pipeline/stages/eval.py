@@ -32,8 +32,8 @@ from pipeline.reporting.drawings import draw_latents, require_projection
 from pipeline.reporting.report import write_report
 from pipeline.rundir import layout
 from pipeline.rundir.files import write_json
+from pipeline.runtime.blocks import Watch, stop_together
 from pipeline.runtime.context import Context
-from pipeline.runtime.preempt import Stopped
 from pipeline.training.checkpoints.store import Checkpoints
 from pipeline.training.checkpoints.weights import load_model
 from pipeline.training.phases import evaluated_phase
@@ -65,7 +65,7 @@ def evaluate(
     groups: dict[str, str] = {}  # name of a number -> its metric
     seconds: dict[str, float] = {}
     for done, (name, metric) in enumerate(metrics.items(), 1):
-        stop_together(context)
+        stop_together(context.stop, context.ranks)
         for part in metric.needs:
             with timed(seconds, f"images: {part}"):
                 evidence.compute(part)  # all ranks, for the first metric that needs it
@@ -159,6 +159,7 @@ def gather_evidence(config: RunConfig, context: Context, checkpoint: str) -> Evi
         reference_dir=partial(layout.reference_dir, config),
         crop=shards.crop,
         annotations=all_annotations(config, shards.manifest, context),
+        watch=Watch("blocks", context.stop),
     )
 
 
@@ -174,13 +175,6 @@ def all_annotations(config: RunConfig, manifest: dict[str, Any], context: Contex
     except DataError as error:
         context.log.warning("rarity is counted only in the shards: %s", error)
         return None
-
-
-def stop_together(context: Context) -> None:
-    """Raise Stopped on every rank if any rank was asked to stop (all ranks take part)."""
-    flag = torch.tensor([context.stop.requested], dtype=torch.float64, device=context.ranks.device)
-    if context.ranks.reduce_sum(flag).item():
-        raise Stopped("eval: stopped; the next attempt starts again")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from pipeline.runtime.blocks import Watch, map_blocks
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.logs import PROGRESS, Pace
+from pipeline.runtime.preempt import Stopped
 from pipeline.runtime.split import ceil_div, spread
 
 
@@ -32,6 +33,26 @@ def test_blocks_are_the_same_on_any_rank(world_size: int) -> None:
 def test_spread_positions_are_distinct_and_reach_over_the_whole_split(n: int, total: int) -> None:
     positions = spread(n, total)
     assert len(set(positions)) == n and positions[0] == 0 and total - positions[-1] <= ceil_div(total, n)
+
+
+def test_a_stop_signal_ends_the_work_after_the_block_in_progress() -> None:
+    watch, done = Watch("part samples"), []
+
+    def work(indices: np.ndarray) -> dict[str, torch.Tensor]:
+        done.append(indices[0])
+        watch.stop.requested = len(done) == 2
+        return {"x": torch.from_numpy(indices)}
+
+    with pytest.raises(Stopped, match="by a signal"):
+        map_blocks(work, 20, 4, Ranks(), watch)
+    assert done == [0, 4]
+
+
+def test_a_rank_that_got_no_signal_stops_with_the_others() -> None:
+    """It has done its share, and learns of the stop before rows are exchanged."""
+    stops = SimpleNamespace(rank=1, world_size=2, device="cpu", reduce_sum=lambda asked: asked + 1)
+    with pytest.raises(Stopped):
+        map_blocks(lambda i: {"x": torch.from_numpy(i)}, 8, 4, stops, Watch("part samples"))  # type: ignore[arg-type]
 
 
 def test_watched_blocks_tell_how_far_they_are(
