@@ -30,6 +30,7 @@ class Phase:
     attribute_dropout: float = 0.0  # share of requests whose attributes are hidden
     start_from: str = "best"  # which of its checkpoints: best | latest
     code_noise: float = 0.0  # noise on codes for the decoder, in deviations of the codes
+    weak: float = 0.0  # share of the training after which a weak copy of the prior is kept; 0: never
 
 
 def phase(name: str, config: RunConfig) -> Phase:
@@ -47,8 +48,14 @@ def phase(name: str, config: RunConfig) -> Phase:
         refined = _with_length(config, part.images, part.batch_size, part.ema_decay, part.optim)
         model = replace(config.model, prior=part.prior)
         fitted = ("conditional_prior",)
-        start = start_of(name, config)
-        return Phase(name, replace(refined, model=model), fitted, start, part.attribute_dropout)
+        return Phase(
+            name,
+            replace(refined, model=model),
+            fitted,
+            start_of(name, config),
+            attribute_dropout=part.attribute_dropout,
+            weak=part.prior.flow_matching.weak,
+        )
     if name == "steer" and config.steer.images:
         steer = config.steer
         steered = _with_length(config, steer.images, steer.batch_size, steer.ema_decay, steer.optim)

@@ -78,8 +78,7 @@ class Trainer:
         self.step = 0
         self.validated = False  # the checkpoint that this attempt began from
         self.last_step = ceil_div(train.images, train.batch_size)
-        weak = config.model.prior.flow_matching.weak if phase.name == "refine" else 0.0
-        self.weak_step = max(1, round(weak * self.last_step)) if weak else 0  # 0: never
+        self.weak_step = max(1, round(phase.weak * self.last_step)) if phase.weak else 0  # 0: never
         self.started = time.monotonic()
         self.seconds_before = 0.0  # of earlier attempts
         forward = distribute(self.objective, self.model, self.precision, self.ranks)
