@@ -12,11 +12,12 @@ the likely codes, and a classifier that was not fitted sees more side effects th
 ridge also shrinks the moves of attributes that a score reads poorly.
 
 The stage `steer` adds a network r that predicts what classifiers see in a decoded code. A code then goes
-to the minimum of
+from h, where the move in closed form of the same strength leads, towards the minimum of
 
-    (strength - s r_k(z'))_+^2 + KEEP sum_{j != k} (r_j(z') - r_j(z))^2 + SHORT |z' - z|_C^2
+    (strength - s r_k(z'))_+^2 + KEEP sum_{j != k} |P(r_j(z')) - P(r_j(z))| + SHORT |z' - h|_C^2
 
-for each changed attribute k with the sign s of its new value; |.|_C is the distance in deviations of C.
+for each changed attribute k with the sign s of its new value. P, the normal distribution, is the chance of
+a yes from a classifier whose scores differ from r by one deviation; |.|_C is the distance in deviations of C.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ STEP = 0.7  # of one round
 DESCENT = 15  # steps of Adam to the minimum
 RATE = 0.05  # of these steps, in deviations of the codes
 DECAYS = (0.8, 0.95)  # of Adam's running means
-KEEP = 0.3  # weight of the scores that should stay
-SHORT = 0.1  # weight of the distance
+KEEP = 3.0  # weight of the decisions that should stay
+SMOOTH = 1e-3  # added to a squared difference before its root, which has no gradient at 0
+SHORT = 0.2  # weight of the distance
 JITTER = 1e-4  # share of its diagonal that is added to C before it is factorised
 
 
@@ -128,19 +130,19 @@ class AttributeControl(nn.Module):
         return z + (changed * sign * missing) @ self.gain
 
     def _descend(self, z: Tensor, before: Tensor, after: Tensor, strength: float | Tensor) -> Tensor:
-        """Follow the gradient of what the network reads; other scores and the code stay near."""
+        """Follow the gradient of what the network reads, near the move in closed form."""
         sign, changed = 2 * after - 1, (before != after).to(z)
         start = self.read(z)
-        aimed = self.edit_linearly(z, before, after, 1.0) - z
-        move = torch.linalg.solve_triangular(self.factor, aimed.T, upper=False).T.contiguous()
-        mean, square = torch.zeros_like(move), torch.zeros_like(move)
+        linear = self.edit_linearly(z, before, after, strength) - z
+        home = torch.linalg.solve_triangular(self.factor, linear.T, upper=False).T.contiguous()
+        move, mean, square = home, torch.zeros_like(home), torch.zeros_like(home)
         for step in range(1, DESCENT + 1):
             with torch.enable_grad():
                 move = move.detach().requires_grad_()
                 scores = self.read(z + move @ self.factor.T)
                 missing = (strength - sign * scores).clamp_min(0)
-                cost = changed * missing.square() + KEEP * (1 - changed) * (scores - start).square()
-                (gradient,) = torch.autograd.grad(cost.sum() + SHORT * move.square().sum(), move)
+                cost = changed * missing.square() + KEEP * (1 - changed) * turned(start, scores)
+                (gradient,) = torch.autograd.grad(cost.sum() + SHORT * (move - home).square().sum(), move)
             # Adam, written out: each code has its own descent, whatever else is in the batch.
             mean = torch.lerp(gradient, mean, DECAYS[0])
             square = torch.lerp(gradient.square(), square, DECAYS[1])
@@ -159,6 +161,12 @@ class AttributeControl(nn.Module):
             missing = (margin - sign * self.scores(z)).clamp_min(0)
             z = z + STEP * (sign * missing) @ self.gain
         return z
+
+
+def turned(before: Tensor, after: Tensor) -> Tensor:
+    """Return the chance that a decision on scores `before` is another one on scores `after` (smoothed)."""
+    change = torch.special.ndtr(after) - torch.special.ndtr(before)
+    return (change.square() + SMOOTH).sqrt()
 
 
 def attribute_control(config: ModelConfig, n_attributes: int) -> AttributeControl | None:

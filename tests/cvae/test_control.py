@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cvae.control import AttributeControl, CodeMoments
+from cvae.control import AttributeControl, CodeMoments, turned
 
 N, D, A = 4000, 12, 4
 
@@ -111,6 +111,16 @@ def test_a_reader_moves_codes_to_what_it_reads_and_keeps_the_rest(data, steered)
     assert won > 0.7 and won > won_linearly + 0.2
     others = (steered.read(moved) - before)[:, [0, 1, 3]]
     assert others.square().mean() < 0.02
+
+
+def test_a_score_counts_by_the_decisions_that_it_may_turn():
+    before = torch.tensor([0.0, 3.0, -1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    after = torch.tensor([0.5, 3.5, -1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    near, far, still, across = chance = turned(before.detach(), after)
+    assert 0 < still < far + 0.01 < near - 0.1 < across - 0.6 < 0.4
+    torch.testing.assert_close(chance, turned(after, before.detach()))  # on or off counts alike
+    (gradient,) = torch.autograd.grad(chance.sum(), after)
+    assert gradient.isfinite().all() and gradient[2] == 0
 
 
 def test_a_code_moves_alike_alone_and_in_a_batch(data, steered):
