@@ -392,6 +392,18 @@ def test_a_fault_of_the_nets_is_told_once(tmp_path):
     assert {said.split(":")[0] for said in both} == {"key 'model'", "key 'refine.prior'"}
 
 
+@pytest.mark.parametrize("stage, refused", [("train", []), ("refine", ["refine"]), ("steer", ["refine", "steer"])])
+def test_an_evaluation_needs_no_phase_behind_the_one_it_evaluates(stage, refused, tmp_path, monkeypatch):
+    begun = {"shard", "classifier", "train", "tune"}
+    monkeypatch.setattr(chain_checks, "_begun", lambda run, name: name in begun)
+    words = [f"runs_dir={tmp_path}", "refine.images=64", "steer.images=64", "refine.prior.control=true"]
+    config = configuration.load([], [*words, f"eval.stage={stage}"])
+    alone = plan([Run(config, tmp_path / "run")], ["eval"])
+    said = [finding.text for finding in chain_checks.inputs_are_made(alone)]
+    assert len(said) == len(refused)
+    assert all(f"needs the stage {name}," in text for name, text in zip(refused, sorted(said), strict=True))
+
+
 def test_a_stage_without_its_input_is_refused(tmp_path, capsys):
     argv = ["--config", "sigma_cvae", f"runs_dir={tmp_path}", "--stages", "eval"]
     assert exit_code(lambda: launch.main(argv)) == 2

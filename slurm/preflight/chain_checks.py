@@ -11,8 +11,8 @@ from pipeline.config.extras import missing_packages
 from pipeline.config.schema import PHASES
 from pipeline.errors import ConfigError
 from pipeline.stages import STAGES
-from pipeline.training.phases import require_sampling
-from slurm.chain import SHARED, Chain, Run, output_of
+from pipeline.training.phases import evaluated_phase, require_sampling
+from slurm.chain import SHARED, Chain, Run, Step, output_of
 from slurm.executors import executor_named
 from slurm.preflight.checks import Finding
 from slurm.preflight.sizes import image_size
@@ -23,13 +23,22 @@ def inputs_are_made(chain: Chain) -> Iterator[Finding]:
     """The stages that a stage needs are part of the launch, or have left something to go on with."""
     planned = {*chain.queued, *(step.output for step in chain.steps)}
     for step in chain.steps:
-        for needed in STAGES[step.stage].after:
+        for needed in _needed(step):
             if output_of(step.run, needed) not in planned and not _begun(step.run, needed):
                 yield Finding(
                     f"{step.run.config.name}: the stage {step.stage} needs the stage {needed}, which has not "
                     "run yet; name it too, or leave out --stages",
                     True,
                 )
+
+
+def _needed(step: Step) -> list[str]:
+    """What a stage needs; an evaluation needs no phase behind the one that it evaluates."""
+    after = STAGES[step.stage].after
+    if step.stage != "eval":
+        return list(after)
+    later = PHASES[PHASES.index(evaluated_phase(step.run.config)) + 1 :]
+    return [name for name in after if name not in later]
 
 
 def _begun(run: Run, stage: str) -> bool:
