@@ -392,7 +392,9 @@ def test_a_fault_of_the_nets_is_told_once(tmp_path):
     assert {said.split(":")[0] for said in both} == {"key 'model'", "key 'refine.prior'"}
 
 
-@pytest.mark.parametrize("stage, refused", [("train", []), ("refine", ["refine"]), ("steer", ["refine", "steer"])])
+@pytest.mark.parametrize(
+    "stage, refused", [("train", []), ("refine", ["refine"]), ("steer", ["refine", "steer"])]
+)
 def test_an_evaluation_needs_no_phase_behind_the_one_it_evaluates(stage, refused, tmp_path, monkeypatch):
     begun = {"shard", "classifier", "train", "tune"}
     monkeypatch.setattr(chain_checks, "_begun", lambda run, name: name in begun)
