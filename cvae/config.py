@@ -85,8 +85,8 @@ class FlowMatchingConfig:
     """The velocity network of the prior `flow_matching`, and how its differential equation is solved."""
 
     net: str = "vector"  # vector (a residual MLP) | grid (a small U-net for codes that are a grid)
-    width: int = 768  # units of the residual MLP
-    blocks: int = 5  # of the residual MLP
+    width: int = 768  # units of the residual MLP; net=grid: of the one at the bottom of the U-net
+    blocks: int = 5  # of that MLP
     condition: int = 256  # size of the vector made of time and attributes
     side: int = 8  # net=grid: cells of a side of the code's grid
     channels: int = 96  # net=grid: channels of its upper level

@@ -14,15 +14,33 @@ def require_fit(config: ModelConfig, image_size: int) -> None:
         sides = level_sides(config, image_size)
         if config.residual.grid:
             cell_channels(config.residual, config.z_dim, sides[-1])
-    require_prior_fits(config)
+    require_prior_fits(config, image_size)
 
 
-def require_prior_fits(config: ModelConfig) -> None:
+def require_prior_fits(config: ModelConfig, image_size: int) -> None:
     """Raise ValueError unless the prior of a model fits its code and its conditioner."""
     if config.prior.name == "flow_matching" and config.prior.flow_matching.net == "grid":
-        velocity_channels(config.z_dim, config.prior.flow_matching.side)
+        _require_grid(config, image_size)
     if config.prior.name in ("gaussian", "flow") and config.prior.net == "conv1d":
         require_embeddings(config)
+
+
+def _require_grid(config: ModelConfig, image_size: int) -> None:
+    """Raise ValueError unless codes are the grid that a velocity of grids works on."""
+    if config.encoder.name != "residual" or not config.residual.grid:
+        raise ValueError(
+            "prior.flow_matching.net=grid needs codes that are a grid, but those of this encoder are vectors;"
+            " set it to vector, or set model.residual.grid=true with the nets residual"
+        )
+    side, rest = divmod(image_size, 2 ** len(config.residual.channels))
+    if rest:
+        return  # a fault of the nets, told as theirs
+    if config.prior.flow_matching.side != side:
+        raise ValueError(
+            f"prior.flow_matching.side: got {config.prior.flow_matching.side}, but codes are a grid of"
+            f" {side}x{side} cells; set it to {side}"
+        )
+    velocity_channels(config.z_dim, side)
 
 
 def halvings(size: int, times: int) -> list[int]:
@@ -103,7 +121,7 @@ def velocity_channels(z_dim: int, side: int) -> int:
     if rest or side % 2:
         raise ValueError(
             f"prior.flow_matching.side: z of {z_dim} dimensions is no grid of {side}x{side}"
-            " cells with an even side; set it to the side of the encoder's grid"
+            " cells with an even side; set prior.flow_matching.net=vector, or change size or levels of the nets"
         )
     return channels
 

@@ -91,7 +91,8 @@ def model_fits_together(chain: Chain) -> Iterator[Finding]:
         try:
             if step.stage in ("refine", "steer"):  # with the nets of the stages before
                 key = "refine.prior"
-                require_prior_fits(replace(config.model, prior=config.refine.prior))
+                prior = config.refine.prior
+                require_prior_fits(replace(config.model, prior=prior), image_size(config))
             else:
                 require_fit(config.model, image_size(config))
         except ValueError as error:
