@@ -348,6 +348,7 @@ def test_a_missing_package_is_found_before_hours_of_training(tmp_path, monkeypat
 
 
 GRID = ["refine.prior.name=flow_matching", "refine.prior.flow_matching.net=grid"]
+SIDE_3 = "refine.prior.flow_matching.side=3"
 CELLS = ["model.encoder.name=residual", "model.decoder.name=residual", "model.residual.grid=true"]
 
 
@@ -357,10 +358,9 @@ CELLS = ["model.encoder.name=residual", "model.decoder.name=residual", "model.re
         (["shard.size=16", "model.net.channels=[8,8,8,8]"], "key 'model': model.net.channels: 4 halvings"),
         (["model.encoder.name=residual", "shard.size=60"], "key 'model': model.residual.channels: 3 halv"),
         (["model.prior.net=conv1d"], "key 'model': prior.net=conv1d runs along attribute embeddings"),
-        (["refine.images=64", *GRID], "key 'refine.prior': prior.flow_matching.net=grid needs codes that are"),
-        (["refine.images=64", *GRID, *CELLS, "shard.size=128", "model.z_dim=256"], "grid of 16x16 cells; set it to 16"),
-        (["refine.images=64", *GRID, *CELLS, "shard.size=24", "model.z_dim=9", "refine.prior.flow_matching.side=3"],
-         "z of 9 dimensions is no grid of 3x3 cells with an even side"),
+        (["refine.images=64", *GRID], "key 'refine.prior': prior.flow_matching.net=grid needs codes"),
+        (["refine.images=64", *GRID, *CELLS, "shard.size=128", "model.z_dim=256"], "a grid of 16x16 cells; set"),
+        (["refine.images=64", *GRID, *CELLS, "shard.size=24", "model.z_dim=9", SIDE_3], "no grid of 3x3 cells"),
     ],
 )  # fmt: skip
 def test_a_model_that_does_not_fit_is_found_before_anything_is_made(

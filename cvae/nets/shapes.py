@@ -121,7 +121,7 @@ def velocity_channels(z_dim: int, side: int) -> int:
     if rest or side % 2:
         raise ValueError(
             f"prior.flow_matching.side: z of {z_dim} dimensions is no grid of {side}x{side}"
-            " cells with an even side; set prior.flow_matching.net=vector, or change size or levels of the nets"
+            " cells with an even side; set prior.flow_matching.net=vector, or use fewer levels"
         )
     return channels
 
