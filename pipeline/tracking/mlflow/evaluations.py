@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 NOTE = "mlflow.note.content"  # the description of a run
+RUN_NAME = "mlflow.runName"
 
 
 def send_evaluation(client: MlflowClient, parent: Run, variant: str, evaluation: Evaluation) -> str:
     """Send one evaluation as a finished child run; complete one that an earlier pass left half done.
 
+    A number is given again after its folder was removed. Then the earlier child keeps its numbers, aside.
     Return the child's run id.
     """
     mark = {"mlflow.parentRunId": parent.info.run_id, "eval_number": str(evaluation.number)}
@@ -35,19 +37,37 @@ def send_evaluation(client: MlflowClient, parent: Run, variant: str, evaluation:
     took_ms = int(sum(evaluation.seconds.values()) * 1000)
     split, n = evaluation.protocol.get("split", ""), evaluation.protocol.get("n", "")
     name = f"{parent.info.run_name} eval {evaluation.number} ({split}, N={n})"
+    values = dict(_named(evaluation)) | dict(_references(evaluation))
     child = the_run(client, parent.info.experiment_id, mark, ended_ms - took_ms, name)
+    if child.info.status == "FINISHED" and _other_numbers(child, values):
+        _set_aside(client, child)
+        child = the_run(client, parent.info.experiment_id, mark, ended_ms - took_ms, name)
     run_id = str(child.info.run_id)
     if child.info.status == "FINISHED":
         return run_id
     protocol = {clean_name(key): as_text(value) for key, value in evaluation.protocol.items()}
     new_params = {key: value for key, value in protocol.items() if key not in child.data.params}
     mlflow_store.log_params(client, run_id, new_params)
-    values = dict(_named(evaluation)) | dict(_references(evaluation))
     _log_new(client, child, values, ended_ms)
     tags = {"variant": variant, "split": str(split), NOTE: evaluation_note(evaluation)}
     set_tags(client, child, tags)
     client.set_terminated(run_id, "FINISHED", ended_ms)
     return run_id
+
+
+def _other_numbers(child: Run, values: dict[str, float]) -> bool:
+    """Return whether a finished child shows another evaluation, whose folder was removed since."""
+    shown = child.data.metrics
+    return any(shown.get(name, value) != value for name, value in values.items())
+
+
+def _set_aside(client: MlflowClient, child: Run) -> None:
+    """Free the number of a child whose evaluation was removed; it keeps its own numbers."""
+    from mlflow.entities import RunTag
+
+    name = f"{child.info.run_name} (removed)"
+    tags = [RunTag("eval_number", f"{child.data.tags['eval_number']} (removed)"), RunTag(RUN_NAME, name)]
+    client.log_batch(child.info.run_id, tags=tags)
 
 
 def send_headline(client: MlflowClient, run: Run, headline: Evaluation) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,21 @@ def test_the_parent_shows_no_number_of_an_earlier_evaluation(runs: Path) -> None
     assert shown["distance"] == 30.0 and math.isnan(shown["eval/other/mse"])
     history = client(runs).get_metric_history(parent_of(client(runs), "fewer").info.run_id, "eval/other/mse")
     assert len(history) == 2  # the number and that it is gone, however often it is sent
+
+
+def test_a_number_given_again_is_another_child(runs: Path) -> None:
+    run = make_run(runs, "again", ("tracking.experiment=again",), steps=5, evals=1, step=90)
+    tracker_of(run).push()
+    for fd in (30.0, 40.0):
+        shutil.rmtree(run / "eval")
+        add_eval(run, 1, fd=fd)
+        for _ in range(2):
+            tracker_of(run).push()
+    children = [r for r in runs_of(client(runs), "again") if "mlflow.parentRunId" in r.data.tags]
+    rows = [(r.data.metrics["distance"], r.info.run_name, r.data.tags["eval_number"]) for r in children]
+    name = "again eval 1 (test, N=3000)"
+    assert sorted(rows) == [
+        (21.5, f"{name} (removed)", "1 (removed)"),
+        (30.0, f"{name} (removed)", "1 (removed)"),
+        (40.0, name, "1"),
+    ]
