@@ -1,4 +1,4 @@
-"""Launch runs: the stages shard, train, classifier and eval, on this machine or on a cluster.
+"""Launch runs: their stages from shard to eval, on this machine or on a cluster.
 
 Without words it runs a demo on faces that the project draws itself. A finished stage is left out, so the
 same command continues what was stopped. docs/configuration.md lists all keys.

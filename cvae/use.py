@@ -49,9 +49,19 @@ class Model:
 
     @property
     def can_be_guided(self) -> bool:
-        """Whether `guidance` and `strength` may differ from 1."""
+        """Whether `guidance` may differ from 1."""
         prior = self.net.prior(torch.full((1, len(self.attributes)), UNKNOWN, device=self.device))
         return type(prior).guided is not Distribution.guided
+
+    @property
+    def has_control(self) -> bool:
+        """Whether an attribute control edits codes; without one an edit keeps the noise."""
+        return self.net.control is not None
+
+    @property
+    def takes_strength(self) -> bool:
+        """Whether the `strength` of an edit may differ from 1."""
+        return self.has_control or self.can_be_guided
 
     def sample(
         self,

@@ -116,10 +116,11 @@ def _next(newest: dict[Path, Evaluation]) -> list[str]:
     everyone = shlex.join(shown(each) for each in newest)
     compare = [f"  python tools/compare.py {everyone}"] if len(newest) > 1 else []
     longer = 2 * run_config(last).train.images
+    request = shlex.quote(_example_request(newest[last]))  # "!" means something to a shell
     return [
         "next:",
         *compare,
-        f'  python tools/sample.py {run_dir} "{_example_request(newest[last])}" --n 16 --out grid.png',
+        f"  python tools/sample.py {run_dir} {request} --n 16 --out grid.png",
         f"  python launch.py --run-dir {run_dir} --stages eval eval.seed=1",
         f"  python launch.py --run-dir {run_dir} train.images={longer}",
     ]

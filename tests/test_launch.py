@@ -492,11 +492,11 @@ def test_the_password_of_a_tracking_server_is_printed_and_recorded_nowhere_but_i
 def test_the_next_commands_name_attributes_of_the_data_set(tmp_path):
     run_dir = make_run(tmp_path, "own", evals=1)
     said = announce.closing([run_dir], [], "")
-    assert '"Male,!Smiling"' in said and "compare.py" not in said  # one run has nothing to be compared with
+    assert "'Male,!Smiling'" in said and "compare.py" not in said  # one run has nothing to be compared with
     two = [run_dir, make_run(tmp_path, "other", evals=1)]
     assert f"compare.py {two[0]} {two[1]}" in announce.closing(two, [], "")
     file = run_dir / "eval/1/metrics.json"
     record = json.loads(file.read_text())
     record["per_attribute"] = {"Circle": record["per_attribute"]["Male"]}
     file.write_text(json.dumps(record))
-    assert '"Circle"' in announce.closing([run_dir], [], "")
+    assert "own Circle --n 16" in announce.closing([run_dir], [], "")

@@ -26,7 +26,7 @@ from tools.sample import require_picture_name, save_picture
 
 EXAMPLES = """\
   python tools/edit.py runs/sigma_cvae_nf photo.jpg Eyeglasses=1 --eyes 310,420,402,415
-  python tools/edit.py runs/sigma_cvae_nf photo.jpg Smiling=0 --attributes Smiling,!Male --crop 150
+  python tools/edit.py runs/sigma_cvae_nf photo.jpg Smiling=0 --attributes 'Smiling,!Male' --crop 150
 """
 
 
@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     add_model(words)
     add = words.add_argument
     add("photo", metavar="PHOTO", type=Path, help="JPEG or PNG file")
-    add("request", metavar="REQUEST", help='for example Eyeglasses=1 or "Smiling,!Young"')
-    add("--attributes", metavar="A,B", default="", help="what the photo shows, e.g. Male,!Smiling")
+    add("request", metavar="REQUEST", help="for example Eyeglasses=1 or 'Smiling,!Young'")
+    add("--attributes", metavar="A,B", default="", help="what the photo shows, e.g. 'Male,!Smiling'")
     add("--strength", metavar="S", type=float, help="above 1: a stronger change (default: as evaluated)")
     place = words.add_mutually_exclusive_group()
     middle = "the middle of both eyes, pixels"

@@ -41,7 +41,7 @@ from pipeline.rundir.files import write_bytes
 from tools.export import open_model, user_errors
 
 EXAMPLES = """\
-  python tools/sample.py runs/sigma_cvae_nf "Male,Heavy_Makeup,!Smiling" --n 16 --out grid.png
+  python tools/sample.py runs/sigma_cvae_nf 'Male,Heavy_Makeup,!Smiling' --n 16 --out grid.png
   python tools/sample.py runs/sigma_cvae_nf Eyeglasses --n 200 --out eyeglasses
   python tools/sample.py runs/sigma_cvae_nf --requests batch.csv --out many
   python tools/sample.py runs/sharp_foreground Smiling --background beach.jpg
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     words = parser("tools/sample.py", __doc__, EXAMPLES)
     add_model(words)
     add = words.add_argument
-    add("request", metavar="REQUEST", nargs="?", default="", help='for example "Male,!Smiling"')
+    add("request", metavar="REQUEST", nargs="?", default="", help="for example 'Male,!Smiling'")
     add("--requests", metavar="CSV", type=Path, help="a file with one request a line")
     add("--n", metavar="N", type=int, default=16, help="number of images of a request")
     add_seed(words, "same seed, same images")

@@ -216,8 +216,9 @@ def test_labels_are_what_sample_draws(model):
 
 
 def test_a_model_says_whether_it_can_be_guided(folders):
-    assert cvae.load(folders["flow_matching"]).can_be_guided
-    assert not cvae.load(folders["flow"]).can_be_guided
+    guided, plain = cvae.load(folders["flow_matching"]), cvae.load(folders["flow"])
+    assert guided.can_be_guided and guided.takes_strength
+    assert not plain.can_be_guided and not plain.takes_strength
 
 
 def test_guidance_acts_on_a_prior_with_a_velocity_alone(folders):
@@ -298,6 +299,7 @@ def test_an_attribute_control_edits_and_makes_samples_obey(photos, folders, tmp_
     codes = codes + torch.randn(400, 8, generator=generator).double()
     net.control.fit(CodeMoments(codes.mean(0), labels.mean(0), codes.T @ codes / 400, codes.T @ labels / 400))
     able = cvae.load(write(tmp_path, net, card_of(config)))
+    assert able.has_control and able.takes_strength and not able.can_be_guided
     y = torch.zeros(3, len(ATTRIBUTES))
     other = y.clone()
     other[:, 1] = 1

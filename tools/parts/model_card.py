@@ -216,12 +216,14 @@ def _row(evaluation: Evaluation, label: str, name: str) -> str:
 
 
 def _limits(model: Model) -> str:
+    edit = "moves the code instead" if model.has_control else "carries its noise instead"
     lines = [
         f"- Images have {model.size} pixels and show one face, cut and aligned as the training images are.",
         "- Rare combinations of attributes are drawn from few examples or from none.",
         "- An edit changes more than the named attribute, since attributes go together in the data.",
-        "- A code that is decoded with other attributes changes little; `edit` carries its noise instead.",
+        f"- A code that is decoded with other attributes changes little; `edit` {edit}.",
     ]
     if not model.can_be_guided:
-        lines.append("- The prior cannot be guided: `guidance` and `strength` must be 1.")
+        fixed = "`guidance`" if model.takes_strength else "`guidance` and `strength`"
+        lines.append(f"- The prior cannot be guided: {fixed} must be 1.")
     return "\n".join(lines) + "\n"

@@ -52,11 +52,9 @@ class PhotoTab:
         self.add = _choice("Add", names, self.changed)
         self.remove = _choice("Remove", names, self.changed)
         self.strength: ui.slider | None = None
-        guided = [model.card.sampling.strength for model in models.values() if model.can_be_guided]
-        if guided:
-            self.strength = slider(
-                "Strength", 1.0, 4.0, guided[0], self.changed, "Above 1: a stronger change"
-            )
+        usual = [model.card.sampling.strength for model in models.values() if model.takes_strength]
+        if usual:
+            self.strength = slider("Strength", 1.0, 4.0, usual[0], self.changed, "Above 1: a stronger change")
         ui.label("What the photo shows").classes("title q-mt-md")
         ui.label("The more you say, the better the edit keeps it.").classes("soft")
         self.shows = _choice("It shows", names, self.changed)
@@ -120,7 +118,7 @@ class PhotoTab:
         opposites = {name: 1 - value for name, value in request.items()}
         known = opposites | known_to(model, _request(self.shows, self.lacks))
         strength = 1.0
-        if self.strength is not None and model.can_be_guided:
+        if self.strength is not None and model.takes_strength:
             strength = self.strength.value
         before = model.edit(photo, {}, known).numpy()[0]
         after = model.edit(photo, request, known, strength).numpy()[0]
