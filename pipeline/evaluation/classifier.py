@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,11 @@ class AttributeNet(nn.Module):
         """Return average-pooled features [B, 512]."""
         # GroupNorm is slow on channels-last memory. On a CPU, NCHW is 1.2 (fp32) to 1.4 (bf16)
         # times faster.
-        return self.body(2 * x.contiguous())  # 2 x has about unit variance
+        # Up to 16 pixels the last level strides over a single pixel. The bf16 gradient of such a convolution
+        # reads memory that nobody wrote (torch on CPUs with AVX-512 bf16), and weights become NaN.
+        one_pixel = x.shape[-1] <= 16
+        with torch.autocast(x.device.type, enabled=False) if one_pixel else nullcontext():
+            return self.body(2 * x.contiguous())  # 2 x has about unit variance
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [B, A]."""

@@ -207,3 +207,13 @@ def test_fewer_images_than_ranks_is_an_error(runs: Path) -> None:
     config = tiny_config(runs, "classifier.batch_size=2")
     with pytest.raises(ConfigError, match="classifier.batch_size.*3 ranks"):
         stage.train(config.classifier, *splits(runs), context(runs, Ranks(0, 3)))
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(16, torch.float32), (32, torch.bfloat16)])
+def test_a_last_level_of_one_pixel_is_computed_in_fp32(size: int, dtype: torch.dtype) -> None:
+    """Its bf16 gradient reads memory that nobody wrote, on CPUs with instructions for bf16."""
+    net, seen = classifier.AttributeNet(4), []
+    net.body.layer4[0].conv1.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        net(torch.zeros(2, 3, size, size))
+    assert seen == [dtype]
