@@ -103,6 +103,7 @@ class PriorConfig:
     net: str = "mlp"  # of mu_p(y) and sigma_p(y): mlp | conv1d (along attribute embeddings)
     hidden: int = 128  # hidden units of that network
     control: bool = False  # linear scores that move codes to the request; the stage `refine` fits them
+    anomaly: bool = False  # tells which samples to draw again (eval.tries); the stage `refine` fits it
     reader: int = 0  # units of the network that reads attributes in codes; the stage `steer` sets and fits it
     flow: FlowConfig = field(default_factory=FlowConfig)
     flow_matching: FlowMatchingConfig = field(default_factory=FlowMatchingConfig)
@@ -164,3 +165,4 @@ class SamplingConfig:
     guidance: float = 1.0  # how closely samples follow the request
     margin: float = 0.0  # score that named attributes of samples reach; 1: as average images
     strength: float = 1.0  # how strongly an edit changes an attribute
+    tries: int = 1  # times that a sample is drawn at most, while it is anomalous

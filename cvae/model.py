@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from cvae.anomaly import anomaly_score
 from cvae.attributes import CONDITIONERS, UNKNOWN
 from cvae.config import ModelConfig
 from cvae.control import attribute_control
@@ -25,6 +26,7 @@ from cvae.losses import (
 )
 from cvae.nets.decoder import DECODERS
 from cvae.nets.encoder import ENCODERS
+from cvae.nets.residual import ResidualDecoder
 from cvae.priors.prior import PRIORS
 from cvae.variance import DECODER_VARIANCES
 
@@ -47,6 +49,7 @@ class CVAE(nn.Module):
         self.encoder = ENCODERS[config.encoder.name](config, image_size, n_condition)
         self.decoder = DECODERS[config.decoder.name](config, image_size, n_condition)
         self.control = attribute_control(config, n_attributes)
+        self.anomaly = anomaly_score(config, image_size)
         self.conditional_prior = PRIORS[config.prior.name](config, n_condition)
         self.variance = DECODER_VARIANCES[config.variance.name](config.variance)
         self.loss_terms = loss_terms(config.losses)
@@ -95,6 +98,16 @@ class CVAE(nn.Module):
     def decode(self, z: Tensor, y: Tensor) -> Tensor:
         """Return the mean of p(x|z,y): [B, 3, S, S] in [-1, 1]."""
         return self.decoder(z, self.condition(y))
+
+    def middle(self, z: Tensor, y: Tensor) -> Tensor:
+        """Return the map [B, C, H, W] in the middle of a residual decoder."""
+        assert isinstance(self.decoder, ResidualDecoder)
+        return self.decoder.middle(z, self.condition(y))
+
+    def anomaly_of(self, z: Tensor, y: Tensor) -> Tensor:
+        """Return how anomalous codes are [B]; 0 is the mean of training images."""
+        assert self.anomaly is not None
+        return self.anomaly(self.middle(z, y))
 
     def terms(self, x: Tensor, y: Tensor, noise: Tensor) -> Terms:
         """Run the model once: q(z|x,y) and every named term of each image [B].

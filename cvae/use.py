@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cvae.anomaly import draw_again
 from cvae.attributes import UNKNOWN
 from cvae.control import AttributeControl
 from cvae.distributions import Distribution
@@ -72,17 +73,19 @@ class Model:
         guidance: float | None = None,
         start: int = 0,
         margin: float | None = None,
+        tries: int | None = None,
     ) -> Tensor:
         """Draw images [n, S, S, 3] that show the request.
 
         Attributes that it does not name come from training images; see `labels`. The noise is
         scaled by `temperature`. With `guidance` g, the prior follows the request g times as closely.
         With a `margin`, codes are moved until they show the named attributes that clearly; 1 is an
-        average image. Without these two, the model draws as it was evaluated (`card.sampling`).
-        Image i depends on the seed and on `start` + i, not on n. Raises RequestError.
+        average image. An anomalous image is drawn again; `tries` times are the most. Without these three,
+        the model draws as it was evaluated (`card.sampling`). Image i depends on the seed and on
+        `start` + i, not on n. Raises RequestError.
         """
         y = self.labels(request, n, seed, start)
-        return self.draw(y, seed, temperature, guidance, start, margin, named=request)
+        return self.draw(y, seed, temperature, guidance, start, margin, request, tries)
 
     def labels(self, request: Request, n: int = 16, seed: int = 0, start: int = 0) -> Tensor:
         """Return the attributes [n, A] of the images that `sample` draws.
@@ -92,7 +95,7 @@ class Model:
         if n < 1:
             raise RequestError(f"n: got {n}, expected at least 1")
         rows = self.requests.complete(request)
-        _, picked = self._keyed(seed, range(start, start + n), len(rows))
+        _, picked = self._keyed(seed, range(start, start + n), len(rows), 1)
         return rows[picked]
 
     @torch.no_grad()
@@ -105,6 +108,7 @@ class Model:
         start: int = 0,
         margin: float | None = None,
         named: Iterable[str] | None = None,
+        tries: int | None = None,
     ) -> Tensor:
         """Draw one image for each row of attributes y [n, A], from 0 to 1: [n, S, S, 3].
 
@@ -116,20 +120,23 @@ class Model:
             raise RequestError(f"y: got {list(y.shape)}, expected [n, {len(self.attributes)}]")
         usual = self.card.sampling
         guidance = usual.guidance if guidance is None else guidance
+        tries = self._tries(usual.tries if tries is None else tries)
         if margin is None:  # rows of numbers name nothing, as in the evaluation
             margin = 0.0 if named is None else usual.margin
-        noise, _ = self._keyed(seed, range(start, start + len(y)), 1)
+        noise, _ = self._keyed(seed, range(start, start + len(y)), 1, tries)
         asked = torch.full(shape, UNKNOWN)
         acting = dict.fromkeys(self.attributes if named is None else named, 1)
         columns = list(self.requests.wanted(acting))
         asked[:, columns] = y[:, columns].float()
 
         def block(y: Tensor, noise: Tensor, asked: Tensor) -> Tensor:
-            with self._guidance("guidance", guidance):
-                prior = self.net.guided_prior(y, guidance)
-            z = prior.sample(temperature * noise)
-            if margin:
-                z = self._control("margin", margin).obey(z, asked, margin)
+            def code(noise: Tensor, rows: Tensor) -> Tensor:
+                with self._guidance("guidance", guidance):
+                    prior = self.net.guided_prior(y[rows], guidance)
+                z = prior.sample(temperature * noise)
+                return self._control("margin", margin).obey(z, asked[rows], margin) if margin else z
+
+            _, z = draw_again(noise, code, lambda z, rows: self.net.anomaly_of(z, y[rows]))
             return self.net.decode(z, y)
 
         return _levels(self._blocks(block, y.float(), noise, asked))
@@ -217,15 +224,28 @@ class Model:
             block = [tensor[i : i + BATCH].to(self.device) for tensor in tensors]
             yield function(*block)
 
-    def _keyed(self, seed: int, numbers: Iterable[int], rows: int) -> tuple[Tensor, list[int]]:
-        """Return noise [b, D] and positions of label rows; each depends on seed and number alone."""
+    def _tries(self, number: int) -> int:
+        """Return how often a sample is drawn at most. Raises RequestError unless the model can tell."""
+        if number < 1:
+            raise RequestError(f"tries: got {number}, expected at least 1")
+        if number > 1 and self.net.anomaly is None:
+            raise RequestError(
+                f"tries: got {number}, expected 1, because this model has no anomaly score;"
+                " a run refined with refine.prior.anomaly=true has one"
+            )
+        return number
+
+    def _keyed(self, seed: int, numbers: Iterable[int], rows: int, tries: int) -> tuple[Tensor, list[int]]:
+        """Return noise [b, tries, D] and positions of label rows; both depend on seed and number alone."""
         noise = []
         picked = []
         for number in numbers:
             digest = hashlib.sha256(f"{seed}/{number}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            noise.append(torch.randn(self.net.z_dim, generator=generator))
+            first = torch.randn(1, self.net.z_dim, generator=generator)
             picked.append(int(torch.randint(rows, (1,), generator=generator)))
+            # After the pick, so that the first try and the labels do not depend on their number.
+            noise.append(torch.cat((first, torch.randn(tries - 1, self.net.z_dim, generator=generator))))
         return torch.stack(noise), picked
 
     @contextmanager

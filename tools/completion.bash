@@ -37,7 +37,7 @@ _cvae() {
       tools/fetch_weights.py) words="-h --help --version --url" ;;
       tools/inspect_data.py) words="-h --help --version --kind --check --allow-pipe --out" ;;
       tools/logs.py) words="-h --help --version $(_cvae_runs) shard train tune refine steer classifier eval finish --rank --follow -f" ;;
-      tools/sample.py) words="-h --help --version $(_cvae_runs) --requests --n --seed --temperature --guidance --margin --background --device --out" ;;
+      tools/sample.py) words="-h --help --version $(_cvae_runs) --requests --n --seed --temperature --guidance --margin --tries --background --device --out" ;;
       tools/status.py) words="-h --help --version $(_cvae_runs) --follow -f --runs-dir" ;;
       tools/sync_mlflow.py) words="-h --help --version $(_cvae_runs) --uri --experiment" ;;
     esac ;;

@@ -130,6 +130,7 @@ def _sampling(config: RunConfig) -> SamplingConfig:
         guidance=settings.guidance if guided else 1.0,
         margin=settings.margin if prior.control else 0.0,
         strength=settings.edit_strength if guided or prior.control else 1.0,
+        tries=settings.tries if prior.anomaly else 1,
     )
 
 

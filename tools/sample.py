@@ -150,7 +150,14 @@ def draw(
                 n = min(BATCH, order.n - start)
                 y = model.labels(order.request, n, order.seed, start)
                 drawn = model.draw(
-                    y, order.seed, args.temperature, args.guidance, start, args.margin, order.request
+                    y,
+                    order.seed,
+                    args.temperature,
+                    args.guidance,
+                    start,
+                    args.margin,
+                    order.request,
+                    args.tries,
                 )
                 images = drawn.numpy()
                 if args.background is not None:
@@ -200,6 +207,7 @@ def main(argv: list[str] | None = None) -> None:
         type=float,
         help=f"1: what you name is as clear as in an average image {usual}",
     )
+    add("--tries", metavar="N", type=int, help=f"draw an anomalous image again, N times at most {usual}")
     add("--background", metavar="PICTURE", type=Path, help="a picture to put behind the faces")
     add_device(words)
     add_out(words, "a picture (.png, .jpg), or a folder for single images", "grid.png")

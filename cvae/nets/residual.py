@@ -9,6 +9,9 @@ Levels may also attend to the attributes or to themselves (`cross_attention`, `s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -138,15 +141,24 @@ class ResidualDecoder(nn.Module):
         # Four times three channels at half size, then depth to space: a quarter of the cost at full size.
         self.last = nn.Conv2d(widths[-1], 12, 3, padding=1)
 
-    def forward(self, z: Tensor, e: Tensor) -> Tensor:
-        """Mean image in at least float32, also under autocast."""
+    def maps(self, z: Tensor, e: Tensor) -> Iterator[Tensor]:
+        """Yield the feature map of each level, small to large, [B, C, H, W]."""
         x = self.first(z.unflatten(1, (-1, self.side, self.side)) if self.grid else z)
         if not self.grid:
             x = x.unflatten(1, (-1, self.side, self.side))
         for i, level in enumerate(self.levels):
+            if i:
+                x = self.ups[i - 1](F.interpolate(x, scale_factor=2, mode="nearest"))
             x = level(x, e)
-            if i < len(self.ups):
-                x = self.ups[i](F.interpolate(x, scale_factor=2, mode="nearest"))
+            yield x
+
+    def middle(self, z: Tensor, e: Tensor) -> Tensor:
+        """Return the map of the level in the middle: see `shapes.middle_map`."""
+        return next(islice(self.maps(z, e), len(self.levels) // 2, None))
+
+    def forward(self, z: Tensor, e: Tensor) -> Tensor:
+        """Mean image in at least float32, also under autocast."""
+        *_, x = self.maps(z, e)
         x = self.last(F.silu(self.norm(x, e)))
         x = full_precision(F.pixel_shuffle(x, 2))
         if self.antialias:

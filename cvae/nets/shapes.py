@@ -17,10 +17,23 @@ def require_fit(config: ModelConfig, image_size: int) -> None:
     require_prior_fits(config, image_size)
 
 
+def middle_map(config: ModelConfig, image_size: int) -> tuple[int, int]:
+    """Return channels and side of the decoder's map in the middle. Raises ValueError if it has none."""
+    if config.decoder.name != "residual":
+        raise ValueError(
+            f"prior.anomaly=true needs model.decoder.name=residual, got {config.decoder.name}; change one"
+        )
+    sides, channels = level_sides(config, image_size)[::-1], config.residual.channels[::-1]
+    middle = len(sides) // 2
+    return channels[middle], sides[middle]
+
+
 def require_prior_fits(config: ModelConfig, image_size: int) -> None:
     """Raise ValueError unless the prior of a model fits its code and its conditioner."""
     if config.prior.name == "flow_matching" and config.prior.flow_matching.net == "grid":
         _require_grid(config, image_size)
+    if config.prior.anomaly:
+        middle_map(config, image_size)
     if config.prior.name in ("gaussian", "flow") and config.prior.net == "conv1d":
         require_embeddings(config)
 

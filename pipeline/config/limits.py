@@ -81,6 +81,7 @@ AT_LEAST_ONE = (
     *(f"{losses}.perceptual.size" for losses in LOSSES),
     "eval.n",
     "eval.block",
+    "eval.tries",
     "eval.iw_samples",
     "eval.neighbour_images",
     "eval.kid_subsets",

@@ -242,11 +242,12 @@ def _check_control(config: RunConfig) -> None:
             f"key 'steer.images': got {config.steer.images}, expected 0, because steering continues a control"
             " that the stage `refine` fits; set refine.images and refine.prior.control=true"
         )
-    if config.model.prior.control:
-        raise ConfigError(
-            "key 'model.prior.control': got true, but only the stage `refine` fits it;"
-            " set refine.prior.control=true"
-        )
+    for name in ("control", "anomaly"):
+        if getattr(config.model.prior, name):
+            raise ConfigError(
+                f"key 'model.prior.{name}': got true, but only the stage `refine` fits it;"
+                f" set refine.prior.{name}=true"
+            )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -191,6 +191,7 @@ class EvalConfig:
     stage: str = ""  # whose weights: train | tune | refine | steer; empty: the last one of this configuration
     guidance: float = 1.0  # how closely samples follow the request; needs refine.prior.name=flow_matching
     margin: float = 0.0  # score that named attributes reach, 1: as average images; needs refine.prior.control
+    tries: int = 1  # times that a sample is drawn at most, while it is anomalous; needs refine.prior.anomaly
     edit_strength: float = 1.0  # how strongly a toggled attribute acts; needs control or flow_matching
     flip_images: int = 200  # images whose request is changed by one attribute at a time
     metrics: list[str] = field(default_factory=list)  # names of metrics; empty: all of them

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cvae.anomaly import draw_again
 from cvae.attributes import UNKNOWN
 from cvae.distributions import DiagonalGaussian, Distribution
 from cvae.losses import squared_error
@@ -152,15 +153,30 @@ class Subject:
     def draw(self, purpose: str, indices: np.ndarray, labels: np.ndarray) -> Tensor:
         """Draw samples [b, 3, S, S] for attributes [b, A], each with the noise of its index."""
         y = self.condition(labels)
-        return self.model.decode(self.prior(y).sample(self.noise(purpose, indices)), y)
+        return self.model.decode(self._drawn(purpose, indices, y)[1], y)
 
     def draw_named(self, attributes: tuple[str, ...], indices: np.ndarray, labels: np.ndarray) -> Tensor:
         """Draw samples [b, 3, S, S] for `requests` that name `attributes`, with `eval.margin`."""
-        y, noise = self.condition(labels), self.noise(purpose_of(attributes), indices)
+        y = self.condition(labels)
         asked = torch.full_like(y, UNKNOWN)
         columns = [self.info.attributes.index(name) for name in attributes]
         asked[:, columns] = y[:, columns]
-        return self.model.decode(self._clear(self.prior(y).sample(noise), asked), y)
+        return self.model.decode(self._drawn(purpose_of(attributes), indices, y, asked)[1], y)
+
+    def _drawn(
+        self, purpose: str, indices: np.ndarray, y: Tensor, asked: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return noise and code [b, D] of one sample for each index, drawn `eval.tries` times at most.
+
+        What is `asked` [b, A] for by name is made clear; 0.5 elsewhere.
+        """
+
+        def code(noise: Tensor, rows: Tensor) -> Tensor:
+            z = self.prior(y[rows]).sample(noise)
+            return z if asked is None else self._clear(z, asked[rows])
+
+        noise = self.noise(purpose, indices, self.settings.tries)
+        return draw_again(noise, code, lambda z, rows: self.model.anomaly_of(z, y[rows]))
 
     def prior(self, y: Tensor) -> Distribution:
         """Return p(z|y), with the guidance of the configuration. Raises ConfigError."""
@@ -184,10 +200,11 @@ class Subject:
         With an attribute control, the sample for `asked` is drawn and its code is moved. Without one, the
         noise is drawn for `wanted`.
         """
-        noise, before = self.noise("flips", indices), self.condition(asked)
+        before = self.condition(asked)
+        noise, code = self._drawn("flips", indices, before)
         if self.model.control is None:
             return self._carried(noise, before, self.condition(wanted))
-        return self._moved(self.prior(before).sample(noise), before, self.condition(wanted))
+        return self._moved(code, before, self.condition(wanted))
 
     def edit(self, indices: np.ndarray, asked: np.ndarray, wanted: np.ndarray) -> Tensor:
         """Change real images [b] with attributes `asked` [b, A] to `wanted`, [b, 3, S, S].

@@ -27,6 +27,7 @@ OF_THE_RUN = {
     "stage",
     "guidance",
     "margin",
+    "tries",
     "edit_strength",
 }
 

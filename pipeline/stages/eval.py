@@ -219,6 +219,7 @@ def protocol(config: RunConfig, evidence: Evidence) -> dict[str, Any]:
         "stage": evaluated_phase(config),
         "guidance": settings.guidance,
         "margin": settings.margin,
+        "tries": settings.tries,
         "edit_strength": settings.edit_strength,
         "step": info.step,
         "images": info.images,

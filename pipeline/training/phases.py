@@ -114,6 +114,7 @@ def require_sampling(config: RunConfig) -> None:
     for key, value, neutral, can, needs in (
         ("guidance", settings.guidance, 1.0, guided, "refine.prior.name=flow_matching"),
         ("margin", settings.margin, 0.0, steered, "refine.prior.control=true"),
+        ("tries", settings.tries, 1, prior.anomaly, "refine.prior.anomaly=true"),
         ("edit_strength", settings.edit_strength, 1.0, guided or steered, "refine.prior.control=true"),
     ):
         if value != neutral and not can:

@@ -25,7 +25,7 @@ from pipeline.training.health import complaints
 from pipeline.training.inputs import Inputs
 from pipeline.training.objectives import objective_of
 from pipeline.training.objectives.code import CodeFit
-from pipeline.training.objectives.moments import code_spread, fit_control
+from pipeline.training.objectives.moments import code_spread, fit_anomaly, fit_control
 from pipeline.training.objectives.steer import SteerFit
 from pipeline.training.optim import Ema, Precision, kl_weight, learning_rate, make_optimizer
 from pipeline.training.phases import Phase, finished
@@ -136,6 +136,7 @@ class Trainer:
             spread = code_spread(self.model, self.inputs.calibration, self.ranks)
             self.model.conditional_prior.standardise(*spread)
         fit_control(self.model, self.inputs.whole_training, self.ranks)
+        fit_anomaly(self.model, self.inputs.whole_training, self.ranks)
         self.log.info("starting from the weights of %s", info.file)
 
     @property

@@ -325,6 +325,18 @@ def test_an_attribute_control_edits_and_makes_samples_obey(photos, folders, tmp_
         cvae.load(folders["flow"]).sample(request, n=4, margin=2.0)
 
 
+def test_several_tries_need_a_score_and_begin_with_the_usual_one(model, monkeypatch):
+    with pytest.raises(RequestError, match="tries: got 3, expected 1.*refine.prior.anomaly=true"):
+        model.sample({"Male": 1}, n=2, tries=3)
+    with pytest.raises(RequestError, match="tries: got 0, expected at least 1"):
+        model.sample({"Male": 1}, n=2, tries=0)
+    usual = model.sample({"Male": 1}, n=2)
+    monkeypatch.setattr(model.net, "anomaly", object())
+    monkeypatch.setattr(model.net, "anomaly_of", lambda z, y: torch.tensor([-1.0, 1.0])[: len(z)])
+    again = model.sample({"Male": 1}, n=2, tries=2)
+    assert torch.equal(again[0], usual[0]) and not torch.equal(again[1], usual[1])
+
+
 def test_an_interpolation_goes_from_one_reconstruction_to_the_other(photos, model):
     images = model.interpolate(photos[:2], photos[1:], steps=5)
     assert images.shape == (2, 5, SIZE, SIZE, 3)

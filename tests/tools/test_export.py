@@ -60,7 +60,7 @@ def run_dir(runs) -> Path:
 
 @pytest.mark.parametrize(("evaluated", "step"), [("best", 10), ("latest", 20), ("all", 10), ("20", 20)])
 def test_what_was_evaluated_is_exported(tmp_path, evaluated, step):
-    settings = ("eval.guidance=2", "eval.margin=3", "eval.edit_strength=2.5")
+    settings = ("eval.guidance=2", "eval.margin=3", "eval.edit_strength=2.5", "eval.tries=4")
     config = tiny_config(tmp_path / "runs", f"eval.checkpoint={evaluated}", *settings)
     make_shards(config)
     run_dir = tmp_path / "runs" / config.name
@@ -69,9 +69,9 @@ def test_what_was_evaluated_is_exported(tmp_path, evaluated, step):
     card = cvae.load(export.export(run_dir, tmp_path / "exported")).card
     assert card.provenance["step"] == step
     assert card.sampling == SamplingConfig()  # this prior has neither a velocity nor a control
-    able = replace(config.model.prior, name="flow_matching", control=True)
+    able = replace(config.model.prior, name="flow_matching", control=True, anomaly=True)
     able = replace(config, model=replace(config.model, prior=able))
-    assert export._sampling(able) == SamplingConfig(guidance=2.0, margin=3.0, strength=2.5)
+    assert export._sampling(able) == SamplingConfig(guidance=2.0, margin=3.0, strength=2.5, tries=4)
 
 
 def test_weights_and_stage_of_an_export_are_those_of_the_evaluation(tmp_path):
@@ -270,7 +270,13 @@ def test_a_registered_model_has_a_signature_and_no_pickle(runs, registered, tmp_
     assert "code/cvae/use.py" in files and not [name for name in files if "pipeline/" in name]
     signature = get_model_info(str(local)).signature
     assert signature.inputs.input_names() == ["request"]
-    assert {param.name for param in signature.params} == {"seed", "temperature", "guidance", "margin"}
+    assert {param.name for param in signature.params} == {
+        "seed",
+        "temperature",
+        "guidance",
+        "margin",
+        "tries",
+    }
     answers = load_model(str(local)).predict(DataFrame({"request": [WORDS, WORDS]}), params={"seed": 3})
     expected = cvae.load(runs.parent / "for the registry").sample({"Male": 1, "Smiling": 0}, n=2, seed=3)
     images = np.stack([decoded(answer["png"]) for answer in answers]).astype(int)

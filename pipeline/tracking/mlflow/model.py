@@ -162,6 +162,7 @@ def _signature(sampling: dict[str, float]) -> ModelSignature:
         ParamSpec("temperature", "double", 1.0),
         ParamSpec("guidance", "double", float(sampling["guidance"])),
         ParamSpec("margin", "double", float(sampling["margin"])),
+        ParamSpec("tries", "long", int(sampling.get("tries", 1))),
     ]
     words = Schema([ColSpec("string", "request")])
     pictures = Schema([ColSpec("string", "png")])

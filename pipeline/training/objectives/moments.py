@@ -47,3 +47,18 @@ def fit_control(model: CVAE, part: HeldOut, ranks: Ranks) -> None:
         products[0, codes], products[0, labels], products[codes, codes], products[codes, labels]
     )
     model.control.fit(moments)
+
+
+@torch.no_grad()
+def fit_anomaly(model: CVAE, part: HeldOut, ranks: Ranks) -> None:
+    """Fit the model's anomaly score to the decoder's maps of the mean codes of `part` (all ranks)."""
+    score = model.anomaly
+    if score is None:
+        return
+    mean, second = (torch.zeros_like(some, dtype=torch.float64) for some in (score.mean, score.precision))
+    for x, y, _ in part.blocks(ranks, model.z_dim, next(model.parameters()).dtype):
+        cells = score.cells(model.middle(model.encode(x, y).mean, y)).double()
+        mean += cells.sum(1)
+        second += cells.transpose(1, 2) @ cells
+    both = ranks.reduce_sum(torch.cat((mean.flatten(), second.flatten()))) / len(part.indices)
+    score.fit(both[: mean.numel()].view_as(mean), both[mean.numel() :].view_as(second))

@@ -96,6 +96,33 @@ def test_a_margin_acts_on_the_attributes_that_a_request_names(runs: Path) -> Non
         assert (rows[:, named] == 1).all() and (rows[:, ~named] == 0.5).all()
 
 
+@pytest.mark.parametrize("part", ["samples", "rare", "flips"])
+def test_anomalous_samples_are_drawn_again(runs: Path, part: str) -> None:
+    """Ordinary ones are those of a single try. Here every second code of a block is anomalous at first."""
+
+    def codes(tries: int, first: float) -> torch.Tensor:
+        own = evidence(runs, tries=tries)
+        decode, seen, rated = own.model.decode, [], set()
+
+        def rate(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            again = rated.copy()
+            rated.update(tuple(row) for row in y.tolist())
+            score = torch.full((len(z),), -1.0)
+            if not again:
+                score[::2] = first
+            return score
+
+        own.model.anomaly_of = rate  # type: ignore[method-assign]
+        own.model.decode = lambda z, y: seen.append(z) or decode(z, y)  # type: ignore
+        own.compute(part)
+        return torch.cat(seen)
+
+    single, ordinary, again = codes(1, 0.0), codes(3, -1.0), codes(3, 1.0)
+    assert torch.equal(single, ordinary)
+    changed = (single != again).any(1)
+    assert changed[0] and not changed[1] and changed.any() and not changed.all()
+
+
 def test_a_prior_without_a_velocity_refuses_guidance(runs: Path) -> None:
     own = evidence(runs, guidance=2.0)
     with pytest.raises(ConfigError, match="eval.guidance.*refine.prior.name=flow_matching"):

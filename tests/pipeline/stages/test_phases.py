@@ -3,11 +3,14 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from pipeline.config import load as configuration
+from pipeline.data.loader import to_float
+from pipeline.data.shards import Shards
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.rundir import layout
 from pipeline.stages import STAGES
@@ -44,6 +47,7 @@ RESIDUAL = [
     "refine.images=48",
     "refine.batch_size=8",
     "refine.prior.control=true",
+    "refine.prior.anomaly=true",
     "refine.prior.flow_matching.width=16",
     "refine.prior.flow_matching.blocks=1",
     "refine.prior.flow_matching.condition=8",
@@ -98,6 +102,7 @@ def test_each_phase_moves_only_what_it_fits(trained, alone):
         assert torch.equal(value, weak[name.replace("model.", "ema.", 1)]), name
     assert not all(torch.equal(value, refined[name.replace(".weak.", ".")]) for name, value in weak.items())
     assert refined["model.control.gain"].abs().sum() > 0
+    assert refined["model.anomaly.precision"].abs().sum() > 0
     steered = final(alone, "steer")
     assert any("control.reader" in name for name in steered)
     newest = Checkpoints(layout.checkpoints_dir(alone, "refine"))
@@ -188,9 +193,24 @@ def test_the_decoder_learns_on_shifted_codes_and_the_codes_own_noise(trained):
     torch.testing.assert_close(fit.sums(x, y, noise)["sse"], expected)
 
 
-def test_the_attribute_control_belongs_to_refine():
-    with pytest.raises(ConfigError, match="model.prior.control.*refine.prior.control=true"):
-        configuration.load([], ["model.prior.control=true"])
+@pytest.mark.parametrize("part", ["control", "anomaly"])
+def test_what_only_refine_fits_belongs_to_refine(part):
+    with pytest.raises(ConfigError, match=f"model.prior.{part}.*refine.prior.{part}=true"):
+        configuration.load([], [f"model.prior.{part}=true"])
+
+
+def test_the_anomaly_score_knows_the_maps_of_training_images(alone):
+    """Their mean is 0, and other codes are above it."""
+    model, _ = load_model(alone, "latest", "ema", torch.device("cpu"), "refine")
+    shards = Shards(layout.shards_dir(configuration.load([alone / "config.yaml"])), "train")
+    images, labels = shards.gather(np.arange(len(shards)))
+    x, y = to_float(torch.from_numpy(images)), torch.from_numpy(labels).float()
+    with torch.no_grad():
+        maps = model.middle(model.encode(x, y).mean, y)
+        found = model.anomaly(maps).mean().item()
+        odd = model.anomaly(model.middle(4 * torch.randn(len(x), model.z_dim), y)).mean().item()
+    assert found == pytest.approx(0.0, abs=1e-3)
+    assert odd > 0.2 * maps.shape[1]
 
 
 def test_a_run_without_steering_trains_no_guide(trained, tiny_overrides, tmp_path):
@@ -205,6 +225,7 @@ def test_a_run_without_steering_trains_no_guide(trained, tiny_overrides, tmp_pat
     [
         (["eval.guidance=1.5"], "eval.guidance.: got 1.5, expected 1, because the prior .flow. of the stage"),
         (["eval.margin=3"], "eval.margin.: got 3.0, expected 0"),
+        (["eval.tries=4"], "eval.tries.: got 4, expected 1.*refine.prior.anomaly=true"),
         (["eval.edit_strength=2"], "eval.edit_strength.: got 2.0.*refine.prior.control=true"),
         (["refine.images=64", "eval.stage=train", "eval.guidance=1.5"], "of the stage train cannot do it"),
         (["eval.stage=refine"], "refine.images.: is 0"),
@@ -232,6 +253,7 @@ def test_steering_learns_from_codes_left_alone_edited_and_shifted(alone):
     """Each kind is decoded as the guides will see it; only edits change the attributes."""
     model, _ = load_model(alone, "best", "ema", torch.device("cpu"))
     fit = SteerFit(model, guides=None)
+    torch.manual_seed(0)
     z, y = torch.randn(4, model.z_dim), torch.ones(4, model.n_attributes)
     noise = torch.zeros(4, fit.noise_width)
     noise[:, model.z_dim] = torch.special.ndtri(torch.tensor([0.1, 0.4, 0.6, 0.9]))  # one of each kind
