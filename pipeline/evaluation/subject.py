@@ -198,13 +198,14 @@ class Subject:
         """Draw samples [b, 3, S, S] of the noise of `indices` for `wanted`, a change of `asked` [b, A].
 
         With an attribute control, the sample for `asked` is drawn and its code is moved. Without one, the
-        noise is drawn for `wanted`.
+        noise is drawn for `wanted`. Rows of the same index ask for the same and share one draw.
         """
+        single, first, row = np.unique(indices, return_index=True, return_inverse=True)
         before = self.condition(asked)
-        noise, code = self._drawn("flips", indices, before)
+        noise, code = self._drawn("flips", single, before[first])
         if self.model.control is None:
-            return self._carried(noise, before, self.condition(wanted))
-        return self._moved(code, before, self.condition(wanted))
+            return self._carried(noise[row], before, self.condition(wanted))
+        return self._moved(code[row], before, self.condition(wanted))
 
     def edit(self, indices: np.ndarray, asked: np.ndarray, wanted: np.ndarray) -> Tensor:
         """Change real images [b] with attributes `asked` [b, A] to `wanted`, [b, 3, S, S].

@@ -120,7 +120,9 @@ def test_anomalous_samples_are_drawn_again(runs: Path, part: str) -> None:
     single, ordinary, again = codes(1, 0.0), codes(3, -1.0), codes(3, 1.0)
     assert torch.equal(single, ordinary)
     changed = (single != again).any(1)
-    assert changed[0] and not changed[1] and changed.any() and not changed.all()
+    assert changed[0] and changed.any() and not changed.all()
+    if part != "flips":  # whose first rows change one sample in several ways
+        assert not changed[1]
 
 
 def test_a_prior_without_a_velocity_refuses_guidance(runs: Path) -> None:
