@@ -112,8 +112,9 @@ class Model:
     ) -> Tensor:
         """Draw one image for each row of attributes y [n, A], from 0 to 1: [n, S, S, 3].
 
-        Image i has the noise of image `start` + i of `sample`. A `margin` acts on the attributes `named`.
-        Without names, one that is given acts on all, and the usual one is left out. Raises RequestError.
+        Image i has the noise of image `start` + i of `sample`, and `tries` as there. A `margin` acts on the
+        attributes `named`. Without names, one that is given acts on all, and the usual one is left out.
+        Raises RequestError.
         """
         shape = (len(y), len(self.attributes))
         if y.shape != shape or not len(y):

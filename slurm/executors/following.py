@@ -85,17 +85,17 @@ def stop_signals_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def terminal_signals_ignored() -> Iterator[None]:
-    """Start processes that ignore Ctrl-C and hang-up.
+def terminal_signals_blocked() -> Iterator[None]:
+    """Start processes that do not hear Ctrl-C and hang-up; this one hears them when the block ends.
 
     A terminal sends both to every process; the ranks must hear them from the launcher, as a stop request.
+    A new process inherits what its parent blocks.
     """
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

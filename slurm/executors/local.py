@@ -27,7 +27,7 @@ from slurm.executors.following import (
     logs_of,
     require_success,
     stop_signals_interrupt,
-    terminal_signals_ignored,
+    terminal_signals_blocked,
     watch,
 )
 from slurm.executors.view import StageView, tell, tell_error
@@ -180,7 +180,7 @@ class LocalExecutor(Executor):
             timeout_min=wanted.timeout_min,
             signal_delay_s=wanted.signal_delay_s,
         )
-        with outside_jobs(PYTHONPATH=_python_path()), terminal_signals_ignored():
+        with outside_jobs(PYTHONPATH=_python_path()), terminal_signals_blocked():
             return [executor.submit(call) for call in calls]
 
     def process_of(self, job: Job[None]) -> dict[str, Any]:

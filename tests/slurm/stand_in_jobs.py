@@ -36,7 +36,7 @@ class StandIn(StageJob):
         sees = {name: os.environ.get(name) for name in SEEN}
         write_json(
             run_dir / f"rank{rank}.{attempt}.json",
-            {**sees, "pid": os.getpid(), "ctrl_c": signal.getsignal(signal.SIGINT) is not signal.SIG_IGN},
+            {**sees, "pid": os.getpid(), "ctrl_c": signal.SIGINT not in signal.pthread_sigmask(0, [])},
         )
         self.act(stop, rank, attempt)
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from slurm import ledger
 from slurm.chain import Chain, Run, Step, parse_stages, plan
 from slurm.executors import EXECUTORS, executor_named
 from slurm.executors.cluster import script_of
-from slurm.executors.following import require_success
+from slurm.executors.following import interrupts_held, require_success, terminal_signals_blocked
 from slurm.preflight.checks import batch_warnings, source_is_there, walltime_leaves_time
 from slurm.resources import stage_resources
 
@@ -125,6 +126,17 @@ def test_ctrl_c_right_after_the_start_stops_the_job(run, monkeypatch):
         run_it(run)
     assert ledger.alive(only_job(run)["process"]) is False
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_while_processes_start_is_heard_by_the_launcher_alone():
+    says = "import signal; print(signal.SIGINT in signal.pthread_sigmask(0, []))"
+    with interrupts_held() as release:
+        with terminal_signals_blocked():
+            os.kill(os.getpid(), signal.SIGINT)
+            child = subprocess.run([sys.executable, "-c", says], capture_output=True, text=True, check=True)
+        with pytest.raises(KeyboardInterrupt):
+            release()
+    assert child.stdout == "True\n"
 
 
 def test_a_run_that_another_launch_trains_is_left_alone(run):
