@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,6 @@ from cvae.nets.shapes import require_fit
 
 
 def config(**changes: object) -> ModelConfig:
-    from dataclasses import replace
-
     residual = ResidualConfig(channels=[8, 16], encoder_blocks=[0, 1], decoder_blocks=[1, 1], grid=True)
     base = ModelConfig(z_dim=16, residual=residual, prior=PriorConfig(name="gaussian", anomaly=True))
     base = replace(base, encoder=replace(base.encoder, name="residual"))
@@ -87,9 +87,8 @@ def test_a_model_rates_codes_by_the_maps_in_the_middle_of_its_decoder() -> None:
         model.anomaly.fit(*moments(model.anomaly.cells(model.middle(usual, y))))
         assert model.anomaly_of(usual, y).mean() == pytest.approx(0.0, abs=1e-3)
         assert (model.anomaly_of(8 * usual, y) > 0).all()
-        whole = model.decode(usual[:3], y[:3])
         maps = list(model.decoder.maps(usual[:3], model.condition(y[:3])))
-    assert [tuple(m.shape[1:]) for m in maps] == [(16, 4, 4), (8, 8, 8)] and whole.shape[-1] == 16
+    assert [tuple(m.shape[1:]) for m in maps] == [(16, 4, 4), (8, 8, 8)]
 
 
 def test_the_score_is_refused_for_a_decoder_without_levels() -> None:
@@ -98,7 +97,7 @@ def test_the_score_is_refused_for_a_decoder_without_levels() -> None:
         require_fit(wrong, 64)
 
 
-def test_attributes_that_all_images_share_do_not_break_the_fit() -> None:
+def test_constant_maps_do_not_break_the_fit() -> None:
     score = AnomalyScore(channels=4, side=2)
-    score.fit(*moments(torch.zeros(4, 10, 4)))  # constant maps: no variance at all
+    score.fit(*moments(torch.zeros(4, 10, 4)))
     assert np.isfinite(score(torch.ones(1, 4, 2, 2)).item())
